@@ -1,0 +1,5 @@
+"""``python3 -m gatewayctl``."""
+
+from gatewayctl.cli import main
+
+main()

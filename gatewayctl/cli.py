@@ -1,0 +1,112 @@
+"""``gatewayctl``: the operator's command. Each subcommand is a module, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+
+import click
+
+from gatewayctl.sources import did_you_mean
+from helpers.errors import GatewayError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """Where a subcommand is, and what the list of commands says about it.
+
+    Attributes:
+        module: Its module in ``gatewayctl.commands``.
+        function: Its function there.
+        about: The first sentence of its help; here, so that the list imports no module.
+    """
+
+    module: str
+    function: str
+    about: str
+
+
+SUBCOMMANDS = {
+    "check-config": Subcommand("check", "check_config", "Check the settings and say what is in effect."),
+    "render-config": Subcommand(
+        "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
+    ),
+    "serve": Subcommand("serve", "serve", "Run the gateway in the foreground."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands in alphabetical order."""
+        del ctx
+        return sorted(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand, or fail with the nearest name."""
+        if cmd_name not in SUBCOMMANDS:
+            near = did_you_mean(cmd_name, SUBCOMMANDS)
+            ctx.fail(f"No such command {cmd_name!r}{near}")
+        subcommand = SUBCOMMANDS[cmd_name]
+        module = importlib.import_module(f"gatewayctl.commands.{subcommand.module}")
+        command: click.Command = getattr(module, subcommand.function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUBCOMMANDS[name].about) for name in self.list_commands(ctx)])
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+    del param
+    if value:
+        try:
+            click.echo(f"gatewayctl {importlib.metadata.version('ssh-mosh-gateway')}")
+        except importlib.metadata.PackageNotFoundError:
+            click.echo("gatewayctl, not installed")
+        ctx.exit()
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Settings come from flags, environment variables and a YAML file: see gatewayctl serve --help.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def gatewayctl() -> None:
+    """Run a plain SSH front door to one remote host, with mosh across the WAN behind it."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit; every error that is ours becomes one line on stderr.
+
+    Args:
+        arguments: What stands behind the program's name; None means the process's own.
+
+    Raises:
+        SystemExit: Always: 0, the error's status (`helpers.errors`), 2 for wrong usage, 130 for Ctrl-C.
+    """
+    try:
+        status = gatewayctl.main(arguments, prog_name="gatewayctl", standalone_mode=False)
+    except GatewayError as error:
+        click.echo(f"gatewayctl: {error.message}", err=True)
+        sys.exit(error.status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,86 @@
+"""Settings that are right one by one and wrong together, and those that wait for what is not built yet."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from helpers.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gatewayctl.settings import Settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that contradict each other, or name files that cannot be read.
+
+    Raises:
+        SettingsError: Both settings by name, where they came from, and the way out.
+    """
+    _refuse_both(settings, "gateway_authorized_keys_path", "gateway_authorized_keys_content")
+    _refuse_both(settings, "gateway_ssh_key_path", "gateway_ssh_key_content")
+    if settings.gateway_password_auth and settings.gateway_passwords is None:
+        raise SettingsError(f"{_given(settings, 'gateway_password_auth')} needs GATEWAY_PASSWORDS")
+    if settings.gateway_passwords is not None and not settings.gateway_password_auth:
+        raise SettingsError(f"{_given(settings, 'gateway_passwords')} needs GATEWAY_PASSWORD_AUTH=true")
+    if settings.gateway_accept_any_key:
+        for other in ("gateway_authorized_keys_path", "gateway_authorized_keys_content", "gateway_passwords"):
+            _refuse_both(settings, "gateway_accept_any_key", other)
+    refuse_what_is_not_built_yet(settings)
+    _require_file(settings, "gateway_ssh_key_path")
+    _require_file(settings, "gateway_authorized_keys_path")
+
+
+def refuse_what_is_not_built_yet(settings: Settings) -> None:
+    """Refuse the ways in that later versions bring: passwords, any key, and no key of the gateway (agents).
+
+    Raises:
+        SettingsError: The setting, and what works today.
+    """
+    for name in ("gateway_password_auth", "gateway_accept_any_key"):
+        if getattr(settings, name):
+            raise SettingsError(f"{_given(settings, name)} is not available yet: leave it out")
+    if settings.gateway_ssh_key_path is None and settings.gateway_ssh_key_content is None:
+        raise SettingsError(
+            "GATEWAY_SSH_KEY_PATH is missing: the gateway needs a private key that the remote accepts,"
+            " as a file or in GATEWAY_SSH_KEY_CONTENT"
+        )
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Say what is allowed and still likely to be a mistake."""
+    found = []
+    if settings.remote_ignore_host_key:
+        found.append(
+            f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"
+            " can read and change every session"
+        )
+    elif not settings.remote_known_hosts.is_file():
+        found.append(
+            f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is not there:"
+            " nobody gets in until it holds the remote's host key"
+        )
+    return found
+
+
+def _refuse_both(settings: Settings, first: str, second: str) -> None:
+    if getattr(settings, first) is not None and getattr(settings, second) is not None:
+        raise SettingsError(
+            f"{_given(settings, first)} and {_given(settings, second)} exclude each other: give one"
+        )
+
+
+def _require_file(settings: Settings, name: str) -> None:
+    path: Path | None = getattr(settings, name)
+    if path is None:
+        return
+    if not path.is_file():
+        raise SettingsError(f"{_given(settings, name)}: {path} is no file")
+    if not os.access(path, os.R_OK):
+        raise SettingsError(f"{_given(settings, name)}: {path} cannot be read")
+
+
+def _given(settings: Settings, name: str) -> str:
+    return f"{name.upper()} (from {settings.origin(name)})"

@@ -1,0 +1,67 @@
+"""``gatewayctl render-config``: the configuration of the gateway's sshd, shown or written."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gatewayctl import render
+from gatewayctl.options import secrets_note, settings_options
+from gatewayctl.runtime import ensure_host_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gatewayctl.settings import Settings
+
+SSHD = Path("/usr/sbin/sshd")
+
+
+@click.command(epilog=secrets_note())
+@settings_options
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the files there, checked with sshd -t.",
+)
+@click.option(
+    "--sshd",
+    type=click.Path(path_type=Path),
+    default=SSHD,
+    metavar="PATH",
+    show_default=True,
+    help="The sshd that will read them; its version decides what is in them.",
+)
+def render_config(load: Callable[[], Settings], output: Path | None, sshd: Path) -> None:
+    """Show or write the configuration of the gateway's sshd.
+
+    Without --output, the files go to standard output, each behind a line with its name.
+    """
+    context = render.sshd_context(load(), render.sshd_version(sshd))
+    files = render.render(context)
+    if output is None:
+        for name, text in files.items():
+            click.echo(f"# ===== sshd_config.d/{name} =====\n{text}")
+        return
+    with tempfile.TemporaryDirectory(prefix="gatewayctl-") as scratch:
+        check_apart(sshd, context, Path(scratch))
+    click.echo(render.write(output.absolute(), files))
+
+
+def check_apart(sshd: Path, context: render.SshdContext, scratch: Path) -> None:
+    """Let sshd judge the configuration in a directory of its own, so that what does not pass is never written.
+
+    The host key may not be there yet: ``serve`` makes it. A key for the moment takes its place then.
+
+    Raises:
+        GatewayError: What sshd says is wrong.
+    """
+    if not context.host_key.exists():
+        context = replace(context, host_key=scratch / "host_key")
+        ensure_host_key(context.host_key)
+    render.check(sshd, render.write(scratch, render.render(context)))

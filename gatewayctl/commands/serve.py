@@ -1,0 +1,133 @@
+"""``gatewayctl serve``: run the gateway in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+import helpers
+from gatewayctl import render
+from gatewayctl.options import secrets_note, settings_options
+from gatewayctl.processes import find
+from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
+from gatewayctl.settings import Settings
+from gatewayctl.supervisor import Plan, Supervisor
+from helpers.broker.config import BrokerConfig
+from helpers.errors import SettingsError
+from helpers.log import EventLog
+
+
+@click.command(epilog=secrets_note())
+@settings_options
+def serve(load: Callable[[], Settings]) -> None:
+    """Run the gateway in the foreground.
+
+    SIGHUP reads the settings anew and leaves live sessions alone; SIGTERM and Ctrl-C end the sessions and leave.
+    """
+    sys.exit(run(load))
+
+
+def run(load: Callable[[], Settings]) -> int:
+    """Run the gateway until a signal ends it.
+
+    Args:
+        load: Reads the settings; called again at each SIGHUP.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        GatewayError: It cannot run.
+    """
+    settings = load()
+    if os.geteuid() != 0:
+        msg = "serve must be started by root: sshd changes to the uid of whoever logs in"
+        raise SettingsError(msg)
+    log = EventLog("gatewayctl", settings.gateway_log_level)
+    for warning in settings.warnings:
+        log.warning("setting", text=warning)
+    for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
+        find(program, package)
+    check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
+    check_root_only(Path(sys.executable), "the Python")
+    runtime = Runtime(settings.gateway_runtime_dir)
+    runtime.prepare(settings.uid_range[0])
+    lock = runtime.lock()
+    try:
+        if ensure_host_key(settings.gateway_host_key_path):
+            log.info("host_key_made", path=settings.gateway_host_key_path)
+        uid_range = settings.uid_range
+
+        def plan() -> Plan:
+            fresh = load()
+            if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range) != (runtime, uid_range):
+                msg = "GATEWAY_RUNTIME_DIR and GATEWAY_UID_RANGE change only by a restart"
+                raise SettingsError(msg)
+            return make_plan(fresh, runtime)
+
+        return Supervisor(runtime, plan, log).run()
+    finally:
+        os.close(lock)
+
+
+def make_plan(settings: Settings, runtime: Runtime) -> Plan:
+    """Turn settings into what the broker and sshd are told.
+
+    The first two uids of the range are the gateway's own: the broker's, and AuthorizedKeysCommand's.
+
+    Raises:
+        GatewayError: sshd is missing, or the key's file cannot be read.
+    """
+    first, last = settings.uid_range
+    key, certificate = read_key(settings)
+    known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
+    local_keys = settings.gateway_authorized_keys_path
+    broker = BrokerConfig(
+        remote_host=settings.remote_host,
+        remote_port=settings.remote_port,
+        known_hosts=known_hosts,
+        ssh_key=key,
+        ssh_certificate=certificate,
+        authorized_keys_path=None if local_keys is None else str(local_keys),
+        authorized_keys_content=settings.gateway_authorized_keys_content,
+        cache_ttl_s=settings.gateway_cache_ttl,
+        state_dir=str(runtime.state),
+        home=str(runtime.home),
+        uid_start=first + 2,
+        uid_stop=last + 1,
+        auth_uid=first + 1,
+        permit_root=settings.gateway_permit_root,
+        mosh_server=settings.remote_mosh_server,
+        mosh_ports=settings.remote_mosh_ports,
+        mosh_predict=settings.gateway_mosh_predict,
+        session_timeout_s=settings.gateway_session_timeout,
+        log_level=settings.gateway_log_level,
+        syslog=False,
+    )
+    sshd = Path(find("sshd", "openssh-server"))
+    return Plan(broker, render.sshd_context(settings, render.sshd_version(sshd)), first)
+
+
+def read_key(settings: Settings) -> tuple[str, str | None]:
+    """Read the gateway's private key, and the certificate beside its file if there is one.
+
+    Raises:
+        SettingsError: It cannot be read, or is no text.
+    """
+    content, path = settings.key_content, settings.gateway_ssh_key_path
+    try:
+        if content is not None:
+            return content.decode("ascii"), None
+        if path is None:
+            msg = "GATEWAY_SSH_KEY_PATH is missing"
+            raise SettingsError(msg)
+        certificate = path.with_name(path.name + "-cert.pub")
+        beside = certificate.read_text(encoding="ascii") if certificate.exists() else None
+        return path.read_text(encoding="ascii"), beside
+    except (OSError, UnicodeDecodeError) as exc:
+        msg = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT) cannot be read as a key file"
+        raise SettingsError(msg) from exc

@@ -1,0 +1,121 @@
+"""Where the invented users can be seen: by our sshd, and by nobody else on the host.
+
+On a host, sshd runs in a mount namespace of its own (unshare(1)) in which a few files are ours. Where namespaces may
+not be made, as in most containers, the machine itself must be set up so, and is checked.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from gatewayctl.runtime import SYSTEM_USERDB, Runtime
+from helpers.broker.userdb import AUTH_USER
+from helpers.errors import SettingsError
+
+NSSWITCH = Path("/etc/nsswitch.conf")
+
+_OURS = ("passwd: systemd files", "group: files", "shadow: systemd files")
+"""``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's."""
+
+_SYSTEM_ACCOUNTS = ("root", "sshd", "nobody")
+"""All that is left of the host's accounts: sshd's own, and the two that every program expects. With the host's users
+in sight, a name that our user database does not answer for a moment would be the host's user of that name."""
+
+_ENTER = """
+set -e
+private=$1 userdb=$2 system=$3
+shift 3
+for name in nsswitch.conf passwd shadow; do mount --bind "$private/$name" "/etc/$name"; done
+mount --bind "$userdb" "$system"
+# A name cache would answer from the host's accounts.
+if [ -d /run/nscd ]; then mount --bind "$private/empty" /run/nscd; fi
+# Logins of invented users are no business of the host's who(1) and last(1), and the host's lastlog, which is indexed
+# by uid, would grow to the size of the largest one.
+if [ -f /var/log/lastlog ]; then mount --bind "$private/lastlog" /var/log/lastlog; fi
+if [ -f /run/utmp ]; then mount --bind "$private/utmp" /run/utmp; fi
+if [ -f /var/log/wtmp ]; then mount --bind /dev/null /var/log/wtmp; fi
+exec "$@"
+"""
+
+
+def may_unshare() -> bool:
+    """Tell whether this process may make a mount namespace."""
+    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)  # noqa: S607
+    return done.returncode == 0
+
+
+def prepare(runtime: Runtime) -> None:
+    """Write the files that our sshd sees instead of the host's.
+
+    Raises:
+        SettingsError: The host has no account for sshd.
+    """
+    private = runtime.private
+    accounts = {
+        line.split(":", 1)[0]: line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines()
+    }
+    if "sshd" not in accounts:
+        msg = "there is no account sshd, which sshd needs for itself; install openssh-server"
+        raise SettingsError(msg)
+    kept = [accounts[name] for name in _SYSTEM_ACCOUNTS if name in accounts]
+    (private / "passwd").write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    shadow = private / "shadow"
+    shadow.touch(mode=0o600)
+    shadow.write_text("".join(f"{line.split(':')[0]}:*:::::::\n" for line in kept), encoding="utf-8")
+    (private / "nsswitch.conf").write_text(nsswitch(NSSWITCH.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in ("lastlog", "utmp"):
+        (private / name).touch(mode=0o644)
+    (private / "empty").mkdir(exist_ok=True)
+    SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def nsswitch(text: str) -> str:
+    """Change a nsswitch.conf so that users come from nss-systemd first.
+
+    Args:
+        text: The host's file; what it says of other databases (hosts, services) stays.
+    """
+    replaced = ("passwd", "group", "shadow", "gshadow", "initgroups")
+    kept = [line for line in text.splitlines() if line.split(":", 1)[0].strip() not in replaced]
+    return "\n".join([*_OURS, *kept, ""])
+
+
+def enter(runtime: Runtime, argv: list[str]) -> list[str]:
+    """Write the command that runs another in a mount namespace of its own, in which our users exist.
+
+    Args:
+        runtime: The runtime directory, prepared.
+        argv: The command; its process id is that of the one that is started.
+    """
+    # slave: what the host mounts later still arrives, and nothing of ours gets out.
+    unshare = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", _ENTER, "sh"]
+    return [*unshare, str(runtime.private), str(runtime.userdb), str(SYSTEM_USERDB), *argv]
+
+
+def check_users(prefix: list[str], auth_uid: int) -> None:
+    """Ask for a user as sshd will, and see that our broker's answer arrives.
+
+    Args:
+        prefix: What sshd's command begins with, see `enter`; empty where it shares our namespace.
+        auth_uid: The uid that the answer must hold.
+
+    Raises:
+        SettingsError: It does not arrive; the sentence says what is missing.
+    """
+    argv = [*prefix, "getent", "passwd", AUTH_USER]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+    if done.stdout.split(":")[2:3] == [str(auth_uid)]:
+        return
+    if not any(Path("/").glob("*lib*/**/libnss_systemd.so.2")) and shutil.which("ldconfig"):
+        msg = "libnss-systemd is not installed, without which sshd finds no users: apt-get install libnss-systemd"
+    elif prefix:
+        reason = done.stderr.strip().replace("\n", " ") or "getent found nobody"
+        msg = f"sshd would not find the gateway's users ({reason})"
+    else:
+        msg = (
+            f"sshd would not find the gateway's users, and no mount namespace may be made here: {NSSWITCH} must say "
+            f"'{_OURS[0]}' and '{_OURS[2]}', libnss-systemd must be installed and {SYSTEM_USERDB} be writable for root"
+        )
+    raise SettingsError(msg)

@@ -1,0 +1,217 @@
+"""The runtime directory: what is where, and how it is made ready."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.broker.userdb import SERVICE
+from helpers.errors import SettingsError
+
+SYSTEM_USERDB = Path("/run/systemd/userdb")
+"""Where nss-systemd looks for the sockets of user databases (systemd's docs/USER_GROUP_API.md)."""
+
+_BACKLOG = 512
+"""Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
+
+_HIGH_FD = 10
+"""Inherited sockets are kept at or above this number, out of the way of those that a child is given (0-5)."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Paths below GATEWAY_RUNTIME_DIR.
+
+    Attributes:
+        root: The directory itself.
+    """
+
+    root: Path
+
+    @property
+    def broker_socket(self) -> Path:
+        """Where the helpers ask the broker."""
+        return self.root / "broker.sock"
+
+    @property
+    def userdb(self) -> Path:
+        """The directory that our sshd sees as `SYSTEM_USERDB`."""
+        return self.root / "userdb"
+
+    @property
+    def state(self) -> Path:
+        """What only the broker may read and write."""
+        return self.root / "state"
+
+    @property
+    def home(self) -> Path:
+        """Everyone's home directory: empty, and nobody's to write to."""
+        return self.root / "home"
+
+    @property
+    def sshd_config(self) -> Path:
+        """What our sshd reads."""
+        return self.root / "sshd_config"
+
+    @property
+    def pid_file(self) -> Path:
+        """Written by sshd once it listens."""
+        return self.root / "sshd.pid"
+
+    @property
+    def private(self) -> Path:
+        """Files that take the place of the host's in our sshd's mount namespace."""
+        return self.root / "private"
+
+    def prepare(self, broker_uid: int) -> None:
+        """Make the directories.
+
+        Args:
+            broker_uid: The uid that owns `state`.
+
+        Raises:
+            SettingsError: They cannot be made, or others may write where only root should.
+        """
+        try:
+            for directory in (self.root, self.userdb, self.home, self.private, Path("/run/sshd")):
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.state.mkdir(mode=0o700, exist_ok=True)
+            # A range of uids may have changed since the last start.
+            for path in (self.state, *self.state.iterdir()):
+                os.chown(path, broker_uid, broker_uid, follow_symlinks=False)
+        except OSError as exc:
+            msg = f"GATEWAY_RUNTIME_DIR {self.root} cannot be made ready ({exc.strerror}: {exc.filename})"
+            raise SettingsError(msg) from exc
+        check_root_only(self.root, "GATEWAY_RUNTIME_DIR")
+
+    def lock(self) -> int:
+        """Take the directory for this process, for as long as it lives.
+
+        Returns:
+            The file descriptor that holds the lock.
+
+        Raises:
+            SettingsError: Another gateway has it.
+        """
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            os.close(fd)
+            msg = f"another gateway runs in GATEWAY_RUNTIME_DIR {self.root}; stop it, or choose another directory"
+            raise SettingsError(msg) from exc
+        return fd
+
+    def listen(self, *, private: bool) -> tuple[int, int]:
+        """Make both listening sockets.
+
+        Args:
+            private: Whether our sshd has a mount namespace of its own, in which `userdb` is what nss-systemd sees.
+
+        Returns:
+            The file descriptors of the broker's socket and of the user database's.
+        """
+        userdb = self.userdb if private else SYSTEM_USERDB
+        userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return _listen(self.broker_socket), _listen(userdb / SERVICE)
+
+
+def _listen(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(os.fspath(path))
+        path.chmod(0o666)  # whoever connects is known by SO_PEERCRED
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+        return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+
+
+def check_root_only(path: Path, what: str, *, enter: bool = True) -> None:
+    """Check that only root may change what is at a path, and that everyone may get there.
+
+    sshd asks the same of what it starts (sshd_config(5), AuthorizedKeysCommand).
+
+    Args:
+        path: A file or directory.
+        what: What it is, for the error.
+        enter: Whether the gateway's unprivileged users must be able to reach it.
+
+    Raises:
+        SettingsError: Somebody else owns a directory on the way or may write to it, or not everyone may enter it.
+    """
+    resolved = path.resolve()
+    for part in (resolved, *resolved.parents):
+        info = part.stat()
+        if info.st_uid != 0 or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            msg = (
+                f"{what} {path} is not safe: {part} must belong to root and be writable by nobody else; "
+                "use a directory such as /opt/gateway or /run/gateway"
+            )
+            raise SettingsError(msg)
+        if enter and stat.S_ISDIR(info.st_mode) and not info.st_mode & stat.S_IXOTH:
+            msg = (
+                f"{what} {path} cannot be reached by the gateway's unprivileged users: {part} is closed to them; "
+                "use a directory that everyone may enter, such as /opt/gateway or /run/gateway"
+            )
+            raise SettingsError(msg)
+
+
+def ensure_host_key(path: Path) -> bool:
+    """Make the gateway's host key when it is missing; an existing one is never touched.
+
+    Args:
+        path: GATEWAY_HOST_KEY_PATH.
+
+    Returns:
+        Whether it was made now.
+
+    Raises:
+        SettingsError: It cannot be made, or is readable by others than root.
+    """
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        _make_host_key(path)
+        return True
+    except OSError as exc:
+        msg = f"GATEWAY_HOST_KEY_PATH {path} cannot be read ({exc.strerror})"
+        raise SettingsError(msg) from exc
+    if info.st_uid != 0 or info.st_mode & 0o077:
+        msg = f"GATEWAY_HOST_KEY_PATH {path} is readable by others than root: chown root {path} && chmod 0600 {path}"
+        raise SettingsError(msg)
+    return False
+
+
+def _make_host_key(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = Path(scratch) / "key"
+            # RFC 8709; ssh-keygen writes the private half with mode 0600.
+            argv = [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "ssh-mosh-gateway",
+                "-f",
+                os.fspath(made),
+            ]
+            subprocess.run(argv, check=True, capture_output=True, stdin=subprocess.DEVNULL)  # noqa: S603
+            with suppress(FileExistsError):
+                os.link(made, path)  # fails where another gateway was faster, whose key then is the key
+                made.with_suffix(".pub").replace(path.with_name(path.name + ".pub"))
+    except (OSError, subprocess.CalledProcessError) as exc:
+        msg = f"GATEWAY_HOST_KEY_PATH {path} cannot be made ({exc}); its directory must be writable for root"
+        raise SettingsError(msg) from exc

@@ -1,0 +1,282 @@
+"""Every setting of the gateway: one definition each, from which flags, documents and errors are made.
+
+A flag beats an environment variable, which beats the YAML file, which beats the default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+)
+
+from gatewayctl import combinations, sources, values
+from gatewayctl.definition import Doc, setting_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _checked_key_content(content: SecretStr) -> SecretStr:
+    values.key_content(content.get_secret_value())
+    return content
+
+
+def _checked_uid_range(text: str) -> str:
+    values.uid_range(text)
+    return text
+
+
+_BOOLEAN = "true or false"
+_FILE = "the absolute path of a file"
+_Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(values.port)]
+_File = Annotated[Path, BeforeValidator(values.absolute_path)]
+_KeyContent = Annotated[SecretStr, AfterValidator(_checked_key_content)]
+
+
+class Settings(BaseModel):
+    """The settings of one gateway. Made by `load_settings`; frozen; secrets are masked in its ``repr``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False)
+
+    remote_host: Annotated[
+        str,
+        AfterValidator(values.remote_host),
+        Doc(
+            "The host that users land on",
+            "a host name, an IPv4 or an IPv6 address",
+            "shell.example.org",
+            "HOST",
+        ),
+    ]
+    remote_port: Annotated[
+        _Port, Doc("The TCP port of its sshd", "a port from 1 to 65535", "2200", "PORT")
+    ] = 22
+    remote_known_hosts: Annotated[
+        _File,
+        Doc(
+            "The file that holds its host key, as ssh's UserKnownHostsFile does",
+            _FILE,
+            "/etc/gateway/known_hosts",
+            "FILE",
+        ),
+    ] = Path("/etc/ssh/ssh_known_hosts")
+    remote_ignore_host_key: Annotated[
+        bool,
+        Doc(
+            "Connect whatever its host key is; whoever stands in between can then read and change everything",
+            _BOOLEAN,
+            "true",
+            "BOOLEAN",
+        ),
+    ] = False
+    remote_mosh_server: Annotated[
+        str,
+        AfterValidator(values.command),
+        Doc(
+            "The mosh-server to start there",
+            "a command name or the absolute path of a command",
+            "/usr/local/bin/mosh-server",
+            "COMMAND",
+        ),
+    ] = "mosh-server"
+    remote_mosh_ports: Annotated[
+        str,
+        AfterValidator(values.port_range),
+        Doc(
+            "The UDP ports there that mosh-server may take",
+            "PORT or FIRST:LAST, ascending, from 1 to 65535",
+            "60001:60100",
+            "PORTS",
+        ),
+    ] = "60001:60999"
+    gateway_ssh_key_path: Annotated[
+        _File | None,
+        Doc(
+            "The private key with which the gateway logs in on the remote",
+            _FILE,
+            "/etc/gateway/id_ed25519",
+            "FILE",
+        ),
+    ] = None
+    gateway_ssh_key_content: Annotated[
+        _KeyContent | None,
+        Doc(
+            "The same as text: the key file in base64",
+            "the output of base64 -w0 FILE for a private key file",
+            "LS0tLS1CRUdJTiBPUEVOU1NIIFBSSVZBVEUgS0VZLS0tLS0K",
+            "BASE64",
+        ),
+    ] = None
+    gateway_authorized_keys_path: Annotated[
+        _File | None,
+        Doc(
+            "A local authorized_keys file that decides for every user, instead of the remote's",
+            _FILE,
+            "/etc/gateway/authorized_keys",
+            "FILE",
+        ),
+    ] = None
+    gateway_authorized_keys_content: Annotated[
+        str | None,
+        Doc(
+            "The same as text, one key a line",
+            "authorized_keys lines",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv alice",
+            "LINES",
+        ),
+    ] = None
+    gateway_password_auth: Annotated[
+        bool, Doc("Let users in by password (not available yet)", _BOOLEAN, "true", "BOOLEAN")
+    ] = False
+    gateway_passwords: Annotated[
+        SecretStr | None,
+        Doc("Their passwords", "NAME:PASSWORD pairs with commas between", "alice:s3cr3t,bob:pass", "PAIRS"),
+    ] = None
+    gateway_accept_any_key: Annotated[
+        bool, Doc("Let anyone in who has any key at all (not available yet)", _BOOLEAN, "true", "BOOLEAN")
+    ] = False
+    gateway_permit_root: Annotated[
+        bool, Doc("Let root@ in, like any other name", _BOOLEAN, "true", "BOOLEAN")
+    ] = False
+    gateway_host: Annotated[
+        str,
+        AfterValidator(values.host),
+        Doc("The address to listen on", "a host name, an IPv4 or an IPv6 address", "::", "ADDRESS"),
+    ] = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
+    gateway_port: Annotated[
+        _Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")
+    ] = 2222
+    gateway_host_key_path: Annotated[
+        _File,
+        Doc(
+            "The gateway's own host key; made when missing, never overwritten",
+            _FILE,
+            "/srv/gateway/host_key",
+            "FILE",
+        ),
+    ] = Path("/etc/gateway/host_key")
+    gateway_cache_ttl: Annotated[
+        int,
+        Field(ge=1, le=86400),
+        Doc(
+            "How long a user's keys, or a failure to fetch them, are remembered;"
+            " a key revoked on the remote works here for at most this long",
+            "seconds from 1 to 86400",
+            "10",
+            "SECONDS",
+        ),
+    ] = 60
+    gateway_session_timeout: Annotated[
+        int,
+        Field(ge=60, le=31_536_000),
+        Doc(
+            "How long mosh-server waits for a silent gateway before it ends the session",
+            "seconds from 60 to 31536000",
+            "604800",
+            "SECONDS",
+        ),
+    ] = 86400
+    gateway_mosh_predict: Annotated[
+        Literal["adaptive", "always", "never", "experimental"],
+        Doc(
+            "When mosh shows what is typed before the remote has answered",
+            "adaptive, always, never or experimental",
+            "always",
+            "WHEN",
+        ),
+    ] = "adaptive"
+    gateway_runtime_dir: Annotated[
+        Path,
+        BeforeValidator(values.runtime_directory),
+        Doc(
+            "The directory for sockets and generated files; two gateways on one machine need two",
+            "an absolute path of plain characters, at most 64 long",
+            "/run/gateway-2",
+            "DIRECTORY",
+        ),
+    ] = Path("/run/gateway")
+    gateway_uid_range: Annotated[
+        str,
+        AfterValidator(_checked_uid_range),
+        Doc(
+            "The uids that users get on the gateway while they are logged in",
+            "FIRST:LAST, both inclusive, at least 1024 uids from 1000 to 2147483647 without 65534 and 65535",
+            "2000000000:2000065535",
+            "UIDS",
+            default="a block of 65536 uids derived from the runtime directory",
+        ),
+    ] = ""
+    gateway_log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(str.lower),
+        Doc("The least important lines that are logged", "debug, info, warning or error", "debug", "LEVEL"),
+    ] = "info"
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _warnings: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def uid_range(self) -> tuple[int, int]:
+        """The first and the last uid that users get, both inclusive."""
+        if self.gateway_uid_range:
+            return values.uid_range(self.gateway_uid_range)
+        return values.derived_uid_range(self.gateway_runtime_dir)
+
+    @property
+    def key_content(self) -> bytes | None:
+        """The decoded GATEWAY_SSH_KEY_CONTENT: the bytes of a private key file. None if it is not set."""
+        secret = self.gateway_ssh_key_content
+        return None if secret is None else values.key_content(secret.get_secret_value())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd and no error, one sentence each, for the log at start."""
+        return tuple(self._warnings)
+
+    def remember(self, origins: Mapping[str, str]) -> None:
+        """Keep where each value came from: setting name to origin."""
+        self._origins.update(origins)
+
+    def warn(self, *sentences: str) -> None:
+        """Add to the warnings."""
+        self._warnings.extend(sentences)
+
+    def origin(self, name: str) -> str:
+        """Say where a setting's value came from: ``environment REMOTE_PORT``, ``default``."""
+        return self._origins.get(name, "default")
+
+
+def load_settings(config: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Bring the sources together and judge the result.
+
+    Args:
+        config: A YAML file, None for none.
+        flags: Setting name in lower case to value; None means that the flag was not given.
+        environ: The process's environment.
+
+    Raises:
+        SettingsError: Something is missing or wrong: the setting, where it came from, what would be right.
+    """
+    names = Settings.model_fields.keys()
+    given = sources.from_yaml(config, names) if config else {}
+    given |= sources.from_environment(environ, names)
+    given |= sources.from_flags(flags)
+    try:
+        settings = Settings.model_validate({name: value.text for name, value in given.items()})
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_input=False)[0]
+        raise setting_error(error, Settings, given) from None  # a chained traceback could show the values
+    settings.remember({name: value.origin for name, value in given.items()})
+    combinations.check(settings)
+    settings.warn(*sources.unknown_variables(environ, names), *combinations.warnings(settings))
+    return settings

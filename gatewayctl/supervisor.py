@@ -1,0 +1,293 @@
+"""Process 1 of the gateway: keeps the broker and sshd going, and takes everything down with it at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gatewayctl import namespace, processes, render
+from gatewayctl.runtime import Runtime
+from helpers.broker.config import BrokerConfig
+from helpers.errors import GatewayError, SettingsError
+from helpers.log import EventLog
+from helpers.protocol import decode, result_of
+
+BROKER_READY_TIMEOUT_S = 20.0
+"""Longest time, in seconds, for a new broker to say that it serves; it takes 0.4 s on two slow cores."""
+
+SSHD_READY_TIMEOUT_S = 10.0
+"""Longest time, in seconds, for sshd to listen and write its pid file."""
+
+GRACE_S = 10.0
+"""Seconds that sessions get to say goodbye to the remote before they are killed: mosh-client needs a few round
+trips for it (mosh 1.4.0), and container engines kill after 10 s by default."""
+
+BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before a crashed broker's next start; the last one repeats."""
+
+STEADY_AFTER_S = 60.0
+"""Seconds after which a broker is no longer one that keeps crashing."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the settings come to, ready to be started.
+
+    Attributes:
+        broker: The broker's settings.
+        sshd: The context of sshd's templates.
+        broker_uid: The uid that the broker runs as.
+        log_level: GATEWAY_LOG_LEVEL.
+    """
+
+    broker: BrokerConfig
+    sshd: render.SshdContext
+    broker_uid: int
+
+
+class Supervisor:
+    """Starts and watches the broker and sshd.
+
+    Args:
+        runtime: The runtime directory, prepared and locked.
+        plan: Makes a plan from the settings as they are now; raises `GatewayError`.
+        log: Where the supervisor's own lines go.
+    """
+
+    def __init__(self, runtime: Runtime, plan: Callable[[], Plan], log: EventLog) -> None:
+        """Take stock; nothing runs yet."""
+        self._runtime, self._make_plan, self._log = runtime, plan, log
+        self._plan = plan()
+        self._sshd_program = Path(processes.find("sshd", "openssh-server"))
+        self._private = namespace.may_unshare()
+        self._sockets = runtime.listen(private=self._private)
+        self._broker = self._sshd = 0
+        self._draining: set[int] = set()
+        self._broker_started_s = 0.0
+        self._crashes = 0
+        self._restart_at_s: float | None = None
+
+    def run(self) -> int:
+        """Serve until a signal says otherwise.
+
+        Returns:
+            The exit status: 0 after SIGTERM, 130 after SIGINT.
+
+        Raises:
+            GatewayError: The broker or sshd cannot be started, or sshd ended by itself.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        processes.become_reaper()
+        try:
+            self._start()
+            return self._watch()
+        finally:
+            self._end()
+
+    # Starting
+
+    def _start(self) -> None:
+        if self._private:
+            namespace.prepare(self._runtime)
+        self._broker = self._start_broker(self._plan)
+        namespace.check_users(self._entered([]), self._plan.broker.auth_uid)
+        self._write_sshd_config(self._plan)
+        self._start_sshd()
+        sshd = self._plan.sshd
+        self._log.info(
+            "ready",
+            listen=f"[{sshd.address}]:{sshd.port}" if ":" in sshd.address else f"{sshd.address}:{sshd.port}",
+            remote=self._plan.broker.remote_host,
+            remote_port=self._plan.broker.remote_port,
+            openssh=".".join(map(str, sshd.version)),
+            namespace="private" if self._private else "shared",
+        )
+
+    def _entered(self, argv: list[str]) -> list[str]:
+        return namespace.enter(self._runtime, argv) if self._private else argv
+
+    def _start_broker(self, plan: Plan) -> int:
+        """Start a broker and wait until it serves.
+
+        Raises:
+            GatewayError: Its own error, or that it did not get ready.
+        """
+        config = os.memfd_create("broker-config", os.MFD_CLOEXEC)
+        ready, tell = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.write(config, plan.broker.to_json())
+            os.lseek(config, 0, os.SEEK_SET)
+            uid = str(plan.broker_uid)
+            setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
+            setpriv += ["--no-new-privs", "--pdeathsig=TERM", "--"]
+            argv = [*setpriv, sys.executable, "-I", "-m", "helpers.broker", "3", "4", "5"]
+            inherited = dict(zip((0, 3, 4, 5), (_high(config), *self._sockets, _high(tell)), strict=True))
+            try:
+                pid = processes.spawn(argv, inherited)
+            finally:
+                os.close(inherited[0])
+                os.close(inherited[5])
+            os.close(tell)
+            tell = -1
+            self._await_broker(ready, pid)
+        finally:
+            for fd in (config, ready, tell):
+                if fd >= 0:
+                    os.close(fd)
+        self._broker_started_s = time.monotonic()
+        return pid
+
+    def _await_broker(self, ready: int, pid: int) -> None:
+        readable, _, _ = select.select([ready], [], [], BROKER_READY_TIMEOUT_S)
+        line = os.read(ready, 65536) if readable else b""
+        if line:
+            try:
+                result_of(decode(line))
+            except GatewayError as exc:
+                raise SettingsError(exc.message) from exc
+            return
+        processes.end(pid, signal.SIGKILL)
+        reason = "ended at its start; its own lines above say why" if readable else "did not get ready in time"
+        msg = f"the broker {reason}"
+        raise GatewayError(msg)
+
+    def _write_sshd_config(self, plan: Plan) -> None:
+        main = render.write(self._runtime.root, render.render(plan.sshd))
+        render.check(self._sshd_program, main)
+
+    def _start_sshd(self) -> None:
+        """Start sshd and wait until it listens.
+
+        Raises:
+            GatewayError: It ended, or did not listen in time.
+        """
+        self._runtime.pid_file.unlink(missing_ok=True)
+        argv = [str(self._sshd_program), "-D", *([] if self._plan.broker.syslog else ["-e"])]
+        argv += ["-f", str(self._runtime.sshd_config)]
+        null = _high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        try:
+            self._sshd = processes.spawn(["setpriv", "--pdeathsig=TERM", "--", *self._entered(argv)], {0: null, 1: 2})
+        finally:
+            os.close(null)
+        deadline = time.monotonic() + SSHD_READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self._reap()
+            if self._runtime.pid_file.exists():
+                return
+            # A child's end cuts the wait short; there is no event for a file of another process's.
+            signal.sigtimedwait([signal.SIGCHLD], 0.02)
+        msg = f"sshd did not listen within {SSHD_READY_TIMEOUT_S:.0f} s"
+        raise GatewayError(msg)
+
+    # Watching
+
+    def _watch(self) -> int:
+        while True:
+            due_s = None if self._restart_at_s is None else max(0.0, self._restart_at_s - time.monotonic())
+            arrived = signal.sigwaitinfo(_SIGNALS) if due_s is None else signal.sigtimedwait(_SIGNALS, due_s)
+            number = None if arrived is None else arrived.si_signo
+            if number == signal.SIGTERM:
+                return 0
+            if number == signal.SIGINT:
+                return INTERRUPTED
+            if number == signal.SIGHUP:
+                self._reload()
+            self._reap()
+            if self._restart_at_s is not None and time.monotonic() >= self._restart_at_s:
+                self._restart_broker()
+
+    def _reap(self) -> None:
+        """Collect the dead, and see to those that matter.
+
+        Raises:
+            GatewayError: sshd is among them.
+        """
+        for pid, status in processes.reap().items():
+            if pid == self._sshd:
+                self._sshd = 0
+                msg = f"sshd ended (exit status {status}); its own last line above says why"
+                raise GatewayError(msg)
+            if pid == self._broker:
+                self._broker = 0
+                self._broker_crashed(status)
+            self._draining.discard(pid)
+
+    def _broker_crashed(self, status: int) -> None:
+        if time.monotonic() - self._broker_started_s > STEADY_AFTER_S:
+            self._crashes = 0
+        wait_s = BACK_OFF_S[min(self._crashes, len(BACK_OFF_S) - 1)]
+        self._crashes += 1
+        self._restart_at_s = time.monotonic() + wait_s
+        self._log.error("broker_ended", status=status, restart_in_s=wait_s)
+
+    def _restart_broker(self) -> None:
+        self._restart_at_s = None
+        try:
+            self._broker = self._start_broker(self._plan)
+        except GatewayError as error:
+            self._log.error("broker_not_started", reason=error.message)
+            self._broker_crashed(error.status)
+            return
+        self._log.info("broker_restarted", pid=self._broker)
+
+    def _reload(self) -> None:
+        """Take the settings anew; live sessions hold neither of what is replaced.
+
+        The new broker serves before the old one is told to end, and both share the sockets, so that no login fails.
+        """
+        try:
+            plan = self._make_plan()
+            broker = self._start_broker(plan)
+        except GatewayError as error:
+            self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
+            return
+        try:
+            self._write_sshd_config(plan)
+        except GatewayError as error:
+            processes.end(broker, signal.SIGTERM)
+            self._draining.add(broker)
+            self._write_sshd_config(self._plan)
+            self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
+            return
+        if self._broker:
+            self._draining.add(self._broker)
+            processes.end(self._broker, signal.SIGTERM)
+        self._broker, self._plan, self._restart_at_s = broker, plan, None
+        processes.end(self._sshd, signal.SIGHUP)
+        self._log.info("reloaded")
+
+    # Ending
+
+    def _end(self) -> None:
+        """End everything: sshd takes no new login, sessions say goodbye to the remote, what is left is killed."""
+        for pid in processes.descendants(os.getpid()):
+            processes.end(pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while processes.descendants(os.getpid()):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                for pid in processes.descendants(os.getpid()):
+                    processes.end(pid, signal.SIGKILL)
+                deadline = float("inf")
+            signal.sigtimedwait([signal.SIGCHLD], min(0.2, max(0.01, left_s)))
+            processes.reap()
+        for fd in self._sockets:
+            os.close(fd)
+        self._log.info("ended")
+
+
+def _high(fd: int) -> int:
+    """Copy a file descriptor to a number out of the way of a child's."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)

@@ -1,0 +1,165 @@
+"""The shapes that settings may have, as pure functions from text.
+
+Each takes text and returns the value, or raises ``ValueError`` with a hint: half a sentence that
+says what was seen, without the value itself, or nothing. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# RFC 1123 labels, and the underscore that container networks use in names.
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)*"
+    r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.?"
+)
+_COMMAND = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+|[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
+_RUNTIME_DIRECTORY = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
+_RANGE = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
+
+# sun_path holds 108 bytes (unix(7)); what stays is room for the sockets' own names below the directory.
+MAX_RUNTIME_DIRECTORY = 64
+# A 16384-bit RSA key in PEM is 12.7 kB; nothing that ssh-keygen writes comes near this.
+MAX_KEY_BYTES = 65536
+
+FIRST_UID = 1000  # login.defs UID_MIN: what is below belongs to the system.
+LAST_UID = 2**31 - 1  # uids above it are negative for programs that keep them in an int.
+MIN_UIDS = 1024
+# (uid_t)-1 in 16 bits and the kernel's overflow uid: systemd, UIDS-GIDS.md.
+RESERVED_UIDS = (65534, 65535)
+# Above the ranges that systemd gives to containers and dynamic users (UIDS-GIDS.md), below 2**31.
+_DERIVED_START = 0x70000000
+_DERIVED_SIZE = 65536
+_DERIVED_BLOCKS = 4096
+
+
+def host(text: str) -> str:
+    """Accept a host name, an IPv4 or an IPv6 address; never what a program could take for an option."""
+    if text.startswith("["):
+        raise ValueError("an IPv6 address goes without brackets")
+    if text.count(":") == 1:
+        raise ValueError("the port is a setting of its own")
+    if ":" in text:
+        return str(_address(text))
+    if text.rstrip(".").rpartition(".")[2].isdigit():  # RFC 3696, 2: no top-level domain is all digits
+        return str(_address(text))
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def remote_host(text: str) -> str:
+    """Accept what `host` does, except addresses at which no single host can be."""
+    name = host(text)
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError("that is no address of one host")
+    return name
+
+
+def port(text: str) -> str:
+    """Let a port through to the number check, and explain the one that Kubernetes puts there."""
+    if text.startswith("tcp://"):
+        raise ValueError("Kubernetes sets it for a Service of that name unless enableServiceLinks is false")
+    return text
+
+
+def port_range(text: str) -> str:
+    """Accept ``P`` or ``P:P2``, both 1-65535, ascending."""
+    first, _, last = text.partition(":")
+    ports = [
+        int(part) if re.fullmatch(r"[0-9]{1,5}", part, re.ASCII) else 0 for part in (first, last or first)
+    ]
+    if not 1 <= ports[0] <= ports[1] <= 65535:  # noqa: PLR2004 - the range of a UDP port
+        raise ValueError
+    return text
+
+
+def uid_range(text: str) -> tuple[int, int]:
+    """Read ``START:END``, both inclusive."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise ValueError
+    start, end = int(match[1]), int(match[2])
+    if start < FIRST_UID:
+        raise ValueError(f"uids below {FIRST_UID} are the system's")
+    if end > LAST_UID:
+        raise ValueError(f"the last uid there is is {LAST_UID}")
+    if end - start + 1 < MIN_UIDS:
+        raise ValueError(f"it needs at least {MIN_UIDS} uids")
+    if any(start <= uid <= end for uid in RESERVED_UIDS):
+        raise ValueError("65534 and 65535 are nobody's")
+    return start, end
+
+
+def derived_uid_range(runtime_directory: Path) -> tuple[int, int]:
+    """Choose the block of 65536 uids that belongs to a runtime directory, the same one on every start.
+
+    Two gateways on one machine have different runtime directories, and so, but for 1 chance in 4096,
+    different blocks.
+    """
+    block = zlib.crc32(bytes(runtime_directory)) % _DERIVED_BLOCKS
+    start = _DERIVED_START + _DERIVED_SIZE * block
+    return start, start + _DERIVED_SIZE - 1
+
+
+def absolute_path(text: str) -> str:
+    """Accept an absolute path that can stand in a configuration file: no control characters."""
+    if not text.startswith("/"):
+        raise ValueError("it does not begin with /")
+    if not text.isprintable():
+        raise ValueError("it has control characters")
+    return text
+
+
+def runtime_directory(text: str) -> str:
+    """Accept an absolute directory with room for socket names: plain characters, no ``..``, not ``/``."""
+    plain = text.rstrip("/")
+    if not _RUNTIME_DIRECTORY.fullmatch(plain) or {".", ".."} & set(plain.split("/")):
+        raise ValueError
+    if len(plain) > MAX_RUNTIME_DIRECTORY:
+        raise ValueError("it is too long for the sockets in it")
+    return plain
+
+
+def command(text: str) -> str:
+    """Accept one command word, or the absolute path of a command."""
+    if not _COMMAND.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def key_content(text: str) -> bytes:
+    """Decode the base64 of a private key file; line breaks in it do not matter.
+
+    The hints never hold a byte of it.
+    """
+    if text.lstrip().startswith("-----BEGIN"):
+        raise ValueError("it is the key itself; give the output of base64 -w0 FILE")
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("it is not base64") from None
+    if not content.startswith(b"-----BEGIN ") or len(content) > MAX_KEY_BYTES:
+        raise ValueError("what it decodes to is no private key file")
+    return content
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if "%" in text:
+        raise ValueError("an address with a zone is not supported")
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError from None

@@ -1,0 +1,1 @@
+"""What sshd starts, and the broker that answers it."""

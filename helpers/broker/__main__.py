@@ -1,0 +1,130 @@
+"""The broker's process: ``python3 -I -m helpers.broker BROKER-FD USERDB-FD STATUS-FD``.
+
+The supervisor starts it as the gateway's own unprivileged uid, with both listening sockets inherited and the
+settings on standard input. It writes one line to STATUS-FD: ``{"result": {}}`` once it serves, or the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+
+from helpers.broker.broker import Broker
+from helpers.broker.config import BrokerConfig
+from helpers.broker.connections import Connections
+from helpers.broker.keys import ContentKeys, KeySource, PathKeys, RemoteKeys
+from helpers.broker.known_hosts import KnownHosts
+from helpers.broker.remote import Remote, load_key, silence_paramiko
+from helpers.broker.server import Server
+from helpers.broker.users import UserTable
+from helpers.errors import GatewayError, SettingsError
+from helpers.log import EventLog
+from helpers.protocol import encode, error_answer
+
+SWEEP_S = 30.0
+"""Seconds between looks for idle connections."""
+
+DRAIN_S = 20.0
+"""Longest time, in seconds, that a broker told to end goes on for logins it has begun."""
+
+
+def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connections]:
+    """Put the broker's parts together.
+
+    Raises:
+        SettingsError: The gateway's key, or a file that the settings name, cannot be used.
+    """
+    key = load_key(config.ssh_key, config.ssh_certificate)
+    known_hosts = None
+    if config.known_hosts is not None:
+        known_hosts = KnownHosts(Path(config.known_hosts), config.remote_host, config.remote_port)
+        try:
+            known = known_hosts.keys()
+        except GatewayError as exc:
+            raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc  # noqa: EM102
+        if not known.trusted:
+            log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
+    else:
+        log.warning("host_key_ignored", remote=config.remote_host, reason="REMOTE_IGNORE_HOST_KEY=true")
+    remote = Remote(config.remote_host, config.remote_port, known_hosts, key)
+    connections = Connections(remote.connect)
+    keys: KeySource
+    if config.authorized_keys_content is not None:
+        keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))
+    elif config.authorized_keys_path is not None:
+        path = Path(config.authorized_keys_path)
+        if not os.access(path, os.R_OK):
+            msg = (
+                f"GATEWAY_AUTHORIZED_KEYS_PATH {path} cannot be read by the gateway's own user; "
+                f"it holds public keys: chmod 0644 {path}, and let everyone enter its directory"
+            )
+            raise SettingsError(msg)
+        keys = PathKeys(path)
+    else:
+        keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
+    try:
+        users = UserTable(config.users_path, range(config.uid_start, config.uid_stop))
+    except sqlite3.Error as exc:
+        msg = f"the table of users {config.users_path} cannot be used ({exc})"
+        raise SettingsError(msg) from exc
+    return Broker(config, users, keys, connections, log, os.getppid()), connections
+
+
+async def serve(broker: Broker, connections: Connections, home: str, log: EventLog, fds: tuple[int, int, int]) -> None:
+    """Serve until SIGTERM; then finish what was begun and leave."""
+    broker_fd, userdb_fd, status_fd = fds
+    server = Server(broker.handlers, broker.account, home, log)
+    servers = await server.listen(socket.socket(fileno=broker_fd), socket.socket(fileno=userdb_fd))
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    os.write(status_fd, encode({"result": {}}))
+    os.close(status_fd)
+    while not stop.is_set():
+        try:
+            async with asyncio.timeout(SWEEP_S):
+                await stop.wait()
+        except TimeoutError:
+            connections.sweep()
+    # The supervisor holds the sockets too, so whoever comes now waits in their queues for the next broker.
+    for listener in servers:
+        listener.close()
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while server.busy:
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pass
+    connections.close()
+
+
+def main() -> int:
+    """Run the broker; returns an exit status."""
+    broker_fd, userdb_fd, status_fd = (int(word) for word in sys.argv[1:4])
+    config = BrokerConfig.from_json(sys.stdin.buffer.read())
+    log = EventLog("broker", config.log_level, syslog=config.syslog)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # one for each warm connection
+    # Ctrl-C in a terminal reaches the whole process group; the supervisor says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    silence_paramiko()
+    try:
+        broker, connections = make_broker(config, log)
+    except GatewayError as error:
+        os.write(status_fd, encode(error_answer(error)))
+        return error.status
+    asyncio.run(serve(broker, connections, config.home, log, (broker_fd, userdb_fd, status_fd)))
+    # paramiko's threads may be waiting for a remote that does not answer; they have nothing left to do.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What the supervisor tells the broker at its start, over standard input: the key never touches a disk or an
+environment on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BrokerConfig:
+    """The broker's part of the settings, in the settings' own terms.
+
+    Attributes:
+        remote_host: REMOTE_HOST.
+        remote_port: REMOTE_PORT.
+        known_hosts: REMOTE_KNOWN_HOSTS; None where any host key will do.
+        ssh_key: The gateway's private key, as in its file.
+        ssh_certificate: The certificate beside it, if there is one.
+        authorized_keys_path: GATEWAY_AUTHORIZED_KEYS_PATH.
+        authorized_keys_content: GATEWAY_AUTHORIZED_KEYS_CONTENT.
+        cache_ttl_s: GATEWAY_CACHE_TTL, seconds.
+        state_dir: A directory that only the broker may enter.
+        home: Everyone's home directory.
+        uid_start: First uid for users.
+        uid_stop: One past the last.
+        auth_uid: The uid that AuthorizedKeysCommand runs as.
+        permit_root: GATEWAY_PERMIT_ROOT.
+        mosh_server: REMOTE_MOSH_SERVER.
+        mosh_ports: REMOTE_MOSH_PORTS.
+        mosh_predict: GATEWAY_MOSH_PREDICT.
+        session_timeout_s: GATEWAY_SESSION_TIMEOUT, seconds.
+        log_level: GATEWAY_LOG_LEVEL.
+        syslog: Whether to log to syslog.
+    """
+
+    remote_host: str
+    remote_port: int
+    known_hosts: str | None
+    ssh_key: str = field(repr=False)
+    ssh_certificate: str | None
+    authorized_keys_path: str | None
+    authorized_keys_content: str | None
+    cache_ttl_s: float
+    state_dir: str
+    home: str
+    uid_start: int
+    uid_stop: int
+    auth_uid: int
+    permit_root: bool
+    mosh_server: str
+    mosh_ports: str
+    mosh_predict: str
+    session_timeout_s: int
+    log_level: str
+    syslog: bool
+
+    @property
+    def users_path(self) -> Path:
+        """The file that holds the names and their uids."""
+        return Path(self.state_dir) / "users.sqlite3"
+
+    def to_json(self) -> bytes:
+        """Write it for `from_json`."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+    @classmethod
+    def from_json(cls, text: bytes) -> BrokerConfig:
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))

@@ -1,0 +1,254 @@
+"""The warm connections: one per user, shared by all that is done for that user, and closed when idle.
+
+Everything here runs on the event loop's thread, so nothing is locked; what blocks runs in two pools of threads, so
+that strangers' cold logins never hold up those of users who are already known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from helpers.broker.remote import Completed
+from helpers.errors import RemoteLostError, RemoteTimeoutError
+
+MAX_CONNECTING = 10
+"""Connections under way at once: sshd's MaxStartups begins to drop unauthenticated ones at 10 (sshd_config(5))."""
+
+MAX_WAITING = 200
+"""Connections that may wait for their turn; one more is refused at once."""
+
+MAX_RUNNING = 32
+"""Commands under way at once over warm connections."""
+
+MAX_WARM = 512
+"""Connections kept; the one that was idle longest makes room. Each costs the broker about 0.1 MB."""
+
+IDLE_S = 600.0
+"""Seconds after which an unused connection is closed."""
+
+MAX_AGE_S = 3600.0
+"""Seconds after which a connection is no longer used, so that the remote decides anew who may log in."""
+
+RUN_TIMEOUT_S = 10.0
+"""Longest run of one command, in seconds."""
+
+WARM_TIMEOUT_S = 4.0
+"""Longest wait for an answer over a warm connection, in seconds, before a new one is tried: it may have died."""
+
+
+class RemoteConnection(Protocol):
+    """What is needed of `helpers.broker.remote.Connection`."""
+
+    address: str
+
+    @property
+    def alive(self) -> bool: ...
+    def close(self) -> None: ...
+    def prepare(self, timeout_s: float) -> None: ...
+    def run(
+        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+    ) -> Completed: ...
+
+
+@dataclass
+class Warm:
+    """A connection in the pool.
+
+    Attributes:
+        connection: The connection.
+        opened_s: When it was made, on the pool's clock.
+        used_s: When it was last used.
+        users: How many commands run over it now.
+    """
+
+    connection: RemoteConnection
+    opened_s: float
+    used_s: float
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ran.
+
+    Attributes:
+        completed: What it did.
+        address: The remote's numeric address.
+        connect_ms: Milliseconds spent on a new connection; 0 over a warm one.
+        run_ms: Milliseconds from sending the command to its end.
+    """
+
+    completed: Completed
+    address: str
+    connect_ms: float
+    run_ms: float
+
+
+class Connections:
+    """The pool.
+
+    Args:
+        connect: Makes a connection for a user name; blocks; raises `GatewayError`.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, connect: Callable[[str], RemoteConnection], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start with no connection."""
+        self._connect, self._clock = connect, clock
+        self._warm: dict[str, Warm] = {}
+        self._connecting: dict[str, asyncio.Task[Warm]] = {}
+        self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
+        self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Count the connections that are kept."""
+        return len(self._warm)
+
+    async def run(
+        self,
+        user: str,
+        command: Callable[[str], str],
+        *,
+        max_bytes: int,
+        until: Callable[[bytes], object] | None = None,
+    ) -> Ran:
+        """Run a command as a user, over the user's warm connection if there is a live one.
+
+        A connection that turns out to be dead is replaced once.
+
+        Args:
+            user: A valid user name.
+            command: Writes the command line, given the remote's numeric address.
+            max_bytes: Most output, in bytes, that is read.
+            until: Called with each whole line of output; once it answers other than None, reading stops.
+
+        Raises:
+            GatewayError: The remote cannot be reached, or does not answer.
+        """
+        warm = self._usable(user)
+        if warm is not None:
+            try:
+                return await self._run(user, warm, command, max_bytes, until, WARM_TIMEOUT_S, 0.0)
+            except (RemoteLostError, RemoteTimeoutError):
+                self.forget(user, warm.connection)
+        began = self._clock()
+        warm = await self._new(user)
+        connect_ms = (self._clock() - began) * 1000
+        return await self._run(user, warm, command, max_bytes, until, RUN_TIMEOUT_S, connect_ms)
+
+    def warm_up(self, user: str) -> None:
+        """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
+        if self._usable(user) is None:
+            self._later(self._warm_up(user))
+
+    def forget(self, user: str, connection: RemoteConnection | None = None) -> None:
+        """Close a user's connection, or only this one, so that the next use proves itself anew."""
+        warm = self._warm.get(user)
+        if warm is not None and connection in (None, warm.connection):
+            del self._warm[user]
+            warm.connection.close()
+
+    def age_s(self, user: str) -> float | None:
+        """Tell for how many seconds a user's connection has been open; None where there is none."""
+        warm = self._warm.get(user)
+        return None if warm is None else self._clock() - warm.opened_s
+
+    def sweep(self) -> None:
+        """Close what is idle, old or dead; called every now and then."""
+        now = self._clock()
+        for user, warm in list(self._warm.items()):
+            idle = not warm.users and (now - warm.used_s > IDLE_S or now - warm.opened_s > MAX_AGE_S)
+            if idle or not warm.connection.alive:
+                self.forget(user)
+
+    def close(self) -> None:
+        """Close everything."""
+        for user in list(self._warm):
+            self.forget(user)
+        self._connectors.shutdown(wait=False, cancel_futures=True)
+        self._runners.shutdown(wait=False, cancel_futures=True)
+
+    def _usable(self, user: str) -> Warm | None:
+        warm = self._warm.get(user)
+        if warm is None:
+            return None
+        if warm.connection.alive and self._clock() - warm.opened_s <= MAX_AGE_S:
+            return warm
+        self.forget(user)
+        return None
+
+    async def _run(  # noqa: PLR0913 - private, and each is one word of `run`
+        self,
+        user: str,
+        warm: Warm,
+        command: Callable[[str], str],
+        max_bytes: int,
+        until: Callable[[bytes], object] | None,
+        timeout_s: float,
+        connect_ms: float,
+    ) -> Ran:
+        began = warm.used_s = self._clock()
+        warm.users += 1
+        loop = asyncio.get_running_loop()
+
+        line = command(warm.connection.address)
+
+        def run() -> Completed:
+            return warm.connection.run(line, max_bytes=max_bytes, timeout_s=timeout_s, until=until)
+
+        try:
+            completed = await loop.run_in_executor(self._runners, run)
+        finally:
+            warm.users -= 1
+        warm.used_s = self._clock()
+        self._later(self._prepare(warm))
+        # The dict's order is the order of use, oldest first.
+        if self._warm.get(user) is warm:
+            self._warm[user] = self._warm.pop(user)
+        return Ran(completed, warm.connection.address, connect_ms, (warm.used_s - began) * 1000)
+
+    async def _warm_up(self, user: str) -> None:
+        await self._new(user)
+
+    async def _prepare(self, warm: Warm) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._runners, warm.connection.prepare, RUN_TIMEOUT_S)
+
+    async def _new(self, user: str) -> Warm:
+        """Connect, once for all who ask at the same time."""
+        task = self._connecting.get(user)
+        if task is None:
+            if len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
+                msg = "the gateway is busy with other logins; try again in a moment"
+                raise RemoteTimeoutError(msg)
+            task = asyncio.create_task(self._add(user))
+            self._connecting[user] = task
+            task.add_done_callback(lambda _: self._connecting.pop(user, None))
+        # An asker who leaves must not take the connection from the others.
+        return await asyncio.shield(task)
+
+    async def _add(self, user: str) -> Warm:
+        loop = asyncio.get_running_loop()
+        connection = await loop.run_in_executor(self._connectors, self._connect, user)
+        now = self._clock()
+        warm = Warm(connection, now, now)
+        self.forget(user)
+        self._warm[user] = warm
+        if len(self._warm) > MAX_WARM:
+            idle = next((name for name, other in self._warm.items() if not other.users and other is not warm), None)
+            if idle is not None:
+                self.forget(idle)
+        return warm
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())

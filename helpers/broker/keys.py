@@ -1,0 +1,199 @@
+"""Where a user's authorized_keys come from, and for how long they are believed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cachetools import TTLCache
+
+from helpers.broker.connections import Ran
+from helpers.errors import GatewayError, PermissionDeniedError
+
+MAX_FILE_BYTES = 1024 * 1024
+"""Largest authorized_keys file, in bytes, that is read; a larger one lets nobody in."""
+
+CACHE_MAX_BYTES = 32 * 1024 * 1024
+"""Most key files, in bytes, that are remembered; the ones not used for longest are forgotten."""
+
+MAX_FAILURES = 20_000
+"""Most failures that are remembered, about 200 bytes each: strangers' invented names push out one another, never
+the keys of users."""
+
+UNREACHABLE_TTL_S = 5.0
+"""Seconds for which a remote that could not be reached is not asked again for the same user: short, since the
+network's failures are no verdict on the user."""
+
+FETCH_COMMAND = "cat .ssh/authorized_keys"
+"""Read by the user's own shell, whichever it is, in the user's home directory."""
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """A user's authorized_keys.
+
+    Attributes:
+        content: The file; empty where there is none.
+        source: ``remote``, ``path`` or ``content``.
+        fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
+    """
+
+    content: bytes
+    source: str
+    fetch_ms: float = 0.0
+
+
+class KeySource(Protocol):
+    """Answers with a user's authorized_keys."""
+
+    async def read(self, user: str) -> KeyFile:
+        """Find them; raises `GatewayError` where nobody may log in as this user now."""
+        ...
+
+
+class ContentKeys:
+    """GATEWAY_AUTHORIZED_KEYS_CONTENT: the same keys for every user, as the settings hold them.
+
+    Args:
+        content: An authorized_keys file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Keep the content."""
+        self._file = KeyFile(content, "content")
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer with the content, whoever the user is."""
+        del user
+        return self._file
+
+
+class PathKeys:
+    """GATEWAY_AUTHORIZED_KEYS_PATH: the same keys for every user, from a file that is read at each login.
+
+    Args:
+        path: An authorized_keys file that the broker's uid can read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Remember the path."""
+        self._path = path
+
+    async def read(self, user: str) -> KeyFile:
+        """Read the file.
+
+        Raises:
+            PermissionDeniedError: It cannot be read or is too large; it never means "any key".
+        """
+        del user
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except OSError as exc:
+            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} cannot be read by the gateway ({exc.strerror})"
+            raise PermissionDeniedError(msg) from exc
+        if len(content) > MAX_FILE_BYTES:
+            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_FILE_BYTES} bytes"
+            raise PermissionDeniedError(msg)
+        return KeyFile(content, "path")
+
+
+class Pool(Protocol):
+    """What is needed of `helpers.broker.connections.Connections`."""
+
+    async def run(
+        self,
+        user: str,
+        command: Callable[[str], str],
+        *,
+        max_bytes: int,
+        until: Callable[[bytes], object] | None = None,
+    ) -> Ran: ...
+    def forget(self, user: str) -> None: ...
+    def age_s(self, user: str) -> float | None: ...
+
+
+class RemoteKeys:
+    """The user's own ``~/.ssh/authorized_keys`` on the remote, remembered for a while.
+
+    Args:
+        pool: The connections to the remote.
+        ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
+        own_key: The gateway's public key in base64, as a line of the file would hold it.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start with nothing remembered."""
+        self._pool, self._ttl_s, self._own_key = pool, ttl_s, own_key
+        self._files: TTLCache[str, KeyFile] = TTLCache(
+            CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content)
+        )
+        self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
+        self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
+        self._fetches: dict[str, asyncio.Task[KeyFile]] = {}
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer from memory, or fetch: one fetch at a time for a user, whose askers all get its answer.
+
+        Raises:
+            GatewayError: The remote lets the gateway in as no such user, or cannot be reached.
+        """
+        file = self._files.get(user)
+        if file is not None:
+            return file
+        error = self._refusals.get(user) or self._outages.get(user)
+        if error is not None:
+            raise error
+        return await asyncio.shield(self.fetch(user))
+
+    def fetch(self, user: str) -> asyncio.Task[KeyFile]:
+        """Start to fetch, or join the fetch that is under way."""
+        task = self._fetches.get(user)
+        if task is None:
+            task = asyncio.create_task(self._fetch(user))
+            self._fetches[user] = task
+            task.add_done_callback(lambda done: self._fetched(user, done))
+        return task
+
+    def prefetch(self, user: str) -> None:
+        """Start to fetch what is not remembered, for a login that has only told its name so far."""
+        if user not in self._files and user not in self._refusals and user not in self._outages:
+            self.fetch(user)
+
+    def _fetched(self, user: str, task: asyncio.Task[KeyFile]) -> None:
+        self._fetches.pop(user, None)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; a prefetch has nobody to tell
+
+    async def _fetch(self, user: str) -> KeyFile:
+        age_s = self._pool.age_s(user)
+        try:
+            ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
+            if ran.connect_ms == 0.0 and self._must_prove_anew(ran.completed.stdout, age_s):
+                self._pool.forget(user)
+                ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
+        except PermissionDeniedError as error:
+            self._refusals[user] = error
+            raise
+        except GatewayError as error:
+            self._outages[user] = error
+            raise
+        # Any other status than 0: no such file, or not readable, so nobody may log in by it.
+        content = ran.completed.stdout if ran.completed.status == 0 else b""
+        self._files[user] = KeyFile(content, "remote")
+        return KeyFile(content, "remote", ran.connect_ms + ran.run_ms)
+
+    def _must_prove_anew(self, content: bytes, age_s: float | None) -> bool:
+        """Whether a warm connection outlived the gateway's own permission to be there.
+
+        A user who takes the gateway's key out of authorized_keys wants it out; the connection that is still open
+        would not notice. One whose permission comes from elsewhere (a certificate) is renewed once in a TTL.
+        """
+        return self._own_key not in content and age_s is not None and age_s >= self._ttl_s

@@ -1,0 +1,71 @@
+"""Who is on the other end of a unix socket, by the kernel's word (unix(7), SO_PEERCRED; proc(5))."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_UCRED = struct.Struct("3i")
+_MAX_ANCESTORS = 16
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process that connected.
+
+    Attributes:
+        pid: Its process id.
+        uid: Its effective uid at the time of connect().
+    """
+
+    pid: int
+    uid: int
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Ask the kernel who connected.
+
+    Raises:
+        OSError: The socket is no unix socket.
+    """
+    pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(pid, uid)
+
+
+def _parent_and_start(pid: int, proc: Path) -> tuple[int, int] | None:
+    """Read a process's parent and its start time in clock ticks (proc(5), stat: fields 4 and 22)."""
+    try:
+        stat = (proc / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    # The name in parentheses may hold anything, a parenthesis too: fields count from the last one.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return int(fields[1]), int(fields[19])
+
+
+def session_id(pid: int, supervisor: int, proc: Path = Path("/proc")) -> str | None:
+    """Name the login that a helper works for: the same for all helpers of one connection.
+
+    Args:
+        pid: The helper.
+        supervisor: The process that started sshd.
+        proc: Where the kernel shows its processes.
+
+    Returns:
+        ``PID-START`` of sshd's process for that connection, whose PID is the one in sshd's own syslog lines; None
+        where the helper does not descend from a connection of our sshd.
+    """
+    chain: list[str] = []
+    for _ in range(_MAX_ANCESTORS):
+        found = _parent_and_start(pid, proc)
+        if found is None:
+            return None
+        parent, start = found
+        chain.append(f"{pid}-{start}")
+        if parent == supervisor:
+            # chain: helper, ..., connection, listener.
+            return chain[-2] if len(chain) > 1 else None
+        pid = parent
+    return None

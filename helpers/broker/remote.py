@@ -1,0 +1,334 @@
+"""Connections to the remote's sshd, with paramiko; its exceptions end here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paramiko
+from paramiko.common import cMSG_CHANNEL_REQUEST
+
+from helpers.broker.known_hosts import KnownHosts
+from helpers.errors import (
+    GatewayError,
+    PermissionDeniedError,
+    RemoteLostError,
+    RemoteRefusedError,
+    RemoteTimeoutError,
+    RemoteUnresolvedError,
+    SettingsError,
+)
+
+CONNECT_TIMEOUT_S = 12.0
+"""Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
+room for what follows; 40 round trips of 300 ms."""
+
+TCP_CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for one address to answer, in seconds: three SYNs (RFC 6298: sent at 0, 1 and 3 s)."""
+
+KEEPALIVE_S = 15
+"""Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
+
+DEAD_AFTER_MS = 10_000
+"""Milliseconds that sent data may stay unacknowledged before the kernel gives the connection up (tcp(7),
+TCP_USER_TIMEOUT)."""
+
+_READ_BYTES = 32768
+_STDERR_MAX_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command on the remote did.
+
+    Attributes:
+        stdout: Its output, or, where reading stopped early, what had come.
+        stderr: What it wrote to standard error, 8 KiB at most.
+        status: Its exit status; None when reading stopped early or the remote told none.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    status: int | None
+
+
+def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
+    """Read the gateway's private key.
+
+    Args:
+        text: The key file: OpenSSH's format or PEM; ed25519, ECDSA or RSA.
+        certificate: The text of its ``-cert.pub``, if it has one.
+
+    Raises:
+        SettingsError: It needs a passphrase, or is no such key.
+    """
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        try:
+            key = kind.from_private_key(io.StringIO(text))
+            if certificate is not None:
+                key.load_certificate(certificate)
+        except paramiko.PasswordRequiredException as exc:
+            msg = "the gateway's key needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
+            raise SettingsError(msg) from exc
+        except (paramiko.SSHException, ValueError, IndexError, TypeError):
+            continue
+        return key
+    msg = "the gateway's key is not a private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
+    raise SettingsError(msg)
+
+
+def silence_paramiko() -> None:
+    """Keep paramiko's own log, which quotes the remote, out of ours."""
+    logger = logging.getLogger("paramiko")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+class Connection:
+    """One authenticated connection to the remote, as one user.
+
+    Args:
+        transport: An authenticated transport.
+        address: The remote's numeric address, which UDP is to use too.
+    """
+
+    def __init__(self, transport: paramiko.Transport, address: str) -> None:
+        """Take the transport over."""
+        self._transport, self.address = transport, address
+        self._spare: paramiko.Channel | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is up, as far as is known here."""
+        return self._transport.is_active()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.close()
+
+    def prepare(self, timeout_s: float) -> None:
+        """Open the next command's channel ahead of time: it costs one round trip that no login then waits for."""
+        with contextlib.suppress(GatewayError):
+            channel = self._open(timeout_s)
+            with self._lock:
+                self._spare, channel = channel, self._spare  # type: ignore[assignment]
+            if channel is not None:
+                channel.close()
+
+    def run(
+        self,
+        command: str,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        until: Callable[[bytes], object] | None = None,
+    ) -> Completed:
+        """Run a command without a PTY.
+
+        Args:
+            command: The line that the user's shell on the remote is given.
+            max_bytes: Most output, in bytes, that is read.
+            timeout_s: Longest time for all of it, in seconds.
+            until: Called with each whole line of output; once it answers other than None, reading stops.
+
+        Raises:
+            RemoteTimeoutError: It took too long.
+            RemoteLostError: The connection broke, or the remote wrote more than ``max_bytes``.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            channel, self._spare = self._spare, None
+        if channel is None or channel.closed:
+            channel = self._open(timeout_s)
+        try:
+            self._exec(channel, command)
+            return _read(channel, max_bytes, deadline, until)
+        except TimeoutError as exc:
+            msg = f"the remote host did not answer within {timeout_s:.0f} s"
+            raise RemoteTimeoutError(msg) from exc
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            msg = "the connection to the remote host broke"
+            raise RemoteLostError(msg) from exc
+        finally:
+            channel.close()
+
+    def _open(self, timeout_s: float) -> paramiko.Channel:
+        try:
+            return self._transport.open_session(timeout=timeout_s)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            if self._transport.is_active() and not isinstance(exc, paramiko.ChannelException):
+                msg = f"the remote host did not answer within {timeout_s:.0f} s"
+                raise RemoteTimeoutError(msg) from exc
+            msg = "the connection to the remote host broke"
+            raise RemoteLostError(msg) from exc
+
+    def _exec(self, channel: paramiko.Channel, command: str) -> None:
+        # Channel.exec_command asks for a reply and waits for it: a round trip, since sshd's Nagle then holds the
+        # first data back until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(channel.remote_chanid)
+        message.add_string("exec")
+        message.add_boolean(False)  # noqa: FBT003 - paramiko's API
+        message.add_string(command)
+        self._transport._send_user_message(message)  # noqa: SLF001 - no public call leaves the reply out
+
+
+def _read(
+    channel: paramiko.Channel, max_bytes: int, deadline: float, until: Callable[[bytes], object] | None
+) -> Completed:
+    output = bytearray()
+    checked = 0
+    while True:
+        channel.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = channel.recv(_READ_BYTES)
+        output += chunk
+        if len(output) > max_bytes:
+            msg = f"the remote host wrote more than {max_bytes} bytes"
+            raise RemoteLostError(msg)
+        while until is not None and (end := output.find(b"\n", checked)) >= 0:
+            if until(bytes(output[checked:end])) is not None:
+                return Completed(bytes(output), b"", None)
+            checked = end + 1
+        if not chunk:
+            break
+    if not channel.status_event.wait(max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+    stderr = bytearray()
+    while len(stderr) < _STDERR_MAX_BYTES and (chunk := channel.recv_stderr(_STDERR_MAX_BYTES - len(stderr))):
+        stderr += chunk
+    status = channel.exit_status
+    return Completed(bytes(output), bytes(stderr), None if status < 0 else status)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The one remote host, and how to get in.
+
+    Attributes:
+        host: REMOTE_HOST.
+        port: REMOTE_PORT.
+        known_hosts: Where its host keys are looked up; None means that any host key will do.
+        key: The gateway's private key.
+    """
+
+    host: str
+    port: int
+    known_hosts: KnownHosts | None
+    key: paramiko.PKey
+
+    def connect(self, user: str) -> Connection:
+        """Connect and authenticate as one user.
+
+        Args:
+            user: A valid user name.
+
+        Raises:
+            RemoteUnresolvedError: The host has no address.
+            RemoteRefusedError: It refuses connections.
+            RemoteTimeoutError: It does not answer in time.
+            RemoteLostError: The connection broke.
+            HostKeyError: Its host key is unknown, changed or revoked.
+            PermissionDeniedError: It does not let the gateway's key in as this user.
+        """
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        if self.known_hosts is not None:
+            self.known_hosts.keys()
+        sock = self._connect_tcp()
+        address = sock.getpeername()[0]
+        transport = None
+        try:
+            transport = paramiko.Transport(sock)
+            self._handshake(transport, deadline)
+            self._authenticate(transport, user, deadline)
+            transport.set_keepalive(KEEPALIVE_S)
+        except BaseException:
+            (transport or sock).close()
+            raise
+        return Connection(transport, address)
+
+    def _connect_tcp(self) -> socket.socket:
+        try:
+            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            msg = f"the remote host {self.host} has no address; check REMOTE_HOST and the gateway's DNS"
+            raise RemoteUnresolvedError(msg) from exc
+        error: OSError = OSError("no address")
+        for family, kind, proto, _, sockaddr in addresses[:2]:
+            sock = socket.socket(family, kind, proto)
+            try:
+                sock.settimeout(TCP_CONNECT_TIMEOUT_S)
+                # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+                sock.connect(sockaddr)
+            except OSError as exc:
+                sock.close()
+                error = exc
+                continue
+            return sock
+        raise self._tcp_error(error) from error
+
+    def _tcp_error(self, error: OSError) -> GatewayError:
+        where = f"the remote host {self.host} port {self.port}"
+        if isinstance(error, ConnectionRefusedError):
+            return RemoteRefusedError(f"{where} refuses connections; is sshd running there?")
+        if isinstance(error, TimeoutError):
+            return RemoteTimeoutError(f"{where} does not answer")
+        return RemoteLostError(f"{where} cannot be reached ({error.strerror or error})")
+
+    def _handshake(self, transport: paramiko.Transport, deadline: float) -> None:
+        known = self.known_hosts.keys() if self.known_hosts is not None else None
+        if known is not None and known.trusted:
+            _prefer(transport, known.key_types)
+        left_s = max(0.1, deadline - time.monotonic())
+        transport.banner_timeout = transport.handshake_timeout = left_s
+        try:
+            transport.start_client(timeout=left_s)
+            if not transport.initial_kex_done:
+                raise TimeoutError
+            key = transport.get_remote_server_key()
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            if time.monotonic() >= deadline - 0.1 or isinstance(exc, TimeoutError):
+                msg = f"the remote host {self.host} did not finish the SSH handshake in time"
+                raise RemoteTimeoutError(msg) from exc
+            msg = f"the remote host {self.host} port {self.port} broke off the SSH handshake"
+            raise RemoteLostError(msg) from exc
+        if self.known_hosts is not None:
+            self.known_hosts.verify(key.get_name(), key.asbytes())
+
+    def _authenticate(self, transport: paramiko.Transport, user: str, deadline: float) -> None:
+        transport.auth_timeout = max(0.1, deadline - time.monotonic())
+        try:
+            partial = transport.auth_publickey(user, self.key)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            if time.monotonic() >= deadline - 0.1:
+                msg = f"the remote host {self.host} did not finish authentication in time"
+                raise RemoteTimeoutError(msg) from exc
+            if isinstance(exc, paramiko.AuthenticationException) and transport.is_active():
+                raise self._denied(user) from exc
+            msg = f"the remote host {self.host} broke off during authentication"
+            raise RemoteLostError(msg) from exc
+        if partial:
+            raise self._denied(user)
+
+    def _denied(self, user: str) -> PermissionDeniedError:
+        return PermissionDeniedError(
+            f"the remote host does not let the gateway's key in as {user}; "
+            f"add the gateway's public key to ~{user}/.ssh/authorized_keys there"
+        )
+
+
+def _prefer(transport: paramiko.Transport, key_types: list[str]) -> None:
+    """Ask for the host key types that known_hosts has, first, as ssh(1) does: others would be unknown."""
+    options = transport.get_security_options()
+    known = {"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in key_types else set()
+    known.update(key_types)
+    options.key_types = sorted(options.key_types, key=lambda name: name not in known)

@@ -1,0 +1,126 @@
+"""The broker's two sockets: the helpers' requests, and nss-systemd's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from helpers.broker import userdb
+from helpers.broker.peers import Peer, peer_of
+from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError
+from helpers.log import EventLog
+from helpers.protocol import MAX_REQUEST_BYTES, decode, encode, error_answer
+
+REQUEST_TIMEOUT_S = 5.0
+"""Longest time, in seconds, that a peer may take to send its request: they send it at once."""
+
+WORK_TIMEOUT_S = 18.0
+"""Longest work on one request, in seconds: below the helpers' own patience (20 s), so that they hear why."""
+
+USERDB_IDLE_S = 30.0
+"""Seconds after which a silent connection of nss-systemd's is closed; it makes one for each lookup."""
+
+Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Server:
+    """Serves both sockets.
+
+    Args:
+        handlers: What answers each ``op``.
+        account: Finds an account by name or uid for a peer.
+        home: Everyone's home directory.
+        log: Where failures go.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        account: Callable[[Peer, str | int], userdb.Account | None],
+        home: str,
+        log: EventLog,
+    ) -> None:
+        """Remember who answers what."""
+        self._handlers, self._account, self._home, self._log = handlers, account, home, log
+        self._open = 0
+
+    async def listen(self, broker: socket.socket, users: socket.socket) -> list[asyncio.Server]:
+        """Start to serve two listening unix sockets."""
+        return [
+            await asyncio.start_unix_server(self._serve_helper, sock=broker, limit=MAX_REQUEST_BYTES),
+            await asyncio.start_unix_server(self._serve_userdb, sock=users, limit=userdb.MAX_REQUEST_BYTES),
+        ]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a helper is waiting for its answer."""
+        return self._open > 0
+
+    async def _serve_helper(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            peer = peer_of(writer.get_extra_info("socket"))
+            writer.write(encode(await self._answer(peer, reader)))
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await writer.drain()
+        except (OSError, TimeoutError):
+            pass  # the asker has left
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, peer: Peer, reader: asyncio.StreamReader) -> dict[str, Any]:
+        op = "-"
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                request = decode(await reader.readuntil(b"\n"))
+            op = str(request.get("op"))
+            handler = self._handlers.get(op)
+            if handler is None:
+                msg = "the broker knows no such request"
+                raise ProtocolError(msg)  # noqa: TRY301 - one place turns errors into answers
+            async with asyncio.timeout(WORK_TIMEOUT_S):
+                return {"result": await handler(peer, request)}
+        except GatewayError as error:
+            return error_answer(error)
+        except TimeoutError:
+            return error_answer(RemoteTimeoutError("the remote host did not answer in time"))
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, TypeError, KeyError) as error:
+            # A request that is not of the protocol's form; our own helpers send none.
+            self._log.warning("bad_request", pid=peer.pid, uid=peer.uid, op=op, reason=type(error).__name__)
+            return error_answer(ProtocolError("the broker does not understand the request"))
+        except Exception as error:  # noqa: BLE001 - a fault of ours refuses this login and must not end the others'
+            elapsed_ms = (time.monotonic() - began) * 1000
+            self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=_where(error), ms=elapsed_ms)
+            return error_answer(GatewayError("the gateway failed; its log says how"))
+
+    async def _serve_userdb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            peer = peer_of(writer.get_extra_info("socket"))
+
+            def lookup(key: str | int) -> userdb.Account | None:
+                return self._account(peer, key)
+
+            while True:
+                async with asyncio.timeout(USERDB_IDLE_S):
+                    request = await reader.readuntil(b"\0")
+                    writer.write(userdb.answer(request[:-1], lookup, self._home))
+                    await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # it has left, or speaks no varlink
+        finally:
+            writer.close()
+
+
+def _where(error: BaseException) -> str:
+    """Name the innermost line of a traceback: enough to find a fault by, and no data in it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "-" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+

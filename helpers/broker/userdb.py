@@ -1,0 +1,92 @@
+"""Answers nss-systemd, so that sshd finds users who do not exist.
+
+The protocol is varlink: one JSON object, ended by NUL, each way (systemd's docs/USER_GROUP_API.md and
+docs/USER_RECORD.md; seen with systemd 252 and 257).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SERVICE = "io.ssh-mosh-gateway"
+"""The service's name: the socket in /run/systemd/userdb/ is called so, and each record must repeat it."""
+
+AUTH_USER = "gateway+auth"
+"""The account that AuthorizedKeysCommand runs as. ``+`` is in no user name, so nobody can log in as it."""
+
+MAX_REQUEST_BYTES = 4096
+"""Longest request, in bytes; nss-systemd's are below 200."""
+
+_INTERFACE = "io.systemd.UserDatabase."
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a user record says.
+
+    Attributes:
+        name: The user name.
+        uid: The uid, which is the gid as well.
+        shell: What sshd runs the session helper with.
+    """
+
+    name: str
+    uid: int
+    shell: str = "/bin/sh"
+
+
+def answer(request: bytes, lookup: Callable[[str | int], Account | None], home: str) -> bytes:
+    """Answer one request.
+
+    Args:
+        request: The request without its NUL.
+        lookup: Finds an account by name or by uid.
+        home: Everyone's home directory: an empty one that only root may write to.
+
+    Returns:
+        The answer with its NUL; `NoRecordFound` for whatever is not a lookup of one known user.
+    """
+    try:
+        call = json.loads(request)
+        method, parameters = str(call["method"]), call.get("parameters") or {}
+        service, name, uid = (parameters.get(key) for key in ("service", "userName", "uid"))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return _error("org.varlink.service.InvalidParameter")
+    if service not in (None, SERVICE):
+        return _error(f"{_INTERFACE}BadService")
+    if method != f"{_INTERFACE}GetUserRecord":
+        return _error(f"{_INTERFACE}NoRecordFound")
+    account = None
+    if isinstance(name, str):
+        account = lookup(name)
+    elif isinstance(uid, int) and not isinstance(uid, bool):
+        account = lookup(uid)
+    if account is None:
+        return _error(f"{_INTERFACE}NoRecordFound")
+    if isinstance(uid, int) and account.uid != uid:
+        return _error(f"{_INTERFACE}ConflictingRecordFound")
+    return _encode({"parameters": {"record": _record(account, home), "incomplete": False}})
+
+
+def _record(account: Account, home: str) -> dict[str, Any]:
+    return {
+        "userName": account.name,
+        "uid": account.uid,
+        "gid": account.uid,
+        "homeDirectory": home,
+        "shell": account.shell,
+        "service": SERVICE,
+        # "*" matches no password; "!" would mean that the account is locked (passwd(5)).
+        "privileged": {"hashedPassword": ["*"]},
+    }
+
+
+def _error(name: str) -> bytes:
+    return _encode({"error": name, "parameters": {}})
+
+
+def _encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode("ascii") + b"\0"

@@ -1,0 +1,139 @@
+"""Which name has which uid: every user name gets a uid of its own, so that the kernel keeps users apart.
+
+The table is on disk before any answer leaves, so a broker that is killed comes back with the same answers and a
+login that is under way can never find its uid in another's hands.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from helpers.protocol import is_user_name
+
+RESERVED_NAMES = frozenset({"root", "nobody", "sshd"})
+"""Names that are never given a uid by a lookup: nss-systemd answers the first two itself (systemd 252), and sshd's
+own unprivileged account must stay what /etc/passwd says."""
+
+REUSE_AFTER_S = 600.0
+"""Seconds since a name was last looked up before its uid may go to another name, provided no process runs as it:
+far above LoginGraceTime (30 s), within which a login may hold a uid and have no process yet."""
+
+_SEEN_STEP_S = 60.0
+"""Seconds that pass before a lookup is worth another write of the time of last use."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS users (
+    uid INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    seen REAL NOT NULL,
+    sessions INTEGER NOT NULL DEFAULT 0
+)
+"""
+
+
+def uids_with_processes(proc: Path = Path("/proc")) -> set[int]:
+    """List the uids that own a process now, by the owner of its directory in /proc (proc(5))."""
+    uids = set()
+    for entry in os.scandir(proc):
+        if entry.name.isdigit():
+            try:
+                uids.add(entry.stat().st_uid)
+            except FileNotFoundError:
+                continue
+    return uids
+
+
+class UserTable:
+    """The names and their uids.
+
+    Args:
+        path: The table's file (SQLite), made when missing; readable by the broker alone.
+        uids: The uids that may be given away.
+        clock: Seconds since the epoch.
+        busy: Lists the uids that must not be given to a new name.
+
+    Raises:
+        sqlite3.Error: The file cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        uids: range,
+        clock: Callable[[], float] = time.time,
+        busy: Callable[[], Iterable[int]] = uids_with_processes,
+    ) -> None:
+        """Open the table."""
+        self._uids, self._clock, self._busy = uids, clock, busy
+        self._db = sqlite3.connect(path, isolation_level=None)
+        # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(_SCHEMA)
+
+    def uid_of(self, name: str, *, allocate: bool) -> int | None:
+        """Look a name up.
+
+        Args:
+            name: Any string.
+            allocate: Whether a name that has no uid yet gets one.
+
+        Returns:
+            Its uid; None for a name that cannot have one, or when every uid is in use.
+        """
+        if not is_user_name(name):
+            return None
+        row = self._db.execute("SELECT uid, seen FROM users WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return self._allocate(name) if allocate and name not in RESERVED_NAMES else None
+        uid, seen = row
+        if not self._uids.start <= uid < self._uids.stop:
+            return None
+        if allocate and abs(self._clock() - seen) > _SEEN_STEP_S:
+            self._db.execute("UPDATE users SET seen = ? WHERE uid = ?", (self._clock(), uid))
+        return int(uid)
+
+    def name_of(self, uid: int) -> str | None:
+        """Look a uid up: the name that owns it, or None."""
+        if uid not in self._uids:
+            return None
+        row = self._db.execute("SELECT name FROM users WHERE uid = ?", (uid,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def uid_of_root(self) -> int | None:
+        """Look up, or give, the uid that root's own sessions run as: never 0."""
+        row = self._db.execute("SELECT uid FROM users WHERE name = 'root'").fetchone()
+        return self._allocate("root") if row is None else int(row[0])
+
+    def note_session(self, uid: int) -> None:
+        """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""
+        self._db.execute("UPDATE users SET sessions = 1, seen = ? WHERE uid = ?", (self._clock(), uid))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _allocate(self, name: str) -> int | None:
+        (last,) = self._db.execute(
+            "SELECT max(uid) FROM users WHERE uid >= ? AND uid < ?", (self._uids.start, self._uids.stop)
+        ).fetchone()
+        uid = self._uids.start if last is None else last + 1
+        if uid not in self._uids:
+            reused = self._reusable()
+            if reused is None:
+                return None
+            uid = reused
+        self._db.execute("REPLACE INTO users (uid, name, seen) VALUES (?, ?, ?)", (uid, name, self._clock()))
+        return uid
+
+    def _reusable(self) -> int | None:
+        """Find the uid that was unused for longest, names that never had a session first."""
+        busy = set(self._busy())
+        rows = self._db.execute(
+            "SELECT uid FROM users WHERE seen < ? AND uid >= ? AND uid < ? ORDER BY sessions, seen",
+            (self._clock() - REUSE_AFTER_S, self._uids.start, self._uids.stop),
+        )
+        return next((int(uid) for (uid,) in rows if uid not in busy), None)

@@ -1,0 +1,97 @@
+"""How a helper asks the broker: connect, one line out, one line in."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+from helpers.errors import BrokerUnavailableError, ProtocolError
+from helpers.protocol import ANSWER_TIMEOUT_S, MAX_ANSWER_BYTES, decode, encode, result_of
+
+
+class Question:
+    """One request on its way to the broker.
+
+    Args:
+        socket_path: The broker's unix socket.
+        request: The request, see `helpers.protocol`.
+        timeout_s: Longest wait for the whole answer, in seconds.
+
+    Raises:
+        BrokerUnavailableError: Nobody listens on the socket, or it takes no request.
+    """
+
+    def __init__(self, socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Connect and send."""
+        self._deadline = time.monotonic() + timeout_s
+        self._received = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(socket_path)
+            self._socket.sendall(encode(request))
+        except OSError as exc:
+            self._socket.close()
+            msg = "the gateway's broker is not running; try again in a moment, or tell the gateway's operator"
+            raise BrokerUnavailableError(msg) from exc
+
+    def wait(self, patience_s: float | None = None) -> dict[str, Any] | None:
+        """Wait for the answer.
+
+        Args:
+            patience_s: Seconds after which to come back without one; None waits until the deadline.
+
+        Returns:
+            The result, or None when patience ran out before the deadline.
+
+        Raises:
+            BrokerError: The broker answered an error.
+            BrokerUnavailableError: The broker closed the connection, or the deadline passed.
+            ProtocolError: What came is not an answer.
+        """
+        until = self._deadline if patience_s is None else min(self._deadline, time.monotonic() + patience_s)
+        while b"\n" not in self._received:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                if until < self._deadline:
+                    return None
+                self.close()
+                msg = "the gateway's broker did not answer in time; try again in a moment"
+                raise BrokerUnavailableError(msg)
+            self._socket.settimeout(left_s)
+            with suppress(TimeoutError):
+                self._receive()
+        self.close()
+        return result_of(decode(self._received.split(b"\n", 1)[0]))
+
+    def _receive(self) -> None:
+        try:
+            chunk = self._socket.recv(65536)
+        except TimeoutError:
+            raise
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self.close()
+            msg = "the gateway's broker went away before it answered; try again"
+            raise BrokerUnavailableError(msg)
+        self._received += chunk
+        if len(self._received) > MAX_ANSWER_BYTES:
+            self.close()
+            msg = f"the broker's answer is longer than {MAX_ANSWER_BYTES} bytes"
+            raise ProtocolError(msg)
+
+    def close(self) -> None:
+        """Hang up; a question whose asker is gone is the broker's to drop."""
+        self._socket.close()
+
+
+def ask(socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+    """Ask and wait: see `Question` for arguments and errors."""
+    result = Question(socket_path, request, timeout_s).wait()
+    if result is None:  # pragma: no cover - only `wait` with patience answers None
+        msg = "no answer"
+        raise BrokerUnavailableError(msg)
+    return result

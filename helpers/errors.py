@@ -1,0 +1,125 @@
+"""Every way in which the gateway can fail, each with a stable code and an exit status.
+
+The helpers that sshd starts import this, so it stays with the standard library alone and small.
+Statuses are those of ``sysexits.h``, one per cause, so that a script can tell them apart.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """The root of the gateway's own errors.
+
+    Args:
+        message: One sentence that may be shown to whoever asked: no secret, no traceback, no newline.
+
+    Attributes:
+        code: A stable word for logs, ``--json`` and the broker's protocol.
+        status: The exit status of a program that ends because of it (``sysexits.h``, 64-78).
+    """
+
+    code = "internal"
+    status = 70  # EX_SOFTWARE
+
+    def __init__(self, message: str) -> None:
+        """Keep the sentence."""
+        super().__init__(message)
+        self.message = message
+
+
+class NoTerminalError(GatewayError):
+    """The client asked for something that needs a terminal, and there is none."""
+
+    code = "no_terminal"
+    status = 64  # EX_USAGE
+
+
+class ProtocolError(GatewayError):
+    """A peer sent something that is not the protocol it was asked to speak."""
+
+    code = "protocol"
+    status = 65  # EX_DATAERR
+
+
+class UserNameError(GatewayError):
+    """The user name is not one that this gateway lets in."""
+
+    code = "user_name"
+    status = 67  # EX_NOUSER
+
+
+class RemoteUnresolvedError(GatewayError):
+    """REMOTE_HOST has no address."""
+
+    code = "remote_unresolved"
+    status = 68  # EX_NOHOST
+
+
+class RemoteRefusedError(GatewayError):
+    """The remote is there and refuses the connection."""
+
+    code = "remote_refused"
+    status = 69  # EX_UNAVAILABLE
+
+
+class BrokerUnavailableError(GatewayError):
+    """The broker does not answer on its socket."""
+
+    code = "broker_unavailable"
+    status = 71  # EX_OSERR
+
+
+class NoMoshServerError(GatewayError):
+    """The remote has no ``mosh-server`` where it was looked for."""
+
+    code = "no_mosh_server"
+    status = 72  # EX_OSFILE
+
+
+class MoshServerError(GatewayError):
+    """``mosh-server`` ran on the remote and gave no session."""
+
+    code = "mosh_server"
+    status = 73  # EX_CANTCREAT
+
+
+class RemoteLostError(GatewayError):
+    """The connection to the remote broke, or cannot be made for a reason of the network."""
+
+    code = "remote_lost"
+    status = 74  # EX_IOERR
+
+
+class RemoteTimeoutError(GatewayError):
+    """The remote did not answer in time."""
+
+    code = "remote_timeout"
+    status = 75  # EX_TEMPFAIL
+
+
+class HostKeyError(GatewayError):
+    """The remote's host key is unknown, changed or revoked."""
+
+    code = "host_key"
+    status = 76  # EX_PROTOCOL
+
+
+class PermissionDeniedError(GatewayError):
+    """The remote, or the gateway, does not permit it."""
+
+    code = "permission_denied"
+    status = 77  # EX_NOPERM
+
+
+class NoLocaleError(GatewayError):
+    """The remote has no UTF-8 locale, which mosh needs."""
+
+    code = "no_locale"
+    status = 78  # EX_CONFIG
+
+
+class SettingsError(GatewayError):
+    """A setting is missing or wrong; the sentence names it, its source and what would be right."""
+
+    code = "settings"
+    status = 78  # EX_CONFIG
