@@ -22,7 +22,7 @@ _BACKLOG = 512
 """Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
 
 _HIGH_FD = 10
-"""Inherited sockets are kept at or above this number, out of the way of those that a child is given (0-5)."""
+"""Inherited sockets are kept at or above this number, out of the way of those that a child is given (0-7)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Runtime:
         return self.root / "broker.sock"
 
     @property
+    def agent_socket(self) -> Path:
+        """Where ssh, run for a session, asks for signatures."""
+        return self.root / "agent.sock"
+
+    @property
     def userdb(self) -> Path:
         """The directory that our sshd sees as `SYSTEM_USERDB`."""
         return self.root / "userdb"
@@ -52,7 +57,7 @@ class Runtime:
 
     @property
     def home(self) -> Path:
-        """Everyone's home directory: empty, and nobody's to write to."""
+        """Where users' homes are made: see `gatewayctl.homes`."""
         return self.root / "home"
 
     @property
@@ -109,18 +114,18 @@ class Runtime:
             raise SettingsError(msg) from exc
         return fd
 
-    def listen(self, *, private: bool) -> tuple[int, int]:
-        """Make both listening sockets.
+    def listen(self, *, private: bool) -> tuple[int, int, int]:
+        """Make the listening sockets.
 
         Args:
             private: Whether our sshd has a mount namespace of its own, in which `userdb` is what nss-systemd sees.
 
         Returns:
-            The file descriptors of the broker's socket and of the user database's.
+            The file descriptors of the broker's socket, of the user database's and of the agent's.
         """
         userdb = self.userdb if private else SYSTEM_USERDB
         userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return _listen(self.broker_socket), _listen(userdb / SERVICE)
+        return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
 
 
 def _listen(path: Path) -> int:

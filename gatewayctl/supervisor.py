@@ -6,13 +6,16 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import namespace, processes, render
+from gatewayctl.homes import Homes
 from gatewayctl.runtime import Runtime
 from helpers.broker.config import BrokerConfig
 from helpers.errors import GatewayError, SettingsError
@@ -73,6 +76,8 @@ class Supervisor:
         self._sshd_program = Path(processes.find("sshd", "openssh-server"))
         self._private = namespace.may_unshare()
         self._sockets = runtime.listen(private=self._private)
+        uids = range(self._plan.broker.uid_start, self._plan.broker.uid_stop)
+        self._homes = Homes(runtime.home, uids)
         self._broker = self._sshd = 0
         self._draining: set[int] = set()
         self._broker_started_s = 0.0
@@ -126,26 +131,30 @@ class Supervisor:
         """
         config = os.memfd_create("broker-config", os.MFD_CLOEXEC)
         ready, tell = os.pipe2(os.O_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.write(config, plan.broker.to_json())
             os.lseek(config, 0, os.SEEK_SET)
             uid = str(plan.broker_uid)
             setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
             setpriv += ["--no-new-privs", "--pdeathsig=TERM", "--"]
-            argv = [*setpriv, sys.executable, "-I", "-m", "helpers.broker", "3", "4", "5"]
-            inherited = dict(zip((0, 3, 4, 5), (_high(config), *self._sockets, _high(tell)), strict=True))
+            argv = [*setpriv, sys.executable, "-I", "-m", "helpers.broker"]
+            copies = [_high(fd) for fd in (config, theirs.fileno(), tell)]
+            inherited = dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True))
             try:
                 pid = processes.spawn(argv, inherited)
             finally:
-                os.close(inherited[0])
-                os.close(inherited[5])
-            os.close(tell)
-            tell = -1
-            self._await_broker(ready, pid)
-        finally:
-            for fd in (config, ready, tell):
-                if fd >= 0:
+                for fd in (*copies, tell):
                     os.close(fd)
+            self._await_broker(ready, pid)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(config)
+            os.close(ready)
+        threading.Thread(target=self._homes.serve, args=(ours,), daemon=True).start()
         self._broker_started_s = time.monotonic()
         return pid
 

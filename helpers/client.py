@@ -64,7 +64,7 @@ class Question:
             with suppress(TimeoutError):
                 self._receive()
         self.close()
-        return result_of(decode(self._received.split(b"\n", 1)[0]))
+        return result_of(decode(bytes(self._received).split(b"\n", 1)[0]))
 
     def _receive(self) -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from helpers.client import Question, ask
-from helpers.errors import GatewayError, NoTerminalError
+from helpers.errors import GatewayError
 from helpers.terminal import ensure_window, locale_of, usable_term
 
 PROGRESS_AFTER_S = 0.5
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
         return error.status
     except KeyboardInterrupt:
         return INTERRUPTED
+    raise AssertionError  # start() becomes another program, or raises
 
 
 def drop_root(socket_path: str) -> None:
@@ -59,31 +60,35 @@ def drop_root(socket_path: str) -> None:
 
 
 def start(socket_path: str, environ: Mapping[str, str]) -> None:
-    """Check the terminal, ask for a session, become mosh-client.
+    """Check the terminal, ask for a session, become mosh-client, or ssh where there is no terminal.
 
     Args:
         socket_path: The broker's socket.
         environ: What sshd gave the session; LANG, LC_* and TERM in it are the client's and unchecked.
 
     Raises:
-        NoTerminalError: The client asked for no PTY.
-        GatewayError: The broker has no session for us, or mosh-client is missing here.
+        GatewayError: The broker has no session for us, or a program is missing here.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        msg = "mosh needs a terminal, and this request has none; use 'ssh -t'"
-        raise NoTerminalError(msg)
-    term, colors = usable_term(environ.get("TERM", ""), sys.stdout.fileno())
-    ensure_window(sys.stdout.fileno())
-    request = {
+    request: dict[str, Any] = {
         "op": "session",
-        "colors": colors,
-        "locale": locale_of(environ),
+        "terminal": None,
         "command": environ.get(CARRIER),
         "original_command": environ.get("SSH_ORIGINAL_COMMAND"),
         "connection": environ.get("SSH_CONNECTION", ""),
         "key": accepted_key(environ.get("SSH_USER_AUTH", "")),
     }
-    become_mosh_client(wait_with_progress(Question(socket_path, request)), term, environ.get("PATH", os.defpath))
+    has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    term = environ.get("TERM", "")
+    if has_terminal:
+        term, colors = usable_term(term, sys.stdout.fileno())
+        ensure_window(sys.stdout.fileno())
+        request["terminal"] = {"colors": colors, "locale": locale_of(environ)}
+    session = wait_with_progress(Question(socket_path, request), shown=has_terminal)
+    path = environ.get("PATH", os.defpath)
+    if session["transport"] == "mosh":
+        become_mosh_client(session, term, path)
+    else:
+        become_ssh(session, {**locale_of(environ), "PATH": path, "HOME": str(session["home"])})
 
 
 def accepted_key(user_auth_path: str) -> str:
@@ -102,8 +107,12 @@ def accepted_key(user_auth_path: str) -> str:
         return ""
 
 
-def wait_with_progress(question: Question) -> dict[str, Any]:
+def wait_with_progress(question: Question, *, shown: bool) -> dict[str, Any]:
     """Wait for the broker, saying so on the terminal once it takes longer than `PROGRESS_AFTER_S`.
+
+    Args:
+        question: What the broker was asked.
+        shown: Whether there is a terminal to say it on.
 
     Returns:
         The session: see `helpers.broker.server`.
@@ -112,15 +121,15 @@ def wait_with_progress(question: Question) -> dict[str, Any]:
         GatewayError: There is none; the sentence says why.
     """
     started = time.monotonic()
-    shown = False
+    said = False
     try:
-        while (answer := question.wait(PROGRESS_AFTER_S)) is None:
-            shown = True
+        while (answer := question.wait(PROGRESS_AFTER_S if shown else None)) is None:
+            said = True
             waited_s = time.monotonic() - started
             print(f"\r\x1b[Kgateway: reaching the remote host, {waited_s:.0f} s", end="", file=sys.stderr, flush=True)
         return answer
     finally:
-        if shown:
+        if said:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -146,8 +155,57 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         # ssh's own ~. still leaves.
         "MOSH_ESCAPE_KEY": "",
     }
+    become(["mosh-client", str(session["address"]), str(session["port"])], environ)
+
+
+def become_ssh(session: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Replace this process with ssh, so that bytes, status and both ends' closing are OpenSSH's own.
+
+    Args:
+        session: The broker's answer.
+        environ: The environment; LANG and LC_* in it, checked, are sent on.
+
+    Raises:
+        GatewayError: ssh cannot be started.
+    """
+    known_hosts = session["known_hosts"]
+    options = [
+        # Nobody is there to be asked, and nothing but the broker's key and known_hosts counts.
+        "BatchMode=yes",
+        "IdentityFile=none",
+        f"IdentityAgent={session['agent']}",
+        f"HostKeyAlias={session['host_key_alias']}",
+        f"UserKnownHostsFile={known_hosts or '/dev/null'}",
+        "GlobalKnownHostsFile=/dev/null",
+        f"StrictHostKeyChecking={'yes' if known_hosts else 'no'}",
+        "UpdateHostKeys=no",
+        # Nothing is forwarded on, and nothing is printed between the remote's words but errors.
+        "ClearAllForwardings=yes",
+        "ForwardAgent=no",
+        "ForwardX11=no",
+        "LogLevel=ERROR",
+        "SendEnv=LANG LC_*",
+        # A remote that fell silent must not keep processes here for ever.
+        "ServerAliveInterval=30",
+        "ServerAliveCountMax=10",
+    ]
+    argv = ["ssh", "-F", "none", "-T", "-e", "none", *(word for option in options for word in ("-o", option))]
+    argv += ["-p", str(session["port"]), "-l", str(session["user"])]
+    subsystem, command = session["subsystem"], session["command"]
+    argv += ["-s"] if subsystem else []
+    argv += ["--", str(session["address"])]
+    argv += [str(word) for word in (subsystem or command,) if word is not None]
+    become(argv, environ)
+
+
+def become(argv: list[str], environ: Mapping[str, str]) -> None:
+    """Replace this process with another program, which is looked for in the new PATH.
+
+    Raises:
+        GatewayError: It cannot be started.
+    """
     try:
-        os.execvpe("mosh-client", ["mosh-client", str(session["address"]), str(session["port"])], environ)  # noqa: S606, S607
+        os.execvpe(argv[0], argv, environ)  # noqa: S606
     except OSError as exc:
-        msg = f"mosh-client cannot be started on the gateway ({exc.strerror}); tell the gateway's operator"
+        msg = f"{argv[0]} cannot be started on the gateway ({exc.strerror}); tell the gateway's operator"
         raise GatewayError(msg) from exc

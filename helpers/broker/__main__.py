@@ -1,7 +1,8 @@
-"""The broker's process: ``python3 -I -m helpers.broker BROKER-FD USERDB-FD STATUS-FD``.
+"""The broker's process: ``python3 -I -m helpers.broker``.
 
-The supervisor starts it as the gateway's own unprivileged uid, with both listening sockets inherited and the
-settings on standard input. It writes one line to STATUS-FD: ``{"result": {}}`` once it serves, or the error.
+The supervisor starts it as the gateway's own unprivileged uid, with the settings on standard input and these file
+descriptors: 3, 4 and 5, listening for the helpers, nss-systemd and ssh's requests to an agent; 6, where it asks for
+home directories; 7, to which it writes one line: ``{"result": {}}`` once it serves, or the error.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from helpers.broker.broker import Broker
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.keys import ContentKeys, KeySource, PathKeys, RemoteKeys
+from helpers.broker.homes import HomeMaker
 from helpers.broker.known_hosts import KnownHosts
-from helpers.broker.remote import Remote, load_key, silence_paramiko
+from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
 from helpers.broker.server import Server
 from helpers.broker.users import UserTable
 from helpers.errors import GatewayError, SettingsError
 from helpers.log import EventLog
 from helpers.protocol import encode, error_answer
+
+LISTENING_FDS = (3, 4, 5)
+HOMES_FD = 6
+STATUS_FD = 7
 
 SWEEP_S = 30.0
 """Seconds between looks for idle connections."""
@@ -73,18 +79,21 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
     except sqlite3.Error as exc:
         msg = f"the table of users {config.users_path} cannot be used ({exc})"
         raise SettingsError(msg) from exc
-    return Broker(config, users, keys, connections, log, os.getppid()), connections
+    homes = HomeMaker(socket.socket(fileno=HOMES_FD))
+    broker = Broker(
+        config, users, keys, connections, known_hosts, identity(key), homes.make, log, os.getppid()
+    )
+    return broker, connections
 
 
-async def serve(broker: Broker, connections: Connections, home: str, log: EventLog, fds: tuple[int, int, int]) -> None:
+async def serve(broker: Broker, connections: Connections, log: EventLog) -> None:
     """Serve until SIGTERM; then finish what was begun and leave."""
-    broker_fd, userdb_fd, status_fd = fds
-    server = Server(broker.handlers, broker.account, home, log)
-    servers = await server.listen(socket.socket(fileno=broker_fd), socket.socket(fileno=userdb_fd))
+    server = Server(broker.handlers, broker.account, broker.sign, log)
+    servers = await server.listen(*(socket.socket(fileno=fd) for fd in LISTENING_FDS))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    os.write(status_fd, encode({"result": {}}))
-    os.close(status_fd)
+    os.write(STATUS_FD, encode({"result": {}}))
+    os.close(STATUS_FD)
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
@@ -105,7 +114,6 @@ async def serve(broker: Broker, connections: Connections, home: str, log: EventL
 
 def main() -> int:
     """Run the broker; returns an exit status."""
-    broker_fd, userdb_fd, status_fd = (int(word) for word in sys.argv[1:4])
     config = BrokerConfig.from_json(sys.stdin.buffer.read())
     log = EventLog("broker", config.log_level, syslog=config.syslog)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key
@@ -118,9 +126,9 @@ def main() -> int:
     try:
         broker, connections = make_broker(config, log)
     except GatewayError as error:
-        os.write(status_fd, encode(error_answer(error)))
+        os.write(STATUS_FD, encode(error_answer(error)))
         return error.status
-    asyncio.run(serve(broker, connections, config.home, log, (broker_fd, userdb_fd, status_fd)))
+    asyncio.run(serve(broker, connections, log))
     # paramiko's threads may be waiting for a remote that does not answer; they have nothing left to do.
     sys.stderr.flush()
     os._exit(0)

@@ -6,30 +6,25 @@ import base64
 import binascii
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.broker import mosh, userdb
+from helpers.broker import agent, userdb
 from helpers.broker.config import BrokerConfig
-from helpers.broker.connections import Connections, Ran
-from helpers.broker.keyline import OfferedKey, decode_command, parse_offered_key, permitted_lines
+from helpers.broker.connections import Connections
+from helpers.broker.keyline import OfferedKey, parse_offered_key, permitted_lines
 from helpers.broker.keys import KeySource, RemoteKeys
-from helpers.broker.known_hosts import fingerprint
+from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.server import Handler
+from helpers.broker.sessions import Sessions, parse_request
 from helpers.broker.users import UserTable
-from helpers.errors import GatewayError, PermissionDeniedError, ProtocolError, UserNameError
+from helpers.errors import GatewayError, PermissionDeniedError, UserNameError
 from helpers.log import EventLog
 from helpers.protocol import is_user_name
 
-MOSH_OUTPUT_MAX_BYTES = 64 * 1024
-"""Most output, in bytes, that a login shell may write before mosh-server's line."""
-
 _ENDPOINT = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64} [0-9]{1,5}", re.ASCII)
-_LOCALE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
-_LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
-_MAX_COMMAND_CHARS = 40_000
 
 
 @dataclass
@@ -51,6 +46,9 @@ class Broker:
         users: Names and uids.
         keys: Where authorized_keys come from.
         connections: The connections to the remote.
+        known_hosts: Where the remote's host keys are looked up; None where any will do.
+        identity: The gateway's key, to sign logins with.
+        make_home: Has a uid's home directory made.
         log: Where each decision goes.
         supervisor: The process that started sshd, for session ids.
     """
@@ -61,11 +59,16 @@ class Broker:
         users: UserTable,
         keys: KeySource,
         connections: Connections,
+        known_hosts: KnownHosts | None,
+        identity: agent.Identity,
+        make_home: Callable[[int], Awaitable[bool]],
         log: EventLog,
         supervisor: int,
     ) -> None:
         """Take the collaborators."""
         self._config, self._users, self._keys, self._connections = config, users, keys, connections
+        self._known_hosts, self._identity, self._make_home = known_hosts, identity, make_home
+        self._sessions = Sessions(config, connections, known_hosts)
         self._log, self._supervisor = log, supervisor
         self.counters = Counters()
         self._started = time.monotonic()
@@ -83,10 +86,10 @@ class Broker:
     def account(self, peer: Peer, key: str | int) -> userdb.Account | None:
         """Answer nss-systemd: only sshd, which is root, may make a new name known."""
         if key in (userdb.AUTH_USER, self._config.auth_uid):
-            return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/usr/sbin/nologin")
+            return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/", "/usr/sbin/nologin")
         if isinstance(key, int):
             name = self._users.name_of(key)
-            return None if name in (None, "root") else userdb.Account(str(name), key)
+            return None if name is None or name == "root" else self._account(name, key)
         if key == "root":
             return None
         uid = self._users.uid_of(key, allocate=peer.uid == 0)
@@ -95,7 +98,10 @@ class Broker:
         if peer.uid == 0:
             self.counters.lookups += 1
             self._expect(key)
-        return userdb.Account(key, uid)
+        return self._account(key, uid)
+
+    def _account(self, name: str, uid: int) -> userdb.Account:
+        return userdb.Account(name, uid, f"{self._config.homes_dir}/{uid}")
 
     def _expect(self, user: str) -> None:
         """Use the time that the SSH handshake takes: sshd has just learned the name, and asks for keys next."""
@@ -133,6 +139,9 @@ class Broker:
         if lines:
             self.counters.keys_permitted += 1
             self._connections.warm_up(user)
+            uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
+            if uid is None or not await self._make_home(uid):
+                lines, reason = [], "no home directory could be made"
         self._log.info(
             "key_permitted" if lines else "key_refused",
             sid=session_id(peer.pid, self._supervisor),
@@ -158,35 +167,32 @@ class Broker:
         return permitted_lines(file.content, offered), file.source, file.fetch_ms
 
     async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Start a mosh-server for the user who owns the peer's uid.
+        """Start a session for the user who owns the peer's uid.
 
         Args:
             peer: The session helper, as the user's own uid.
-            request: ``colors``, ``locale``, ``command`` (a key's, in base64), ``original_command`` (the client's);
-                ``connection`` and ``key`` for the log.
+            request: See `helpers.broker.sessions.parse_request`; ``connection`` and ``key`` for the log.
 
         Returns:
-            ``address`` and ``port`` of the mosh-server, its ``key``, and ``predict`` for mosh-client.
+            ``transport`` and what that needs: for ``mosh``, where the mosh-server is and its key; for ``ssh``, where
+            the remote is and what to ask of it.
 
         Raises:
             PermissionDeniedError: No user owns the peer's uid.
             GatewayError: The remote has no session; the sentence says why.
         """
-        user = self._users.name_of(peer.uid)
-        if user is None:
-            self._log.warning("refused", op="session", uid=peer.uid, pid=peer.pid)
-            msg = "this process belongs to no user of the gateway"
-            raise PermissionDeniedError(msg)
-        wanted = _mosh_request(request)
+        user = self._owner(peer, "session")
+        wanted = parse_request(request)
         login: dict[str, object] = {
             "sid": session_id(peer.pid, self._supervisor),
             "user": user,
             "client": _endpoint(str(request.get("connection", ""))),
             "key": _key_fingerprint(str(request.get("key", ""))),
+            "transport": "ssh" if wanted.terminal is None else "mosh",
         }
         began = time.monotonic()
         try:
-            endpoint, ran = await self._start_mosh_server(user, wanted)
+            started = await self._sessions.start(user, wanted)
         except GatewayError as error:
             self.counters.failures += 1
             ms = (time.monotonic() - began) * 1000
@@ -194,50 +200,34 @@ class Broker:
             raise
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
-        self._log.info(
-            "session_started",
-            **login,
-            remote=ran.address,
-            udp_port=endpoint.port,
-            forced_command=wanted.original_command is not None or request.get("command") is not None,
-            connect_ms=ran.connect_ms,
-            mosh_server_ms=ran.run_ms,
-            ms=(time.monotonic() - began) * 1000,
-            outcome="ok",
-        )
-        return {
-            "address": ran.address,
-            "port": endpoint.port,
-            "key": endpoint.key,
-            "predict": self._config.mosh_predict,
-        }
+        ms = (time.monotonic() - began) * 1000
+        self._log.info("session_started", **login, **started.log, forced_command=wanted.forced, ms=ms, outcome="ok")
+        return started.answer | {"home": f"{self._config.homes_dir}/{peer.uid}"}
 
-    async def _start_mosh_server(self, user: str, wanted: mosh.MoshRequest) -> tuple[mosh.MoshEndpoint, Ran]:
-        config = self._config
-        failure: GatewayError | None = None
-        for locale in (wanted.locale, *mosh.LOCALE_FALLBACKS) if wanted.locale else mosh.LOCALE_FALLBACKS:
+    def sign(self, peer: Peer, message: bytes) -> bytes:
+        """Answer one message to the agent: see `helpers.broker.agent`, for the user who owns the peer's uid."""
+        try:
+            return agent.answer(message, self._owner(peer, "agent"), self._identity, self._accept_host_key)
+        except GatewayError as error:
+            self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=error.message)
+            return agent.FAILURE
 
-            def command(address: str, locale: Mapping[str, str] = locale) -> str:
-                return mosh.server_command(
-                    wanted,
-                    locale,
-                    address=address,
-                    program=config.mosh_server,
-                    ports=config.mosh_ports,
-                    silence_timeout_s=config.session_timeout_s,
-                )
+    def _accept_host_key(self, key_type: str, blob: bytes) -> None:
+        if self._known_hosts is not None:
+            self._known_hosts.verify(key_type, blob)
 
-            found: list[mosh.MoshEndpoint] = []
-            ran = await self._connections.run(
-                user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found)
-            )
-            if found:
-                return found[0], ran
-            failure = mosh.failure(ran.completed.status, ran.completed.stderr, config.mosh_server)
-            if not isinstance(failure, mosh.NoLocaleError):
-                break
-        assert failure is not None  # noqa: S101 - there is always one locale to try
-        raise failure
+    def _owner(self, peer: Peer, op: str) -> str:
+        """Find whose uid the peer has.
+
+        Raises:
+            PermissionDeniedError: No user's.
+        """
+        user = self._users.name_of(peer.uid)
+        if user is None:
+            self._log.warning("refused", op=op, uid=peer.uid, pid=peer.pid)
+            msg = "this process belongs to no user of the gateway"
+            raise PermissionDeniedError(msg)
+        return user
 
     async def root(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Tell root's session which uid to become.
@@ -267,36 +257,6 @@ class Broker:
             "connections": len(self._connections),
             **vars(self.counters),
         }
-
-
-def _collect(found: list[mosh.MoshEndpoint]) -> Callable[[bytes], object]:
-    def line(text: bytes) -> object:
-        endpoint = mosh.parse_mosh_connect(text)
-        if endpoint is not None:
-            found.append(endpoint)
-        return endpoint
-
-    return line
-
-
-def _mosh_request(request: dict[str, Any]) -> mosh.MoshRequest:
-    colors, locale = request.get("colors"), request.get("locale")
-    if not isinstance(colors, int) or not 0 <= colors <= 256 or not isinstance(locale, dict):  # noqa: PLR2004
-        msg = "the session request is not whole"
-        raise ProtocolError(msg)
-    for name, value in locale.items():
-        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and _LOCALE_WORD.fullmatch(value)):
-            msg = "the session request has a locale that is none"
-            raise ProtocolError(msg)
-    original = request.get("original_command")
-    carried = request.get("command")
-    for text in (original, carried):
-        if text is not None and (not isinstance(text, str) or len(text) > _MAX_COMMAND_CHARS or "\0" in text):
-            msg = f"the command is longer than {_MAX_COMMAND_CHARS} characters"
-            raise ProtocolError(msg)
-    if carried is None:
-        return mosh.MoshRequest(colors, locale, original)
-    return mosh.MoshRequest(colors, locale, decode_command(carried), original or "")
 
 
 def _endpoint(connection: str) -> str | None:

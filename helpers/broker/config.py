@@ -22,7 +22,8 @@ class BrokerConfig:
         authorized_keys_content: GATEWAY_AUTHORIZED_KEYS_CONTENT.
         cache_ttl_s: GATEWAY_CACHE_TTL, seconds.
         state_dir: A directory that only the broker may enter.
-        home: Everyone's home directory.
+        homes_dir: Where the supervisor makes users' home directories.
+        agent_socket: Where the sessions' ssh reaches the broker's agent.
         uid_start: First uid for users.
         uid_stop: One past the last.
         auth_uid: The uid that AuthorizedKeysCommand runs as.
@@ -44,7 +45,8 @@ class BrokerConfig:
     authorized_keys_content: str | None
     cache_ttl_s: float
     state_dir: str
-    home: str
+    homes_dir: str
+    agent_socket: str
     uid_start: int
     uid_stop: int
     auth_uid: int

@@ -156,6 +156,11 @@ class Connections:
             del self._warm[user]
             warm.connection.close()
 
+    def address(self, user: str) -> str | None:
+        """Tell the remote's numeric address on a user's connection; None where there is none."""
+        warm = self._usable(user)
+        return None if warm is None else warm.connection.address
+
     def age_s(self, user: str) -> float | None:
         """Tell for how many seconds a user's connection has been open; None where there is none."""
         warm = self._warm.get(user)

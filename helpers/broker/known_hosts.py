@@ -121,12 +121,18 @@ class KnownHosts:
         self.path = path
         self.host, self.port = host.lower(), port
         self._stamp: tuple[int, int, int] | None = None
-        self._found = HostKeys()
+        self._found, self._known_name = HostKeys(), self.name
 
     @property
     def name(self) -> str:
         """The remote as known_hosts writes it: ``host``, or ``[host]:port`` for another port than 22."""
         return self.host if self.port == DEFAULT_SSH_PORT else f"[{self.host}]:{self.port}"
+
+    @property
+    def known_name(self) -> str:
+        """The name whose entry counts, for ssh's HostKeyAlias: `name`, or the bare host where only that is listed."""
+        self.keys()
+        return self._known_name
 
     def keys(self) -> HostKeys:
         """Look the remote up; where its port has no entry, its name alone counts, as in ssh(1).
@@ -147,9 +153,10 @@ class KnownHosts:
             raise self._unreadable(exc.strerror) from exc
         if len(content) > MAX_FILE_BYTES:
             raise self._unreadable(f"it is larger than {MAX_FILE_BYTES} bytes")
-        found = find(content, self.name)
+        found, self._known_name = find(content, self.name), self.name
         if not found.trusted and self.name != self.host:
             bare = find(content, self.host)
+            self._known_name = self.host if bare.trusted else self.name
             found = HostKeys(bare.trusted, found.revoked | bare.revoked, found.authorities + bare.authorities)
         self._found, self._stamp = found, stamp
         return found

@@ -25,8 +25,7 @@ _RUN_COMMAND = (
     ' command=$(printf %s "$GATEWAY_COMMAND" | base64 -d); unset GATEWAY_COMMAND GATEWAY_ORIGINAL;'
     ' exec "${SHELL:-/bin/sh}" -c "$command"\''
 )
-"""Runs a command in the user's own shell, as sshd does (sshd(8)). What a client or a key file wrote reaches it as
-base64 in the environment, so that no shell, POSIX or not, reads any of it on the way."""
+"""What runs a `RunCommand` there; a constant, in whose single quotes nothing means anything to any shell."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +46,68 @@ class MoshEndpoint:
 
 
 @dataclass(frozen=True)
-class MoshRequest:
-    """What a session wants of mosh-server.
+class Terminal:
+    """What mosh-server is told of the client's terminal.
 
     Attributes:
-        colors: Colours of the terminal, 0-256.
-        locale: LANG and LC_* of the client: names and values already known to be plain words.
-        command: What to run instead of a login shell; None for the shell.
-        original_command: What the client asked for, when a key's ``command=`` rules; None otherwise.
+        colors: Its colours, 0-256.
+        locale: LANG and LC_*, names and values already known to be plain words; mosh-server uses them only where the
+            remote has no UTF-8 locale of its own.
     """
 
     colors: int
     locale: Mapping[str, str]
-    command: str | None = None
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """A command for the user's own shell on the remote, as sshd would run it (sshd(8)).
+
+    What a client or a key file wrote travels as base64 in the environment, so that no shell, POSIX or not, reads any of
+    it on the way.
+
+    Attributes:
+        command: The command.
+        original_command: What the client asked for, when a key's ``command=`` rules; None otherwise.
+    """
+
+    command: str
     original_command: str | None = None
 
+    @property
+    def variables(self) -> list[str]:
+        """The words that carry it, for env(1)."""
+        carried = {"GATEWAY_COMMAND": self.command, "GATEWAY_ORIGINAL": self.original_command or ""}
+        return [f"{name}={_base64(text)}" for name, text in carried.items()]
 
-def server_command(
-    request: MoshRequest, locale: Mapping[str, str], *, address: str, program: str, ports: str, silence_timeout_s: int
+    @property
+    def line(self) -> str:
+        """The command line that runs it."""
+        return f"exec env {' '.join(self.variables)} {_RUN_COMMAND}"
+
+
+def server_command(  # noqa: PLR0913 - one for each part of the line
+    terminal: Terminal, *, address: str, program: str, ports: str, silence_timeout_s: int, run: RunCommand | None
 ) -> str:
     """Write the command line that the remote user's shell is to run.
 
     Args:
-        request: What is wanted.
-        locale: The locale to offer.
+        terminal: The client's terminal.
         address: The remote's numeric address, which tells the family of addresses to bind to: mosh-server would
             take IPv4 by itself. Not the address proper, which may be that of a proxy or a NAT.
         program: REMOTE_MOSH_SERVER.
         ports: REMOTE_MOSH_PORTS, ``P`` or ``P:P2``.
         silence_timeout_s: Seconds without a word from the client after which mosh-server ends.
+        run: What to run instead of a login shell; None for the shell.
 
     Returns:
         One line that means the same in every shell: no word of it needs quoting but the constant at the end.
     """
-    variables = [f"MOSH_SERVER_NETWORK_TMOUT={silence_timeout_s}"]
-    run = ""
+    variables = " ".join([f"MOSH_SERVER_NETWORK_TMOUT={silence_timeout_s}", *(run.variables if run else ())])
+    locales = "".join(f" -l {name}={value}" for name, value in terminal.locale.items())
     bind = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - on the remote, where mosh binds so by itself
-    if request.command is not None:
-        variables.append(f"GATEWAY_COMMAND={_base64(request.command)}")
-        variables.append(f"GATEWAY_ORIGINAL={_base64(request.original_command or '')}")
-        run = f" -- {_RUN_COMMAND}"
-    locales = "".join(f" -l {name}={value}" for name, value in locale.items())
-    return f"env {' '.join(variables)} {program} new -i {bind} -c {request.colors} -p {ports}{locales}{run}"
+    options = f"-i {bind} -c {terminal.colors} -p {ports}{locales}"
+    return f"env {variables} {program} new {options}{f' -- {_RUN_COMMAND}' if run else ''}"
 
 
 def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:

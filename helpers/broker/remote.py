@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import paramiko
 from paramiko.common import cMSG_CHANNEL_REQUEST
 
+from helpers.broker.agent import Identity
 from helpers.broker.known_hosts import KnownHosts
 from helpers.errors import (
     GatewayError,
@@ -83,6 +84,17 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
     raise SettingsError(msg)
 
 
+def identity(key: paramiko.PKey) -> Identity:
+    """Let the agent sign with a key: by its own algorithm, for RSA those with SHA-2 (RFC 8332)."""
+    algorithms = {"rsa-sha2-256", "rsa-sha2-512"} if key.get_name() == "ssh-rsa" else {key.get_name()}
+
+    def sign(data: bytes, algorithm: str) -> bytes | None:
+        return key.sign_ssh_data(data, algorithm).asbytes() if algorithm in algorithms else None
+
+    certificate = [] if key.public_blob is None else [key.public_blob.key_blob]
+    return Identity((*certificate, key.asbytes()), sign)
+
+
 def silence_paramiko() -> None:
     """Keep paramiko's own log, which quotes the remote, out of ours."""
     logger = logging.getLogger("paramiko")
@@ -118,9 +130,9 @@ class Connection:
         with contextlib.suppress(GatewayError):
             channel = self._open(timeout_s)
             with self._lock:
-                self._spare, channel = channel, self._spare  # type: ignore[assignment]
-            if channel is not None:
-                channel.close()
+                unused, self._spare = self._spare, channel
+            if unused is not None:
+                unused.close()
 
     def run(
         self,
@@ -178,7 +190,7 @@ class Connection:
         message.add_string("exec")
         message.add_boolean(False)  # noqa: FBT003 - paramiko's API
         message.add_string(command)
-        self._transport._send_user_message(message)  # noqa: SLF001 - no public call leaves the reply out
+        self._transport._send_user_message(message)  # type: ignore[attr-defined]  # noqa: SLF001 - no public call leaves the reply out
 
 
 def _read(

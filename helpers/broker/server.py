@@ -1,14 +1,16 @@
-"""The broker's two sockets: the helpers' requests, and nss-systemd's."""
+"""The broker's three sockets: the helpers' requests, nss-systemd's, and the agent's."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from helpers.broker import userdb
+from helpers.broker.agent import MAX_MESSAGE_BYTES
 from helpers.broker.peers import Peer, peer_of
 from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError
 from helpers.log import EventLog
@@ -23,16 +25,22 @@ WORK_TIMEOUT_S = 18.0
 USERDB_IDLE_S = 30.0
 """Seconds after which a silent connection of nss-systemd's is closed; it makes one for each lookup."""
 
+AGENT_IDLE_S = 60.0
+"""Seconds after which a silent connection to the agent is closed; ssh closes its own once it is logged in."""
+
+AGENT_MAX_CONNECTIONS = 8
+"""Connections to the agent that one uid may have at once; ssh has one while it logs in."""
+
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Server:
-    """Serves both sockets.
+    """Serves the sockets.
 
     Args:
         handlers: What answers each ``op``.
         account: Finds an account by name or uid for a peer.
-        home: Everyone's home directory.
+        agent: Answers one message of the ssh-agent protocol.
         log: Where failures go.
     """
 
@@ -40,18 +48,22 @@ class Server:
         self,
         handlers: Mapping[str, Handler],
         account: Callable[[Peer, str | int], userdb.Account | None],
-        home: str,
+        agent: Callable[[Peer, bytes], bytes],
         log: EventLog,
     ) -> None:
         """Remember who answers what."""
-        self._handlers, self._account, self._home, self._log = handlers, account, home, log
+        self._handlers, self._account, self._agent, self._log = handlers, account, agent, log
         self._open = 0
+        self._agents: Counter[int] = Counter()
 
-    async def listen(self, broker: socket.socket, users: socket.socket) -> list[asyncio.Server]:
-        """Start to serve two listening unix sockets."""
+    async def listen(
+        self, broker: socket.socket, users: socket.socket, agent: socket.socket
+    ) -> list[asyncio.Server]:
+        """Start to serve three listening unix sockets."""
         return [
             await asyncio.start_unix_server(self._serve_helper, sock=broker, limit=MAX_REQUEST_BYTES),
             await asyncio.start_unix_server(self._serve_userdb, sock=users, limit=userdb.MAX_REQUEST_BYTES),
+            await asyncio.start_unix_server(self._serve_agent, sock=agent, limit=MAX_MESSAGE_BYTES),
         ]
 
     @property
@@ -108,11 +120,33 @@ class Server:
             while True:
                 async with asyncio.timeout(USERDB_IDLE_S):
                     request = await reader.readuntil(b"\0")
-                    writer.write(userdb.answer(request[:-1], lookup, self._home))
+                    writer.write(userdb.answer(request[:-1], lookup))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it has left, or speaks no varlink
         finally:
+            writer.close()
+
+    async def _serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = peer_of(writer.get_extra_info("socket"))
+        self._agents[peer.uid] += 1
+        try:
+            while self._agents[peer.uid] <= AGENT_MAX_CONNECTIONS:
+                async with asyncio.timeout(AGENT_IDLE_S):
+                    length = int.from_bytes(await reader.readexactly(4))
+                if not 0 < length <= MAX_MESSAGE_BYTES:
+                    self._log.warning("agent_refused", uid=peer.uid, reason=f"a message of {length} bytes")
+                    break
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    answer = self._agent(peer, await reader.readexactly(length))
+                    writer.write(len(answer).to_bytes(4) + answer)
+                    await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # it has left, or has nothing more to say
+        finally:
+            self._agents[peer.uid] -= 1
+            if not self._agents[peer.uid]:
+                del self._agents[peer.uid]
             writer.close()
 
 

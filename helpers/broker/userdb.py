@@ -30,21 +30,22 @@ class Account:
     Attributes:
         name: The user name.
         uid: The uid, which is the gid as well.
+        home: The home directory.
         shell: What sshd runs the session helper with.
     """
 
     name: str
     uid: int
+    home: str
     shell: str = "/bin/sh"
 
 
-def answer(request: bytes, lookup: Callable[[str | int], Account | None], home: str) -> bytes:
+def answer(request: bytes, lookup: Callable[[str | int], Account | None]) -> bytes:
     """Answer one request.
 
     Args:
         request: The request without its NUL.
         lookup: Finds an account by name or by uid.
-        home: Everyone's home directory: an empty one that only root may write to.
 
     Returns:
         The answer with its NUL; `NoRecordFound` for whatever is not a lookup of one known user.
@@ -68,15 +69,15 @@ def answer(request: bytes, lookup: Callable[[str | int], Account | None], home: 
         return _error(f"{_INTERFACE}NoRecordFound")
     if isinstance(uid, int) and account.uid != uid:
         return _error(f"{_INTERFACE}ConflictingRecordFound")
-    return _encode({"parameters": {"record": _record(account, home), "incomplete": False}})
+    return _encode({"parameters": {"record": _record(account), "incomplete": False}})
 
 
-def _record(account: Account, home: str) -> dict[str, Any]:
+def _record(account: Account) -> dict[str, Any]:
     return {
         "userName": account.name,
         "uid": account.uid,
         "gid": account.uid,
-        "homeDirectory": home,
+        "homeDirectory": account.home,
         "shell": account.shell,
         "service": SERVICE,
         # "*" matches no password; "!" would mean that the account is locked (passwd(5)).

@@ -1,0 +1,203 @@
+"""Starts sessions on the remote: a mosh-server for a terminal, the way for ssh for everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.broker import mosh
+from helpers.broker.config import BrokerConfig
+from helpers.broker.connections import Connections
+from helpers.broker.keyline import decode_command
+from helpers.broker.known_hosts import KnownHosts
+from helpers.errors import GatewayError, NoLocaleError, ProtocolError, RemoteUnresolvedError
+
+MOSH_OUTPUT_MAX_BYTES = 64 * 1024
+"""Most output, in bytes, that a login shell may write before mosh-server's line."""
+
+MAX_COMMAND_CHARS = 40_000
+"""Longest command, in characters, that is carried: in base64 it is still one argument (128 KiB on Linux)."""
+
+SFTP_REQUEST = "gateway-subsystem-sftp"
+"""What sshd says for a client's request of the subsystem sftp: see ``sshd_config.d``."""
+
+SFTP_COMMAND = "internal-sftp"
+"""What SSH_ORIGINAL_COMMAND is then told on the remote, where a key's ``command=`` rules: the name by which scripts
+know sftp on every host, since the path of its program differs."""
+
+_LOCALE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
+_LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
+_MAX_COLORS = 256
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What a session wants, checked.
+
+    Attributes:
+        terminal: What mosh needs to know; None for a request that mosh cannot carry.
+        command: The command that rules, a key's or else the client's; None for a login shell.
+        original_command: What the client asked for, where a key's ``command=`` rules; None otherwise.
+        forced: Whether a key's ``command=`` rules.
+    """
+
+    terminal: mosh.Terminal | None
+    command: str | None
+    original_command: str | None
+    forced: bool
+
+    @property
+    def subsystem(self) -> str | None:
+        """The subsystem to ask the remote for; None for a command or a shell."""
+        return "sftp" if self.command == SFTP_REQUEST and not self.forced else None
+
+
+def parse_request(request: Mapping[str, Any]) -> SessionRequest:
+    """Check a session helper's request.
+
+    Args:
+        request: ``terminal``: None, or an object with ``colors`` (0-256) and ``locale``; ``command``: a key's, as
+            `helpers.broker.keyline.encode_command` wrote it, or None; ``original_command``: the client's, or None.
+
+    Raises:
+        ProtocolError: It is not whole.
+    """
+    carried, original = request.get("command"), request.get("original_command")
+    for text in (original, carried):
+        if text is not None and (not isinstance(text, str) or len(text) > MAX_COMMAND_CHARS or "\0" in text):
+            msg = f"the command is longer than {MAX_COMMAND_CHARS} characters"
+            raise ProtocolError(msg)
+    terminal = request.get("terminal")
+    checked = None if terminal is None else _terminal(terminal)
+    if carried is None:
+        return SessionRequest(checked, original, None, forced=False)
+    asked = SFTP_COMMAND if original == SFTP_REQUEST else original
+    return SessionRequest(checked, decode_command(carried), asked, forced=True)
+
+
+def _terminal(terminal: object) -> mosh.Terminal:
+    colors, locale = (terminal.get("colors"), terminal.get("locale")) if isinstance(terminal, dict) else (None, None)
+    if not isinstance(colors, int) or not 0 <= colors <= _MAX_COLORS or not isinstance(locale, dict):
+        msg = "the session's terminal is not whole"
+        raise ProtocolError(msg)
+    for name, value in locale.items():
+        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and _LOCALE_WORD.fullmatch(value)):
+            msg = "the session's locale is none"
+            raise ProtocolError(msg)
+    return mosh.Terminal(colors, locale)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A session that can begin.
+
+    Attributes:
+        answer: What the session helper needs to know.
+        log: What the log is told.
+    """
+
+    answer: dict[str, Any]
+    log: dict[str, object]
+
+
+class Sessions:
+    """Starts sessions.
+
+    Args:
+        config: The broker's settings.
+        connections: The connections to the remote.
+        known_hosts: Where the remote's host keys are looked up; None where any will do.
+    """
+
+    def __init__(self, config: BrokerConfig, connections: Connections, known_hosts: KnownHosts | None) -> None:
+        """Take the collaborators."""
+        self._config, self._connections, self._known_hosts = config, connections, known_hosts
+
+    async def start(self, user: str, request: SessionRequest) -> Started:
+        """Start a session.
+
+        Args:
+            user: The name that owns the session's uid.
+            request: What it wants.
+
+        Raises:
+            GatewayError: The remote has no session for it; the sentence says why.
+        """
+        if request.terminal is None:
+            return await self._ssh(user, request)
+        return await self._mosh(user, request, request.terminal)
+
+    async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
+        """Start a mosh-server, in the first locale that the remote knows."""
+        config = self._config
+        failure: GatewayError | None = None
+        for locale in (terminal.locale, *mosh.LOCALE_FALLBACKS) if terminal.locale else mosh.LOCALE_FALLBACKS:
+
+            def command(address: str, locale: Mapping[str, str] = locale) -> str:
+                return mosh.server_command(
+                    mosh.Terminal(terminal.colors, locale),
+                    address=address,
+                    program=config.mosh_server,
+                    ports=config.mosh_ports,
+                    silence_timeout_s=config.session_timeout_s,
+                    run=_run(request),
+                )
+
+            found: list[mosh.MoshEndpoint] = []
+            ran = await self._connections.run(
+                user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found)
+            )
+            if found:
+                times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
+                where: dict[str, Any] = {"address": ran.address, "port": found[0].port}
+                answer = {"transport": "mosh", **where, "key": found[0].key, "predict": config.mosh_predict}
+                return Started(answer, {"remote": ran.address, "udp_port": found[0].port, **times})
+            failure = mosh.failure(ran.completed.status, ran.completed.stderr, config.mosh_server)
+            if not isinstance(failure, NoLocaleError):
+                break
+        assert failure is not None  # noqa: S101 - there is always one locale to try
+        raise failure
+
+    async def _ssh(self, user: str, request: SessionRequest) -> Started:
+        """Tell the way to the remote, for the session's own ssh."""
+        address = self._connections.address(user) or await self._resolve()
+        run = _run(request) if request.forced else None
+        answer = {
+            "transport": "ssh",
+            "address": address,
+            "port": self._config.remote_port,
+            "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
+            "known_hosts": self._config.known_hosts,
+            "agent": self._config.agent_socket,
+            "user": user,
+            "subsystem": request.subsystem,
+            "command": run.line if run else None if request.subsystem else request.command,
+        }
+        return Started(answer, {"remote": address})
+
+    async def _resolve(self) -> str:
+        host, port = self._config.remote_host, self._config.remote_port
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            msg = f"the remote host {host} has no address; check REMOTE_HOST and the gateway's DNS"
+            raise RemoteUnresolvedError(msg) from exc
+        return str(found[0][4][0])
+
+
+def _run(request: SessionRequest) -> mosh.RunCommand | None:
+    return None if request.command is None else mosh.RunCommand(request.command, request.original_command)
+
+
+def _collect(found: list[mosh.MoshEndpoint]) -> Callable[[bytes], object]:
+    def line(text: bytes) -> object:
+        endpoint = mosh.parse_mosh_connect(text)
+        if endpoint is not None:
+            found.append(endpoint)
+        return endpoint
+
+    return line
