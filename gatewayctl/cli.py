@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import sys
 from dataclasses import dataclass
 
@@ -32,6 +31,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "check-config": Subcommand("check", "check_config", "Check the settings and say what is in effect."),
+    "hash-password": Subcommand("hash_password", "hash_password", "Hash a password for GATEWAY_PASSWORDS."),
     "render-config": Subcommand(
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),
@@ -66,6 +66,8 @@ class LazyGroup(click.Group):
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
     del param
     if value:
+        import importlib.metadata  # noqa: PLC0415 - it takes longer than all else in this module
+
         try:
             click.echo(f"gatewayctl {importlib.metadata.version('ssh-mosh-gateway')}")
         except importlib.metadata.PackageNotFoundError:

@@ -1,10 +1,11 @@
-"""Settings that are right one by one and wrong together, and those that wait for what is not built yet."""
+"""Settings that are right one by one and wrong together."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+from gatewayctl import passwords
 from helpers.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -25,33 +26,32 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"{_given(settings, 'gateway_password_auth')} needs GATEWAY_PASSWORDS")
     if settings.gateway_passwords is not None and not settings.gateway_password_auth:
         raise SettingsError(f"{_given(settings, 'gateway_passwords')} needs GATEWAY_PASSWORD_AUTH=true")
+    if settings.gateway_passwords is not None:
+        list(passwords.pairs(settings.gateway_passwords.get_secret_value()))
     if settings.gateway_accept_any_key:
         for other in ("gateway_authorized_keys_path", "gateway_authorized_keys_content", "gateway_passwords"):
             _refuse_both(settings, "gateway_accept_any_key", other)
-    refuse_what_is_not_built_yet(settings)
+    if settings.gateway_accept_any_key and not _has_key(settings):
+        raise SettingsError(
+            f"{_given(settings, 'gateway_accept_any_key')} needs GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT:"
+            " without a key of the gateway's, any key is let in anyway and the remote judges the user's agent"
+        )
+    if settings.gateway_password_auth and not _has_key(settings):
+        raise SettingsError(
+            f"{_given(settings, 'gateway_password_auth')} needs GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT:"
+            " a password opens no door on the remote"
+        )
     _require_file(settings, "gateway_ssh_key_path")
     _require_file(settings, "gateway_authorized_keys_path")
-
-
-def refuse_what_is_not_built_yet(settings: Settings) -> None:
-    """Refuse the ways in that later versions bring: passwords, any key, and no key of the gateway (agents).
-
-    Raises:
-        SettingsError: The setting, and what works today.
-    """
-    for name in ("gateway_password_auth", "gateway_accept_any_key"):
-        if getattr(settings, name):
-            raise SettingsError(f"{_given(settings, name)} is not available yet: leave it out")
-    if settings.gateway_ssh_key_path is None and settings.gateway_ssh_key_content is None:
-        raise SettingsError(
-            "GATEWAY_SSH_KEY_PATH is missing: the gateway needs a private key that the remote accepts,"
-            " as a file or in GATEWAY_SSH_KEY_CONTENT"
-        )
 
 
 def warnings(settings: Settings) -> list[str]:
     """Say what is allowed and still likely to be a mistake."""
     found = []
+    if not _has_key(settings):
+        found.append(
+            "no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)"
+        )
     if settings.remote_ignore_host_key:
         found.append(
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"
@@ -65,11 +65,13 @@ def warnings(settings: Settings) -> list[str]:
     return found
 
 
+def _has_key(settings: Settings) -> bool:
+    return settings.gateway_ssh_key_path is not None or settings.gateway_ssh_key_content is not None
+
+
 def _refuse_both(settings: Settings, first: str, second: str) -> None:
     if getattr(settings, first) is not None and getattr(settings, second) is not None:
-        raise SettingsError(
-            f"{_given(settings, first)} and {_given(settings, second)} exclude each other: give one"
-        )
+        raise SettingsError(f"{_given(settings, first)} and {_given(settings, second)} exclude each other: give one")
 
 
 def _require_file(settings: Settings, name: str) -> None:

@@ -33,9 +33,9 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
     decorated: Callable[..., None] = command
     for info in reversed(_flags()):
         decorated = _option(info)(decorated)
-    return click.option(
-        "--config", type=click.Path(path_type=Path), metavar="FILE", help="A YAML file with settings."
-    )(decorated)
+    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A YAML file with settings.")(
+        decorated
+    )
 
 
 def secrets_note() -> str:
@@ -65,8 +65,6 @@ def _option(info: SettingInfo) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 def _help(info: SettingInfo) -> str:
-    default = (
-        "required" if info.required else f"default: {info.default}" if info.default else "default: not set"
-    )
+    default = "required" if info.required else f"default: {info.default}" if info.default else "default: not set"
     expects = "" if info.boolean else f": {info.doc.expects}"
     return f"{info.doc.about}{expects}. [{default}]"

@@ -48,6 +48,7 @@ class SshdContext:
         force_command: What runs instead of anything that a client asks for.
         permit_root: GATEWAY_PERMIT_ROOT.
         password_authentication: GATEWAY_PASSWORD_AUTH.
+        agent_forwarding: Whether users bring their agents, because the gateway has no key.
         pid_file: Where sshd writes its process id.
     """
 
@@ -61,6 +62,7 @@ class SshdContext:
     force_command: tuple[str, ...]
     permit_root: bool
     password_authentication: bool
+    agent_forwarding: bool
     pid_file: Path
 
 
@@ -99,6 +101,7 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
         force_command=(*launch, "session", socket),
         permit_root=settings.gateway_permit_root,
         password_authentication=settings.gateway_password_auth,
+        agent_forwarding=settings.gateway_ssh_key_path is None and settings.gateway_ssh_key_content is None,
         pid_file=runtime.pid_file,
     )
 
@@ -213,7 +216,7 @@ def _one_line(text: str) -> str:
 
 def _run(sshd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(  # noqa: S603 - an argument list
+        return subprocess.run(
             [sshd, *arguments],
             capture_output=True,
             text=True,

@@ -58,9 +58,7 @@ class Settings(BaseModel):
             "HOST",
         ),
     ]
-    remote_port: Annotated[
-        _Port, Doc("The TCP port of its sshd", "a port from 1 to 65535", "2200", "PORT")
-    ] = 22
+    remote_port: Annotated[_Port, Doc("The TCP port of its sshd", "a port from 1 to 65535", "2200", "PORT")] = 22
     remote_known_hosts: Annotated[
         _File,
         Doc(
@@ -136,26 +134,22 @@ class Settings(BaseModel):
         ),
     ] = None
     gateway_password_auth: Annotated[
-        bool, Doc("Let users in by password (not available yet)", _BOOLEAN, "true", "BOOLEAN")
+        bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")
     ] = False
     gateway_passwords: Annotated[
         SecretStr | None,
         Doc("Their passwords", "NAME:PASSWORD pairs with commas between", "alice:s3cr3t,bob:pass", "PAIRS"),
     ] = None
     gateway_accept_any_key: Annotated[
-        bool, Doc("Let anyone in who has any key at all (not available yet)", _BOOLEAN, "true", "BOOLEAN")
+        bool, Doc("Let anyone in who has any key at all", _BOOLEAN, "true", "BOOLEAN")
     ] = False
-    gateway_permit_root: Annotated[
-        bool, Doc("Let root@ in, like any other name", _BOOLEAN, "true", "BOOLEAN")
-    ] = False
+    gateway_permit_root: Annotated[bool, Doc("Let root@ in, like any other name", _BOOLEAN, "true", "BOOLEAN")] = False
     gateway_host: Annotated[
         str,
         AfterValidator(values.host),
         Doc("The address to listen on", "a host name, an IPv4 or an IPv6 address", "::", "ADDRESS"),
     ] = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
-    gateway_port: Annotated[
-        _Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")
-    ] = 2222
+    gateway_port: Annotated[_Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")] = 2222
     gateway_host_key_path: Annotated[
         _File,
         Doc(
@@ -169,7 +163,7 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=86400),
         Doc(
-            "How long a user's keys, or a failure to fetch them, are remembered;"
+            "How long a user's keys, or the remote's refusal, are remembered;"
             " a key revoked on the remote works here for at most this long",
             "seconds from 1 to 86400",
             "10",

@@ -57,11 +57,7 @@ def flag_of(name: str) -> str:
 def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict[str, Given]:
     """Take the variables that are settings. An empty one counts as not set."""
     upper = {name.upper(): name for name in names}
-    return {
-        upper[key]: Given(value, f"environment {key}")
-        for key, value in environ.items()
-        if key in upper and value
-    }
+    return {upper[key]: Given(value, f"environment {key}") for key, value in environ.items() if key in upper and value}
 
 
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
@@ -104,9 +100,7 @@ def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
         if name in given:
             raise SettingsError(f"{path} line {line}: {name} is there twice ({given[name].origin})")
         if not isinstance(value_node, yaml.ScalarNode):
-            raise SettingsError(
-                f"{name.upper()} must be a single value, not a list or mapping (from {origin})"
-            )
+            raise SettingsError(f"{name.upper()} must be a single value, not a list or mapping (from {origin})")
         if value_node.value and value_node.tag != "tag:yaml.org,2002:null":
             given[name] = Given(str(value_node.value), origin)
     return given
@@ -137,8 +131,6 @@ def _compose(path: Path) -> yaml.Node | None:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:  # its own text would quote the line, and with it a secret
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
-        raise SettingsError(
-            f"{path} line {line}: not YAML; special characters in a value need quotes"
-        ) from None
+        raise SettingsError(f"{path} line {line}: not YAML; special characters in a value need quotes") from None
     except (yaml.YAMLError, RecursionError):
         raise SettingsError(f"{path}: not YAML") from None

@@ -78,9 +78,7 @@ def port(text: str) -> str:
 def port_range(text: str) -> str:
     """Accept ``P`` or ``P:P2``, both 1-65535, ascending."""
     first, _, last = text.partition(":")
-    ports = [
-        int(part) if re.fullmatch(r"[0-9]{1,5}", part, re.ASCII) else 0 for part in (first, last or first)
-    ]
+    ports = [int(part) if re.fullmatch(r"[0-9]{1,5}", part, re.ASCII) else 0 for part in (first, last or first)]
     if not 1 <= ports[0] <= ports[1] <= 65535:  # noqa: PLR2004 - the range of a UDP port
         raise ValueError
     return text

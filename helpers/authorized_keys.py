@@ -27,12 +27,12 @@ def main(argv: list[str]) -> int:
         connection = " ".join(argv[4:])
         request = {"op": "authorized_keys", "user": user, "key_type": key_type, "key": key}
         answer = ask(socket_path, request | {"connection": connection})
-        lines = "".join(f"{line}\n" for line in answer.get("lines", ()))
+        lines = "".join(f"{line}\n" for line in answer["lines"])
         sys.stdout.buffer.write(lines.encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()
     except GatewayError as error:
         # sshd logs a key command's standard error only at debug level; the broker, where it runs, has logged why.
         print(f"authorized_keys: {error.message}", file=sys.stderr)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         print(f"authorized_keys: {error}", file=sys.stderr)
     return 0

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from helpers.errors import BrokerUnavailableError, ProtocolError
-from helpers.protocol import ANSWER_TIMEOUT_S, MAX_ANSWER_BYTES, decode, encode, result_of
+from helpers.protocol import ANSWER_TIMEOUT_S, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, decode, encode, result_of
 
 
 class Question:
@@ -21,17 +21,22 @@ class Question:
 
     Raises:
         BrokerUnavailableError: Nobody listens on the socket, or it takes no request.
+        ProtocolError: The request is too long for the protocol.
     """
 
     def __init__(self, socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Connect and send."""
+        line = encode(request)
+        if len(line) > MAX_REQUEST_BYTES:
+            msg = f"the request is longer than the {MAX_REQUEST_BYTES} bytes that the broker reads; shorten the command"
+            raise ProtocolError(msg)
         self._deadline = time.monotonic() + timeout_s
         self._received = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
             self._socket.connect(socket_path)
-            self._socket.sendall(encode(request))
+            self._socket.sendall(line)
         except OSError as exc:
             self._socket.close()
             msg = "the gateway's broker is not running; try again in a moment, or tell the gateway's operator"

@@ -115,7 +115,7 @@ class NoLocaleError(GatewayError):
     """The remote has no UTF-8 locale, which mosh needs."""
 
     code = "no_locale"
-    status = 78  # EX_CONFIG
+    status = 66  # EX_NOINPUT
 
 
 class SettingsError(GatewayError):

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from helpers.client import Question, ask
-from helpers.errors import GatewayError
+from helpers.errors import GatewayError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
+from helpers.protocol import ANSWER_TIMEOUT_S
 from helpers.terminal import ensure_window, locale_of, usable_term
 
 PROGRESS_AFTER_S = 0.5
@@ -87,8 +88,14 @@ def start(socket_path: str, environ: Mapping[str, str]) -> None:
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
         become_mosh_client(session, term, path)
-    else:
-        become_ssh(session, {**locale_of(environ), "PATH": path, "HOME": str(session["home"])})
+    ssh = {**locale_of(environ), "PATH": path, "HOME": str(session["home"])}
+    if session["agent"] is None:
+        session["agent"] = forwarded_agent(environ)
+        session["identity"] = write_identity(request["key"], ssh["HOME"])
+    if "mosh" in session:
+        become_mosh_client(start_mosh_server(session, ssh), term, path)
+    command = session["command"]
+    become([*ssh_argv(session), *(() if command is None else (str(command),))], ssh)
 
 
 def accepted_key(user_auth_path: str) -> str:
@@ -158,21 +165,91 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
     become(["mosh-client", str(session["address"]), str(session["port"])], environ)
 
 
-def become_ssh(session: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    """Replace this process with ssh, so that bytes, status and both ends' closing are OpenSSH's own.
+def forwarded_agent(environ: Mapping[str, str]) -> str:
+    """Find the agent that the user forwarded.
+
+    Raises:
+        PermissionDeniedError: There is none.
+    """
+    path = environ.get("SSH_AUTH_SOCK")
+    if not path:
+        msg = "this gateway has no key of its own and needs your SSH agent; use 'ssh -A' with an agent running"
+        raise PermissionDeniedError(msg)
+    return path
+
+
+def write_identity(user_auth: str, home: str) -> str | None:
+    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
+
+    Args:
+        user_auth: See `accepted_key`.
+        home: The session's own directory.
+
+    Returns:
+        The public key's file; None where the user came without a key.
+    """
+    words = user_auth.split(" ")
+    if words[0] != "publickey":
+        return None
+    path = f"{home}/identity-{os.getpid()}.pub"
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib costs 4 ms
+        file.write(" ".join(words[1:3]) + "\n")
+    return path
+
+
+def start_mosh_server(session: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Start mosh-server with the user's own agent, which only this session may use.
 
     Args:
         session: The broker's answer.
-        environ: The environment; LANG and LC_* in it, checked, are sent on.
+        environ: ssh's environment.
+
+    Returns:
+        What `become_mosh_client` needs.
 
     Raises:
-        GatewayError: ssh cannot be started.
+        GatewayError: The remote has no session; the sentence says why.
+    """
+    import subprocess  # noqa: PLC0415 - 8 ms that only this way in costs
+
+    from helpers.broker import mosh  # noqa: PLC0415
+
+    failure = GatewayError("the remote host gave no session")
+    for command in session["mosh"]["commands"]:
+        argv = [*ssh_argv(session), command]
+        with subprocess.Popen(  # noqa: S603
+            argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as ssh:
+            try:
+                stdout, stderr = ssh.communicate(timeout=ANSWER_TIMEOUT_S)
+            except subprocess.TimeoutExpired as exc:
+                ssh.kill()
+                msg = "the remote host did not answer in time"
+                raise RemoteTimeoutError(msg) from exc
+        for line in stdout.split(b"\n"):
+            endpoint = mosh.parse_mosh_connect(line)
+            if endpoint is not None:
+                where = {"address": session["address"], "port": endpoint.port, "key": endpoint.key}
+                return {**where, "predict": session["mosh"]["predict"]}
+        failure = mosh.ssh_failure(ssh.returncode, stderr, str(session["mosh"]["program"]))
+        if not isinstance(failure, NoLocaleError):
+            break
+    raise failure
+
+
+def ssh_argv(session: Mapping[str, Any]) -> list[str]:
+    """Write the command line of ssh up to the host, and the subsystem where one is asked for.
+
+    It is ssh itself, so that bytes, status and both ends' closing are OpenSSH's own.
+
+    Args:
+        session: The broker's answer.
     """
     known_hosts = session["known_hosts"]
     options = [
         # Nobody is there to be asked, and nothing but the broker's key and known_hosts counts.
         "BatchMode=yes",
-        "IdentityFile=none",
+        f"IdentityFile={session.get('identity') or 'none'}",
         f"IdentityAgent={session['agent']}",
         f"HostKeyAlias={session['host_key_alias']}",
         f"UserKnownHostsFile={known_hosts or '/dev/null'}",
@@ -191,11 +268,8 @@ def become_ssh(session: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     ]
     argv = ["ssh", "-F", "none", "-T", "-e", "none", *(word for option in options for word in ("-o", option))]
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
-    subsystem, command = session["subsystem"], session["command"]
-    argv += ["-s"] if subsystem else []
-    argv += ["--", str(session["address"])]
-    argv += [str(word) for word in (subsystem or command,) if word is not None]
-    become(argv, environ)
+    subsystem = session["subsystem"]
+    return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]
 
 
 def become(argv: list[str], environ: Mapping[str, str]) -> None:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog=secrets_note())
 @settings_options
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print every setting with its value and its source as JSON."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print every setting with its value and its source as JSON.")
 def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
     """Check the settings and say what is in effect.
 

@@ -54,7 +54,7 @@ def render_config(load: Callable[[], Settings], output: Path | None, sshd: Path)
 
 
 def check_apart(sshd: Path, context: render.SshdContext, scratch: Path) -> None:
-    """Let sshd judge the configuration in a directory of its own, so that what does not pass is never written.
+    """Let sshd judge the configuration in a scratch directory, so that what does not pass is never written.
 
     The host key may not be there yet: ``serve`` makes it. A key for the moment takes its place then.
 

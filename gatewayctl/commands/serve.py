@@ -12,6 +12,7 @@ import click
 import helpers
 from gatewayctl import render
 from gatewayctl.options import secrets_note, settings_options
+from gatewayctl.passwords import hashed_passwords, unknown_password
 from gatewayctl.processes import find
 from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
 from gatewayctl.settings import Settings
@@ -19,6 +20,9 @@ from gatewayctl.supervisor import Plan, Supervisor
 from helpers.broker.config import BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
+
+
+ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
 
 
 @click.command(epilog=secrets_note())
@@ -50,6 +54,8 @@ def run(load: Callable[[], Settings]) -> int:
     log = EventLog("gatewayctl", settings.gateway_log_level)
     for warning in settings.warnings:
         log.warning("setting", text=warning)
+    if settings.gateway_accept_any_key:
+        log.warning("accept_any_key", text=ANYONE)
     for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
         find(program, package)
     check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
@@ -84,6 +90,8 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     """
     first, last = settings.uid_range
     key, certificate = read_key(settings)
+    secret = settings.gateway_passwords
+    passwords = {} if secret is None else hashed_passwords(secret.get_secret_value())
     known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
     local_keys = settings.gateway_authorized_keys_path
     broker = BrokerConfig(
@@ -94,6 +102,9 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         ssh_certificate=certificate,
         authorized_keys_path=None if local_keys is None else str(local_keys),
         authorized_keys_content=settings.gateway_authorized_keys_content,
+        accept_any_key=settings.gateway_accept_any_key,
+        passwords=passwords,
+        no_password=unknown_password() if passwords else "*",
         cache_ttl_s=settings.gateway_cache_ttl,
         state_dir=str(runtime.state),
         homes_dir=str(runtime.home),
@@ -113,8 +124,11 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     return Plan(broker, render.sshd_context(settings, render.sshd_version(sshd)), first)
 
 
-def read_key(settings: Settings) -> tuple[str, str | None]:
+def read_key(settings: Settings) -> tuple[str | None, str | None]:
     """Read the gateway's private key, and the certificate beside its file if there is one.
+
+    Returns:
+        Both as text; None for what there is not. Without a key, users bring their agents.
 
     Raises:
         SettingsError: It cannot be read, or is no text.
@@ -124,8 +138,7 @@ def read_key(settings: Settings) -> tuple[str, str | None]:
         if content is not None:
             return content.decode("ascii"), None
         if path is None:
-            msg = "GATEWAY_SSH_KEY_PATH is missing"
-            raise SettingsError(msg)
+            return None, None
         certificate = path.with_name(path.name + "-cert.pub")
         beside = certificate.read_text(encoding="ascii") if certificate.exists() else None
         return path.read_text(encoding="ascii"), beside

@@ -19,7 +19,7 @@ from pathlib import Path
 from helpers.broker.broker import Broker
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
-from helpers.broker.keys import ContentKeys, KeySource, PathKeys, RemoteKeys
+from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
 from helpers.broker.homes import HomeMaker
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
@@ -46,7 +46,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
     Raises:
         SettingsError: The gateway's key, or a file that the settings name, cannot be used.
     """
-    key = load_key(config.ssh_key, config.ssh_certificate)
+    key = None if config.ssh_key is None else load_key(config.ssh_key, config.ssh_certificate)
     known_hosts = None
     if config.known_hosts is not None:
         known_hosts = KnownHosts(Path(config.known_hosts), config.remote_host, config.remote_port)
@@ -58,8 +58,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
             log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
     else:
         log.warning("host_key_ignored", remote=config.remote_host, reason="REMOTE_IGNORE_HOST_KEY=true")
-    remote = Remote(config.remote_host, config.remote_port, known_hosts, key)
-    connections = Connections(remote.connect)
+    connections = Connections(Remote(config.remote_host, config.remote_port, known_hosts, key).connect)
     keys: KeySource
     if config.authorized_keys_content is not None:
         keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))
@@ -72,6 +71,8 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
             )
             raise SettingsError(msg)
         keys = PathKeys(path)
+    elif config.accept_any_key or key is None:
+        keys = AnyKey()
     else:
         keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
     try:
@@ -81,7 +82,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         raise SettingsError(msg) from exc
     homes = HomeMaker(socket.socket(fileno=HOMES_FD))
     broker = Broker(
-        config, users, keys, connections, known_hosts, identity(key), homes.make, log, os.getppid()
+        config, users, keys, connections, known_hosts, None if key is None else identity(key), homes.make, log, os.getppid()
     )
     return broker, connections
 

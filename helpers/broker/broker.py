@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
@@ -47,7 +48,7 @@ class Broker:
         keys: Where authorized_keys come from.
         connections: The connections to the remote.
         known_hosts: Where the remote's host keys are looked up; None where any will do.
-        identity: The gateway's key, to sign logins with.
+        identity: The gateway's key, to sign logins with; None where the gateway has none.
         make_home: Has a uid's home directory made.
         log: Where each decision goes.
         supervisor: The process that started sshd, for session ids.
@@ -60,7 +61,7 @@ class Broker:
         keys: KeySource,
         connections: Connections,
         known_hosts: KnownHosts | None,
-        identity: agent.Identity,
+        identity: agent.Identity | None,
         make_home: Callable[[int], Awaitable[bool]],
         log: EventLog,
         supervisor: int,
@@ -70,6 +71,7 @@ class Broker:
         self._known_hosts, self._identity, self._make_home = known_hosts, identity, make_home
         self._sessions = Sessions(config, connections, known_hosts)
         self._log, self._supervisor = log, supervisor
+        self._tasks: set[asyncio.Future[bool]] = set()
         self.counters = Counters()
         self._started = time.monotonic()
 
@@ -89,7 +91,7 @@ class Broker:
             return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/", "/usr/sbin/nologin")
         if isinstance(key, int):
             name = self._users.name_of(key)
-            return None if name is None or name == "root" else self._account(name, key)
+            return None if name is None or name == "root" else self._account(name, key, secrets=peer.uid == 0)
         if key == "root":
             return None
         uid = self._users.uid_of(key, allocate=peer.uid == 0)
@@ -97,16 +99,23 @@ class Broker:
             return None
         if peer.uid == 0:
             self.counters.lookups += 1
-            self._expect(key)
-        return self._account(key, uid)
+            self._expect(key, uid)
+        return self._account(key, uid, secrets=peer.uid == 0)
 
-    def _account(self, name: str, uid: int) -> userdb.Account:
-        return userdb.Account(name, uid, f"{self._config.homes_dir}/{uid}")
+    def _account(self, name: str, uid: int, *, secrets: bool) -> userdb.Account:
+        home, config = f"{self._config.homes_dir}/{uid}", self._config
+        password = config.passwords.get(name, config.no_password) if secrets else None
+        return userdb.Account(name, uid, home, password=password)
 
-    def _expect(self, user: str) -> None:
+    def _expect(self, user: str, uid: int) -> None:
         """Use the time that the SSH handshake takes: sshd has just learned the name, and asks for keys next."""
         if isinstance(self._keys, RemoteKeys):
             self._keys.prefetch(user)
+        if user in self._config.passwords:
+            # A password brings no key, by which a home is made otherwise.
+            task = asyncio.ensure_future(self._make_home(uid))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Find the lines that let one offered key in.
@@ -138,7 +147,8 @@ class Broker:
             reason = f"{error.code}: {error.message}"
         if lines:
             self.counters.keys_permitted += 1
-            self._connections.warm_up(user)
+            if self._identity is not None:
+                self._connections.warm_up(user)
             uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
             if uid is None or not await self._make_home(uid):
                 lines, reason = [], "no home directory could be made"
@@ -164,6 +174,9 @@ class Broker:
             msg = "root is not permitted; see GATEWAY_PERMIT_ROOT"
             raise UserNameError(msg)
         file = await self._keys.read(user)
+        if file.content is None:
+            # A certificate would need a line for whoever signed it; its plain key is offered next.
+            return [] if offered.certificate else [_plain_line(offered)], file.source, file.fetch_ms
         return permitted_lines(file.content, offered), file.source, file.fetch_ms
 
     async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +220,11 @@ class Broker:
     def sign(self, peer: Peer, message: bytes) -> bytes:
         """Answer one message to the agent: see `helpers.broker.agent`, for the user who owns the peer's uid."""
         try:
-            return agent.answer(message, self._owner(peer, "agent"), self._identity, self._accept_host_key)
+            user = self._owner(peer, "agent")
+            if self._identity is None:
+                msg = "the gateway has no key"
+                raise PermissionDeniedError(msg)
+            return agent.answer(message, user, self._identity, self._accept_host_key)
         except GatewayError as error:
             self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=error.message)
             return agent.FAILURE
@@ -255,8 +272,13 @@ class Broker:
         return {
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connections": len(self._connections),
+            "accept_any_key": self._config.accept_any_key,
             **vars(self.counters),
         }
+
+
+def _plain_line(offered: OfferedKey) -> bytes:
+    return f"{offered.key_type} {base64.b64encode(offered.blob).decode('ascii')}".encode("ascii")
 
 
 def _endpoint(connection: str) -> str | None:

@@ -16,10 +16,14 @@ class BrokerConfig:
         remote_host: REMOTE_HOST.
         remote_port: REMOTE_PORT.
         known_hosts: REMOTE_KNOWN_HOSTS; None where any host key will do.
-        ssh_key: The gateway's private key, as in its file.
+        ssh_key: The gateway's private key, as in its file; None where users bring their agents.
         ssh_certificate: The certificate beside it, if there is one.
         authorized_keys_path: GATEWAY_AUTHORIZED_KEYS_PATH.
         authorized_keys_content: GATEWAY_AUTHORIZED_KEYS_CONTENT.
+        accept_any_key: GATEWAY_ACCEPT_ANY_KEY.
+        passwords: User name to hashed password (crypt(5)).
+        no_password: The hash of a password that nobody knows, for every other name, so that the time sshd takes to
+            check a password tells no names; "*" where there are no passwords.
         cache_ttl_s: GATEWAY_CACHE_TTL, seconds.
         state_dir: A directory that only the broker may enter.
         homes_dir: Where the supervisor makes users' home directories.
@@ -39,10 +43,13 @@ class BrokerConfig:
     remote_host: str
     remote_port: int
     known_hosts: str | None
-    ssh_key: str = field(repr=False)
+    ssh_key: str | None = field(repr=False)
     ssh_certificate: str | None
     authorized_keys_path: str | None
     authorized_keys_content: str | None
+    accept_any_key: bool
+    passwords: dict[str, str] = field(repr=False)
+    no_password: str = field(repr=False)
     cache_ttl_s: float
     state_dir: str
     homes_dir: str

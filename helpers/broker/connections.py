@@ -200,11 +200,10 @@ class Connections:
         timeout_s: float,
         connect_ms: float,
     ) -> Ran:
+        line = command(warm.connection.address)
+        loop = asyncio.get_running_loop()
         began = warm.used_s = self._clock()
         warm.users += 1
-        loop = asyncio.get_running_loop()
-
-        line = command(warm.connection.address)
 
         def run() -> Completed:
             return warm.connection.run(line, max_bytes=max_bytes, timeout_s=timeout_s, until=until)

@@ -55,15 +55,7 @@ EMPTY_COMMAND = "="
 and then a shell would be started."""
 
 _ENVIRONMENT_MAX = 1024  # auth-options.h, SSH_AUTHOPT_ENV_MAX
-_NEGATABLE = (
-    b"port-forwarding",
-    b"agent-forwarding",
-    b"x11-forwarding",
-    b"touch-required",
-    b"verify-required",
-    b"pty",
-    b"user-rc",
-)
+_NEGATABLE = b"port-forwarding agent-forwarding x11-forwarding touch-required verify-required pty user-rc".split()
 _FLAGS = frozenset({b"restrict", b"cert-authority", *_NEGATABLE, *(b"no-" + name for name in _NEGATABLE)})
 _ONCE = frozenset({b"command", b"principals", b"from"})
 _VALUED = frozenset({*_ONCE, b"expiry-time", b"environment", b"permitopen", b"permitlisten", b"tunnel"})
@@ -73,7 +65,8 @@ _OPTION_NAME = re.compile(rb"[A-Za-z0-9-]*+")
 _SKIPPED_IN_BASE64 = b"\n\v\f\r"  # b64_pton skips isspace(3); blanks have ended the word before
 _ENVIRONMENT_NAME = re.compile(rb"[A-Za-z0-9_]+")
 _KEY = re.compile(rb"[ \t]*+([^ \t]++)[ \t]++([^ \t]++)")
-_OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')  # no backtracking: *+ and ++ keep what they took
+# No expression here can backtrack: *+ and ++ keep what they took.
+_OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text to sshd and to us
 
 
@@ -155,7 +148,7 @@ def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
     lines: list[bytes] = []
     for line in _lines_with(re.compile(b"|".join(names)), content):
         if len(line) < len(wanted):
-            continue  # in base64 a key is longer than that, under each of its names; hostile files are read faster so
+            continue  # in base64 a key is longer than that, under any of its names; hostile files take less time so
         try:
             options = _options_for(wanted, offered, line)
         except _BadLineError:

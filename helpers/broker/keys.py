@@ -37,12 +37,12 @@ class KeyFile:
     """A user's authorized_keys.
 
     Attributes:
-        content: The file; empty where there is none.
-        source: ``remote``, ``path`` or ``content``.
+        content: The file; empty where there is none, None where any key will do.
+        source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
     """
 
-    content: bytes
+    content: bytes | None
     source: str
     fetch_ms: float = 0.0
 
@@ -53,6 +53,15 @@ class KeySource(Protocol):
     async def read(self, user: str) -> KeyFile:
         """Find them; raises `GatewayError` where nobody may log in as this user now."""
         ...
+
+
+class AnyKey:
+    """Any key will do: the remote judges the forwarded agent, or GATEWAY_ACCEPT_ANY_KEY says so."""
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer so, whoever the user is."""
+        del user
+        return KeyFile(None, "any")
 
 
 class ContentKeys:
@@ -133,7 +142,7 @@ class RemoteKeys:
         """Start with nothing remembered."""
         self._pool, self._ttl_s, self._own_key = pool, ttl_s, own_key
         self._files: TTLCache[str, KeyFile] = TTLCache(
-            CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content)
+            CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content or b"")
         )
         self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
         self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
@@ -150,7 +159,7 @@ class RemoteKeys:
             return file
         error = self._refusals.get(user) or self._outages.get(user)
         if error is not None:
-            raise error
+            raise _anew(error)
         return await asyncio.shield(self.fetch(user))
 
     def fetch(self, user: str) -> asyncio.Task[KeyFile]:
@@ -180,10 +189,10 @@ class RemoteKeys:
                 self._pool.forget(user)
                 ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
         except PermissionDeniedError as error:
-            self._refusals[user] = error
+            self._refusals[user] = _anew(error)
             raise
         except GatewayError as error:
-            self._outages[user] = error
+            self._outages[user] = _anew(error)
             raise
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
         content = ran.completed.stdout if ran.completed.status == 0 else b""
@@ -197,3 +206,8 @@ class RemoteKeys:
         would not notice. One whose permission comes from elsewhere (a certificate) is renewed once in a TTL.
         """
         return self._own_key not in content and age_s is not None and age_s >= self._ttl_s
+
+
+def _anew(error: GatewayError) -> GatewayError:
+    """Copy an error without its traceback, which holds connections, and grows each time that it is raised."""
+    return type(error)(error.message)

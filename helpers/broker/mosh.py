@@ -7,7 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.errors import GatewayError, MoshServerError, NoLocaleError, NoMoshServerError
+from helpers.errors import (
+    GatewayError,
+    HostKeyError,
+    MoshServerError,
+    NoLocaleError,
+    NoMoshServerError,
+    PermissionDeniedError,
+    RemoteLostError,
+)
 
 MAX_LINE_BYTES = 512
 """Longest line, in bytes, that may be MOSH CONNECT; it is 45 bytes or fewer."""
@@ -57,6 +65,11 @@ class Terminal:
 
     colors: int
     locale: Mapping[str, str]
+
+    @property
+    def locales(self) -> tuple[Mapping[str, str], ...]:
+        """What to offer in turn: the client's, if it has one, then the fallbacks."""
+        return (self.locale, *LOCALE_FALLBACKS) if self.locale else LOCALE_FALLBACKS
 
 
 @dataclass(frozen=True)
@@ -139,9 +152,31 @@ def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:
         return NoMoshServerError(
             f"the remote host has no {program}; install mosh there, or set REMOTE_MOSH_SERVER to where it is"
         )
-    printable = re.sub(r"[^\x20-\x7e]+", " ", stderr[-2000:].decode("ascii", "replace")).strip()
-    reason = printable[:200] or f"exit status {status}"
+    reason = _printable(stderr) or f"exit status {status}"
     return MoshServerError(f"mosh-server gave no session on the remote host: {reason}")
+
+
+def ssh_failure(status: int, stderr: bytes, program: str) -> GatewayError:
+    """Say why ssh, started with the user's own agent, brought no session.
+
+    Args:
+        status: ssh's exit status; 255 is its own, the rest mosh-server's (ssh(1)).
+        stderr: What both wrote, unchecked.
+        program: REMOTE_MOSH_SERVER.
+    """
+    if status != 255:  # noqa: PLR2004
+        return failure(status, stderr, program)
+    reason = _printable(stderr) or "no reason given"
+    if b"Host key verification failed" in stderr:
+        return HostKeyError(f"the remote host's key is not the one that the gateway knows: {reason}")
+    if b"Permission denied" in stderr:
+        return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
+    return RemoteLostError(f"the remote host cannot be reached: {reason}")
+
+
+def _printable(text: bytes) -> str:
+    """Take what may be shown on a terminal, 200 characters at most, from what a remote wrote."""
+    return re.sub(r"[^\x20-\x7e]+", " ", text[-2000:].decode("ascii", "replace")).strip()[-200:]
 
 
 def _base64(text: str) -> str:

@@ -228,13 +228,13 @@ class Remote:
         host: REMOTE_HOST.
         port: REMOTE_PORT.
         known_hosts: Where its host keys are looked up; None means that any host key will do.
-        key: The gateway's private key.
+        key: The gateway's private key; None where it has none, and connects for nobody.
     """
 
     host: str
     port: int
     known_hosts: KnownHosts | None
-    key: paramiko.PKey
+    key: paramiko.PKey | None
 
     def connect(self, user: str) -> Connection:
         """Connect and authenticate as one user.
@@ -250,6 +250,8 @@ class Remote:
             HostKeyError: Its host key is unknown, changed or revoked.
             PermissionDeniedError: It does not let the gateway's key in as this user.
         """
+        if self.key is None:
+            raise self._denied(user)
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         if self.known_hosts is not None:
             self.known_hosts.keys()
@@ -259,7 +261,7 @@ class Remote:
         try:
             transport = paramiko.Transport(sock)
             self._handshake(transport, deadline)
-            self._authenticate(transport, user, deadline)
+            self._authenticate(transport, user, self.key, deadline)
             transport.set_keepalive(KEEPALIVE_S)
         except BaseException:
             (transport or sock).close()
@@ -316,10 +318,10 @@ class Remote:
         if self.known_hosts is not None:
             self.known_hosts.verify(key.get_name(), key.asbytes())
 
-    def _authenticate(self, transport: paramiko.Transport, user: str, deadline: float) -> None:
+    def _authenticate(self, transport: paramiko.Transport, user: str, key: paramiko.PKey, deadline: float) -> None:
         transport.auth_timeout = max(0.1, deadline - time.monotonic())
         try:
-            partial = transport.auth_publickey(user, self.key)
+            partial = transport.auth_publickey(user, key)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             if time.monotonic() >= deadline - 0.1:
                 msg = f"the remote host {self.host} did not finish authentication in time"

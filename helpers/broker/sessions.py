@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ class Sessions:
         Raises:
             GatewayError: The remote has no session for it; the sentence says why.
         """
-        if request.terminal is None:
+        if request.terminal is None or self._config.ssh_key is None:
             return await self._ssh(user, request)
         return await self._mosh(user, request, request.terminal)
 
@@ -135,18 +136,8 @@ class Sessions:
         """Start a mosh-server, in the first locale that the remote knows."""
         config = self._config
         failure: GatewayError | None = None
-        for locale in (terminal.locale, *mosh.LOCALE_FALLBACKS) if terminal.locale else mosh.LOCALE_FALLBACKS:
-
-            def command(address: str, locale: Mapping[str, str] = locale) -> str:
-                return mosh.server_command(
-                    mosh.Terminal(terminal.colors, locale),
-                    address=address,
-                    program=config.mosh_server,
-                    ports=config.mosh_ports,
-                    silence_timeout_s=config.session_timeout_s,
-                    run=_run(request),
-                )
-
+        for locale in terminal.locales:
+            command = functools.partial(self._mosh_command, request, terminal.colors, locale)
             found: list[mosh.MoshEndpoint] = []
             ran = await self._connections.run(
                 user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found)
@@ -162,6 +153,16 @@ class Sessions:
         assert failure is not None  # noqa: S101 - there is always one locale to try
         raise failure
 
+    def _mosh_command(self, request: SessionRequest, colors: int, locale: Mapping[str, str], address: str) -> str:
+        return mosh.server_command(
+            mosh.Terminal(colors, locale),
+            address=address,
+            program=self._config.mosh_server,
+            ports=self._config.mosh_ports,
+            silence_timeout_s=self._config.session_timeout_s,
+            run=_run(request),
+        )
+
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh."""
         address = self._connections.address(user) or await self._resolve()
@@ -172,11 +173,21 @@ class Sessions:
             "port": self._config.remote_port,
             "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
             "known_hosts": self._config.known_hosts,
-            "agent": self._config.agent_socket,
+            # Without a key of the gateway's, the agent is the one that the user forwarded.
+            "agent": self._config.agent_socket if self._config.ssh_key is not None else None,
             "user": user,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
         }
+        if request.terminal is not None:
+            answer["mosh"] = {
+                "commands": [
+                    self._mosh_command(request, request.terminal.colors, locale, address)
+                    for locale in request.terminal.locales
+                ],
+                "program": self._config.mosh_server,
+                "predict": self._config.mosh_predict,
+            }
         return Started(answer, {"remote": address})
 
     async def _resolve(self) -> str:

@@ -32,12 +32,14 @@ class Account:
         uid: The uid, which is the gid as well.
         home: The home directory.
         shell: What sshd runs the session helper with.
+        password: Its hashed password (crypt(5)), for root's eyes; None where the asker is not root.
     """
 
     name: str
     uid: int
     home: str
     shell: str = "/bin/sh"
+    password: str | None = None
 
 
 def answer(request: bytes, lookup: Callable[[str | int], Account | None]) -> bytes:
@@ -81,7 +83,7 @@ def _record(account: Account) -> dict[str, Any]:
         "shell": account.shell,
         "service": SERVICE,
         # "*" matches no password; "!" would mean that the account is locked (passwd(5)).
-        "privileged": {"hashedPassword": ["*"]},
+        "privileged": {"hashedPassword": [account.password or "*"]},
     }
 
 

@@ -86,15 +86,13 @@ class UserTable:
         """
         if not is_user_name(name):
             return None
-        row = self._db.execute("SELECT uid, seen FROM users WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        found = self._find(name)
+        if found is None:
             return self._allocate(name) if allocate and name not in RESERVED_NAMES else None
-        uid, seen = row
-        if not self._uids.start <= uid < self._uids.stop:
-            return None
+        uid, seen = found
         if allocate and abs(self._clock() - seen) > _SEEN_STEP_S:
             self._db.execute("UPDATE users SET seen = ? WHERE uid = ?", (self._clock(), uid))
-        return int(uid)
+        return uid
 
     def name_of(self, uid: int) -> str | None:
         """Look a uid up: the name that owns it, or None."""
@@ -105,8 +103,8 @@ class UserTable:
 
     def uid_of_root(self) -> int | None:
         """Look up, or give, the uid that root's own sessions run as: never 0."""
-        row = self._db.execute("SELECT uid FROM users WHERE name = 'root'").fetchone()
-        return self._allocate("root") if row is None else int(row[0])
+        found = self._find("root")
+        return self._allocate("root") if found is None else found[0]
 
     def note_session(self, uid: int) -> None:
         """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""
@@ -116,7 +114,24 @@ class UserTable:
         """Close the file."""
         self._db.close()
 
+    def _find(self, name: str) -> tuple[int, float] | None:
+        """Find a name's uid and when it was last used; a uid of a range that was given up counts for nothing."""
+        row = self._db.execute(
+            "SELECT uid, seen FROM users WHERE name = ? AND uid >= ? AND uid < ?",
+            (name, self._uids.start, self._uids.stop),
+        ).fetchone()
+        return None if row is None else (int(row[0]), float(row[1]))
+
     def _allocate(self, name: str) -> int | None:
+        # While the broker is being replaced two of them have the table, and may look for the same name or uid.
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            found = self._find(name)
+            return self._take(name) if found is None else found[0]
+        finally:
+            self._db.execute("COMMIT")
+
+    def _take(self, name: str) -> int | None:
         (last,) = self._db.execute(
             "SELECT max(uid) FROM users WHERE uid >= ? AND uid < ?", (self._uids.start, self._uids.stop)
         ).fetchone()

@@ -1,0 +1,53 @@
+# Run `make` for the list of what can be made. As root: tests and demo make network namespaces.
+
+# Not in the checkout, which may lie below a directory that is root's alone (/root): the gateway drops to
+# unprivileged users, and they must be able to run what is installed. And root-owned: sshd refuses helpers otherwise.
+ifeq ($(shell id -u),0)
+CACHE ?= /var/cache/ssh-mosh-gateway
+else
+CACHE ?= $(HOME)/.cache/ssh-mosh-gateway
+endif
+VENV ?= $(CACHE)/$(shell printf %s "$(CURDIR)" | sha256sum | cut -c1-12)
+
+# One worker each CPU; the tests wait for the network most of the time, so two at the least.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
+PYTEST_ARGS ?=
+
+# What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
+DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd ncurses-term util-linux python3-venv \
+	iproute2 mount procps ca-certificates vim less tmux putty-tools dropbear-bin
+
+# The checkout is not on Python's path: what runs is the wheel that was installed from it.
+export PYTHONSAFEPATH := 1
+# Nothing is written into the checkout.
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help deps demo test lint format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+deps: ## Install what is missing: Debian packages, and a virtual environment outside of the checkout
+	@.ci/install-debian-packages $(DEBIAN_PACKAGES)
+	@.ci/install-python "$(VENV)"
+
+demo: deps ## Show a login through a gateway over a bad WAN, all on this machine
+	@PYTHONPATH=tests "$(VENV)/bin/python" tests/demo.py
+
+test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
+	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: deps ## Check style, types and the direction of imports
+	@"$(VENV)/bin/ruff" check
+	@"$(VENV)/bin/ruff" format --check
+	@"$(VENV)/bin/mypy"
+	@"$(VENV)/bin/lint-imports" --no-cache
+
+format: deps ## Put the sources into shape
+	@"$(VENV)/bin/ruff" check --fix --exit-zero --quiet
+	@"$(VENV)/bin/ruff" format
+
+clean: ## Remove the virtual environment and the caches
+	rm -rf "$(VENV)" .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

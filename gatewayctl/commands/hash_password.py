@@ -1,0 +1,26 @@
+"""``gatewayctl hash-password``: a password as GATEWAY_PASSWORDS takes it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gatewayctl.passwords import hash_password as hashed
+from helpers.errors import SettingsError
+
+
+@click.command()
+def hash_password() -> None:
+    """Hash a password for GATEWAY_PASSWORDS.
+
+    Asks for it twice on a terminal, else reads one line from standard input; it is never an argument.
+    """
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    try:
+        click.echo(hashed(password))
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from None

@@ -1,0 +1,240 @@
+"""``gatewayctl`` as a process: what it prints where, and the status it exits with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from gatewayctl import cli
+from gatewayctl.definition import describe
+from gatewayctl.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not re.match("GATEWAY_|REMOTE_", name)}
+COMMANDS = ("check-config", "render-config", "serve")
+
+
+def gatewayctl(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with these arguments and variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "gatewayctl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**ENVIRONMENT, **environ},
+    )
+
+
+@pytest.fixture
+def enough(tmp_path: Path) -> dict[str, str]:
+    """The least that a gateway needs."""
+    for name in ("key", "known_hosts"):
+        (tmp_path / name).touch()
+    return {
+        "REMOTE_HOST": "shell.example.org",
+        "GATEWAY_SSH_KEY_PATH": str(tmp_path / "key"),
+        "REMOTE_KNOWN_HOSTS": str(tmp_path / "known_hosts"),
+    }
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str) -> None:
+    """The list of commands, on standard output."""
+    result = gatewayctl(flag)
+    assert result.returncode == 0
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+    assert result.stderr == ""
+
+
+def test_version() -> None:
+    """One line with the name and the version."""
+    result = gatewayctl("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"gatewayctl \d+\.\d+\.\d+\S*\n", result.stdout)
+
+
+def test_the_list_says_what_the_commands_say() -> None:
+    """The list is written without importing the commands, and still is theirs word by word."""
+    for name, subcommand in cli.SUBCOMMANDS.items():
+        module = importlib.import_module(f"gatewayctl.commands.{subcommand.module}")
+        command = getattr(module, subcommand.function)
+        assert isinstance(command, click.Command)
+        assert command.name == name
+        assert command.get_short_help_str(200) == subcommand.about
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The list of commands, and completion with it, costs no settings, templates or SSH library."""
+    code = (
+        "import sys\nfrom gatewayctl import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([n for n in ('pydantic', 'jinja2', 'yaml', 'rich', 'paramiko') if n in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_each_setting_with_unit_and_default(command: str) -> None:
+    """Every setting that is no secret is a flag, with its unit and default; secrets are named and are none."""
+    result = gatewayctl(command, "--help", GATEWAY_PASSWORDS="alice:s3cr3t", COLUMNS="500")
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
+    for info in describe(Settings):
+        if info.secret:
+            assert f"--{info.name.replace('_', '-')}" not in text
+            assert info.variable in text
+        else:
+            unit = f"--no-{info.flag[2:]}" if info.boolean else info.doc.unit
+            assert re.search(rf"{re.escape(info.flag)}( / | ){re.escape(unit)} ", text), info.flag
+            assert info.default in text
+    assert "s3cr3t" not in text
+
+
+@pytest.mark.parametrize("flag", ["--gateway-passwords", "--gateway-ssh-key-content"])
+def test_a_secret_is_no_flag(flag: str) -> None:
+    """A secret on the command line is refused, and is not repeated."""
+    result = gatewayctl("check-config", f"{flag}=hunter2")
+    assert result.returncode == 2
+    assert "hunter2" not in result.stdout + result.stderr
+
+
+def test_wrong_command() -> None:
+    """An unknown command fails with the nearest one."""
+    result = gatewayctl("rendr-config")
+    assert result.returncode == 2
+    assert "No such command 'rendr-config'; did you mean render-config?" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_setting_is_one_line(command: str) -> None:
+    """A wrong value stops every command with the same line and status."""
+    result = gatewayctl(command, REMOTE_HOST="-v")
+    assert result.returncode == 78
+    assert result.stdout == ""
+    assert result.stderr == (
+        "gatewayctl: REMOTE_HOST must be a host name, an IPv4 or an IPv6 address, not '-v'"
+        " (from environment REMOTE_HOST)\n"
+    )
+
+
+def test_a_wrong_key_in_the_file(tmp_path: Path) -> None:
+    """The file's name, its line and the nearest setting."""
+    config = tmp_path / "c.yaml"
+    config.write_text("remote_host: h\nremote_prot: 1\n")
+    result = gatewayctl("check-config", "--config", str(config))
+    assert result.returncode == 78
+    expected = f"gatewayctl: {config} line 2: 'remote_prot' is no setting; did you mean remote_port?\n"
+    assert result.stderr == expected
+
+
+def test_check_config(enough: dict[str, str]) -> None:
+    """Settings that are right cost one line."""
+    result = gatewayctl("check-config", "--remote-port", "2200", **enough)
+    assert result.returncode == 0
+    expected = "OK: listens on 0.0.0.0 port 2222, users land on shell.example.org port 2200\n"
+    assert (result.stdout, result.stderr) == (expected, "")
+
+
+def test_check_config_warns(enough: dict[str, str]) -> None:
+    """What is odd goes to standard error and is no failure."""
+    result = gatewayctl("check-config", "--remote-ignore-host-key", GATEWAY_HOTS="x", **enough)
+    assert result.returncode == 0
+    assert [line.partition(": warning: ")[0] for line in result.stderr.splitlines()] == ["gatewayctl"] * 2
+    assert "did you mean GATEWAY_HOST?" in result.stderr
+
+
+def test_check_config_as_json(enough: dict[str, str]) -> None:
+    """Every setting with its value and source; of a secret, whether it is set."""
+    key = "LS0tLS1CRUdJTiBYLS0tLS0K"
+    del enough["GATEWAY_SSH_KEY_PATH"]
+    result = gatewayctl("check-config", "--json", "--gateway-port", "22", GATEWAY_SSH_KEY_CONTENT=key, **enough)
+    assert result.returncode == 0
+    assert key not in result.stdout
+    report = json.loads(result.stdout)
+    assert list(report) == [info.variable for info in describe(Settings)]
+    assert report["GATEWAY_PORT"] == {"value": 22, "source": "--gateway-port"}
+    assert report["REMOTE_HOST"] == {"value": "shell.example.org", "source": "environment REMOTE_HOST"}
+    assert report["REMOTE_PORT"] == {"value": 22, "source": "default"}
+    assert report["GATEWAY_UID_RANGE"] == {"value": "2143617024:2143682559", "source": "default"}
+    assert report["GATEWAY_SSH_KEY_CONTENT"] == {"set": True, "source": "environment GATEWAY_SSH_KEY_CONTENT"}
+    assert report["GATEWAY_PASSWORDS"] == {"set": False, "source": "default"}
+
+
+def test_render_config_shows(enough: dict[str, str], require: Callable[..., None]) -> None:
+    """Without --output the files are printed, each under its name."""
+    require("sshd")
+    result = gatewayctl("render-config", **enough)
+    assert result.returncode == 0
+    names = re.findall(r"^# ===== sshd_config.d/(.*) =====$", result.stdout, re.MULTILINE)
+    assert names == sorted(names)
+    assert "10-listener.conf" in names
+    assert "\nPort 2222\n" in result.stdout
+
+
+def test_render_config_writes_what_sshd_accepts(
+    enough: dict[str, str], require: Callable[..., None], tmp_path: Path
+) -> None:
+    """With --output they are written, after sshd has accepted them, and the main file's name is printed."""
+    require("sshd", "ssh-keygen")
+    key = tmp_path / "host_key"
+    output = tmp_path / "out"
+    result = gatewayctl("render-config", "--output", str(output), GATEWAY_HOST_KEY_PATH=str(key), **enough)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{output}/sshd_config\n"
+    assert f"HostKey {key}\n" in (output / "sshd_config.d" / "10-listener.conf").read_text()
+    assert not key.exists()
+
+
+def test_render_config_writes_nothing_that_sshd_refuses(
+    enough: dict[str, str], require: Callable[..., None], tmp_path: Path
+) -> None:
+    """When sshd refuses, there is one line and no file."""
+    require("sshd")
+    key = tmp_path / "host_key"
+    key.write_text("no key")
+    output = tmp_path / "out"
+    result = gatewayctl("render-config", "--output", str(output), GATEWAY_HOST_KEY_PATH=str(key), **enough)
+    assert result.returncode == 70
+    assert result.stderr.startswith("gatewayctl: /usr/sbin/sshd refuses ")
+    assert result.stderr.count("\n") == 1
+    assert not output.exists()
+
+
+def test_interrupt(tmp_path: Path, enough: dict[str, str]) -> None:
+    """Ctrl-C ends a command without a traceback, with the status that shells expect."""
+    fifo = tmp_path / "config"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gatewayctl", "check-config", "--config", fifo],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **enough},
+    )
+    with fifo.open("w"):  # opens when the command has opened the other end, and waits for what never comes
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """Completion is there for the shells that the README names."""
+    result = gatewayctl(_GATEWAYCTL_COMPLETE=f"{shell}_source")
+    assert result.returncode == 0
+    assert "_GATEWAYCTL_COMPLETE" in result.stdout

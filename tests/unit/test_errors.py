@@ -1,0 +1,44 @@
+"""The errors: each with one sentence, a code of its own and an exit status."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from helpers import errors
+from helpers.errors import GatewayError
+
+_KINDS = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError)
+]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_every_error_has_a_code_and_a_status_of_sysexits(kind: type[GatewayError]) -> None:
+    """A code is one stable word; a status is one of sysexits.h's, 64 to 78, so never success."""
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", kind.code)
+    assert 64 <= kind.status <= 78
+
+
+def test_codes_tell_the_errors_apart() -> None:
+    """No two errors share a code."""
+    assert len({kind.code for kind in _KINDS}) == len(_KINDS)
+
+
+def test_statuses_tell_what_a_session_can_die_of_apart() -> None:
+    """No two errors share a status."""
+    assert len({kind.status for kind in _KINDS}) == len(_KINDS)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_sentence_is_kept(kind: type[GatewayError]) -> None:
+    """The sentence is there by name and as the exception's text."""
+    error = kind("the remote host is away")
+    assert error.message == str(error) == "the remote host is away"
+
+
+def test_every_error_has_one_root() -> None:
+    """Whoever catches the root catches every error of ours."""
+    assert all(issubclass(kind, GatewayError) for kind in _KINDS)
+    assert len(_KINDS) > 10

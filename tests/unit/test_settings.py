@@ -1,0 +1,402 @@
+"""The settings: which source wins, what is let through, and the one line that a wrong value costs."""
+
+from __future__ import annotations
+
+import base64
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatewayctl import values
+from gatewayctl.definition import describe
+from gatewayctl.settings import Settings, load_settings
+from helpers.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n-----END OPENSSH PRIVATE KEY-----\n"
+KEY_CONTENT = base64.b64encode(KEY.encode()).decode()
+ENOUGH = {"REMOTE_HOST": "shell.example.org", "GATEWAY_SSH_KEY_CONTENT": KEY_CONTENT}
+
+
+def load(environ: Mapping[str, str] | None = None, **flags: object) -> Settings:
+    """Load settings from variables, on top of what is required, and flags."""
+    return load_settings(None, flags, {**ENOUGH, **(environ or {})})
+
+
+def refusal(environ: Mapping[str, str], **flags: object) -> str:
+    """Load settings that must be refused, and return the line."""
+    with pytest.raises(SettingsError) as caught:
+        load(environ, **flags)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def yaml(tmp_path: Path, text: str) -> Path:
+    """Write a YAML file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults() -> None:
+    """With what is required alone, everything else is as documented."""
+    settings = load()
+    assert settings.remote_port == 22
+    assert settings.gateway_host == "0.0.0.0"  # noqa: S104 - compared, not bound
+    assert settings.gateway_port == 2222
+    assert settings.gateway_host_key_path == Path("/etc/gateway/host_key")
+    assert settings.remote_known_hosts == Path("/etc/ssh/ssh_known_hosts")
+    assert settings.gateway_cache_ttl == 60
+    assert settings.gateway_session_timeout == 86400
+    assert settings.remote_mosh_ports == "60001:60999"
+    assert not settings.remote_ignore_host_key
+    assert not settings.gateway_permit_root
+    assert settings.origin("remote_port") == "default"
+    assert settings.key_content == KEY.encode()
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    """Each source wins over the next, and the origin says which it was."""
+    config = yaml(tmp_path, "remote_port: 1\ngateway_port: 1\ngateway_cache_ttl: 1\n")
+    environ = {**ENOUGH, "REMOTE_PORT": "2", "GATEWAY_PORT": "2"}
+    settings = load_settings(config, {"remote_port": "3", "gateway_port": None}, environ)
+    assert (settings.remote_port, settings.gateway_port, settings.gateway_cache_ttl) == (3, 2, 1)
+    assert settings.origin("remote_port") == "--remote-port"
+    assert settings.origin("gateway_port") == "environment GATEWAY_PORT"
+    assert settings.origin("gateway_cache_ttl") == f"{config} line 3: gateway_cache_ttl"
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    """Compose files and manifests pass empty variables for what nobody filled in."""
+    assert load({"REMOTE_PORT": "", "GATEWAY_PERMIT_ROOT": ""}).remote_port == 22
+    assert "REMOTE_HOST is missing" in refusal({"REMOTE_HOST": ""})
+
+
+def test_every_example_is_right(tmp_path: Path) -> None:
+    """What the documentation shows as an example is accepted, by itself, and is not the default."""
+    for info in describe(Settings):
+        if info.name in {"gateway_password_auth", "gateway_passwords", "gateway_ssh_key_content"}:
+            continue  # each needs, or excludes, another
+        example = info.doc.example
+        if info.name in {"gateway_ssh_key_path", "gateway_authorized_keys_path"}:
+            example = str(tmp_path / "file")
+            Path(example).touch()
+        environ = {"REMOTE_HOST": "h", "GATEWAY_SSH_KEY_PATH": str(tmp_path / "file"), info.variable: example}
+        (tmp_path / "file").touch()
+        settings = load_settings(None, {}, environ)
+        assert settings.origin(info.name) == f"environment {info.variable}"
+        assert info.doc.example != info.default
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "h",
+        "shell.example.org",
+        "shell.example.org.",
+        "my_host",
+        "1host",
+        "xn--bcher-kva.example",
+        "192.0.2.1",
+        "2001:db8::1",
+        "a" * 63,
+    ],
+)
+def test_hosts(host: str) -> None:
+    """Names and addresses of both families."""
+    assert load({"REMOTE_HOST": host}).remote_host == host
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "-v",
+        "-oProxyCommand=x",
+        "h;id",
+        "h h",
+        "h\n",
+        "\nh",
+        "a..b",
+        ".h",
+        "h-",
+        "user@h",
+        "h:22",
+        "[::1]",
+        "::1%eth0",
+        "1.2.3",
+        "1.2.3.256",
+        "0x7f.1",
+        "127.1",
+        "0.0.0.0",  # noqa: S104 - refused
+        "::",
+        "224.0.0.1",
+        "a" * 64,
+        "a." * 127 + "a",
+        "bücher.example",
+        "h\0",
+        "$(id)",
+        "/etc",
+    ],
+)
+def test_hosts_refused(host: str) -> None:
+    """Options, ports, zones, almost-addresses, and whatever a shell might like."""
+    line = refusal({"REMOTE_HOST": host})
+    assert line.startswith("REMOTE_HOST must be a host name, an IPv4 or an IPv6 address, not ")
+    assert line.endswith("(from environment REMOTE_HOST)")
+
+
+@given(st.text())
+def test_no_host_is_an_option_or_two_words(text: str) -> None:
+    """Whatever is accepted as a host is one plain word that begins with no dash."""
+    try:
+        host = values.host(text)
+    except ValueError:
+        return
+    assert host.isascii()
+    assert host.isprintable()
+    assert not host.startswith("-")
+    assert not set(host) & set(" /@%[]$`'\"\\;|&<>(){}*?!#")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("REMOTE_PORT", "0", "a port from 1 to 65535"),
+        ("REMOTE_PORT", "65536", "a port from 1 to 65535"),
+        ("REMOTE_PORT", "ssh", "a port from 1 to 65535"),
+        ("GATEWAY_PORT", "22.5", "a port from 1 to 65535"),
+        ("GATEWAY_PORT", "tcp://192.0.2.1:2222", "enableServiceLinks"),
+        ("GATEWAY_HOST", "-v", "a host name"),
+        ("REMOTE_KNOWN_HOSTS", "known_hosts", "the absolute path of a file"),
+        ("REMOTE_KNOWN_HOSTS", "/a\nb", "control characters"),
+        ("REMOTE_IGNORE_HOST_KEY", "maybe", "true or false"),
+        ("GATEWAY_PERMIT_ROOT", "2", "true or false"),
+        ("REMOTE_MOSH_SERVER", "-v", "a command name or the absolute path"),
+        ("REMOTE_MOSH_SERVER", "mosh-server; id", "a command name or the absolute path"),
+        ("REMOTE_MOSH_SERVER", "bin/mosh-server", "a command name or the absolute path"),
+        ("REMOTE_MOSH_SERVER", "/opt/-x/", "a command name or the absolute path"),
+        ("REMOTE_MOSH_PORTS", "60010:60001", "ascending"),
+        ("REMOTE_MOSH_PORTS", "0:10", "from 1 to 65535"),
+        ("REMOTE_MOSH_PORTS", "1:65536", "from 1 to 65535"),
+        ("REMOTE_MOSH_PORTS", "60001-60999", "PORT or FIRST:LAST"),
+        ("GATEWAY_CACHE_TTL", "0", "seconds from 1 to 86400"),
+        ("GATEWAY_CACHE_TTL", "1m", "seconds from 1 to 86400"),
+        ("GATEWAY_SESSION_TIMEOUT", "59", "seconds from 60"),
+        ("GATEWAY_MOSH_PREDICT", "sometimes", "adaptive, always, never or experimental"),
+        ("GATEWAY_RUNTIME_DIR", "/", "an absolute path"),
+        ("GATEWAY_RUNTIME_DIR", "run/gateway", "an absolute path"),
+        ("GATEWAY_RUNTIME_DIR", "/run/../etc", "an absolute path"),
+        ("GATEWAY_RUNTIME_DIR", "/run/a b", "an absolute path"),
+        ("GATEWAY_RUNTIME_DIR", "/run/" + "x" * 64, "too long for the sockets"),
+        ("GATEWAY_UID_RANGE", "1000", "FIRST:LAST"),
+        ("GATEWAY_UID_RANGE", "999:9999", "uids below 1000"),
+        ("GATEWAY_UID_RANGE", "2000:3022", "at least 1024 uids"),
+        ("GATEWAY_UID_RANGE", "60000:70000", "65534 and 65535"),
+        ("GATEWAY_UID_RANGE", "2147482000:2147483648", "the last uid"),
+        ("GATEWAY_UID_RANGE", "9000:1000", "at least 1024 uids"),
+        ("GATEWAY_LOG_LEVEL", "loud", "debug, info, warning or error"),
+    ],
+)
+def test_wrong_values(variable: str, value: str, expected: str) -> None:
+    """The line names the setting, what would be right, the value and where it came from."""
+    line = refusal({variable: value})
+    assert line.startswith(f"{variable} must be ")
+    assert expected in line
+    assert line.endswith(f"(from environment {variable})")
+
+
+def test_a_wrong_flag_and_a_wrong_line_of_the_file(tmp_path: Path) -> None:
+    """The origin is spelled as the operator wrote it."""
+    assert "not '0' (from --remote-port)" in refusal({}, remote_port="0")
+    config = yaml(tmp_path, "# a comment\nREMOTE_PORT: zero\n")
+    with pytest.raises(SettingsError, match=r"not 'zero' \(from .*config.yaml line 2: REMOTE_PORT\)"):
+        load_settings(config, {}, ENOUGH)
+
+
+def test_a_value_cannot_write_to_the_terminal() -> None:
+    """Control characters come out as escapes, and a long value is cut."""
+    assert "\x1b" not in refusal({"REMOTE_PORT": "\x1b]0;owned\x07"})
+    assert len(refusal({"REMOTE_PORT": "9" * 5000})) < 200
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("on", True), ("1", True), ("no", False), ("0", False)])
+def test_booleans(tmp_path: Path, text: str, *, value: bool) -> None:
+    """The usual words, the same in a variable and in the file."""
+    assert load({"GATEWAY_PERMIT_ROOT": text}).gateway_permit_root is value
+    config = yaml(tmp_path, f"gateway_permit_root: {text}\n")
+    assert load_settings(config, {}, ENOUGH).gateway_permit_root is value
+
+
+def test_log_levels_in_capitals() -> None:
+    """A level may be written as most programs write it."""
+    assert load({"GATEWAY_LOG_LEVEL": "DEBUG"}).gateway_log_level == "debug"
+
+
+def test_uid_range_of_its_own() -> None:
+    """An explicit range is taken as it is."""
+    assert load({"GATEWAY_UID_RANGE": "2000:3023"}).uid_range == (2000, 3023)
+
+
+def test_uid_range_from_the_runtime_directory() -> None:
+    """Two directories have two blocks, the same ones each time, inside of what a positive int holds."""
+    first, second = (load({"GATEWAY_RUNTIME_DIR": path}).uid_range for path in ("/run/gateway", "/run/gateway-2"))
+    assert first == load({"GATEWAY_RUNTIME_DIR": "/run/gateway/"}).uid_range == (2143617024, 2143682559)
+    assert not set(range(first[0], first[1] + 1)) & set(range(second[0], second[1] + 1))
+
+
+@given(st.text(min_size=1))
+def test_uid_ranges_are_valid_for_any_directory(name: str) -> None:
+    """Every derived block passes the check for explicit ones."""
+    first, last = values.derived_uid_range(Path("/run") / name.encode(errors="replace").hex())
+    assert values.uid_range(f"{first}:{last}") == (first, last)
+    assert last - first + 1 == 65536
+
+
+PASSWORDS = {"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS": "alice:s3cr3t"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"GATEWAY_AUTHORIZED_KEYS_PATH": "/etc/passwd", "GATEWAY_AUTHORIZED_KEYS_CONTENT": "x"}, "exclude each"),
+        ({"GATEWAY_SSH_KEY_PATH": "/etc/passwd"}, "exclude each other"),
+        ({"GATEWAY_PASSWORD_AUTH": "true"}, "needs GATEWAY_PASSWORDS"),
+        ({"GATEWAY_PASSWORDS": "alice:s3cr3t"}, "needs GATEWAY_PASSWORD_AUTH=true"),
+        ({**PASSWORDS, "GATEWAY_SSH_KEY_CONTENT": ""}, "opens no door on the remote"),
+        ({**PASSWORDS, "GATEWAY_PASSWORDS": "alice"}, "pair 1 is wrong: it must be NAME:PASSWORD"),
+        ({**PASSWORDS, "GATEWAY_PASSWORDS": "alice:s3cr3t,alice:x"}, "pair 2 is wrong: alice has one already"),
+        ({**PASSWORDS, "GATEWAY_PASSWORDS": "alice:s3cr3t:x"}, "must be given hashed"),
+        ({**PASSWORDS, "GATEWAY_PASSWORDS": "root:s3cr3t"}, "a name that can log in"),
+        ({**PASSWORDS, "GATEWAY_ACCEPT_ANY_KEY": "true"}, "exclude each other"),
+        ({"GATEWAY_ACCEPT_ANY_KEY": "true", "GATEWAY_SSH_KEY_CONTENT": ""}, "needs GATEWAY_SSH_KEY_PATH"),
+        ({"GATEWAY_ACCEPT_ANY_KEY": "true", "GATEWAY_AUTHORIZED_KEYS_CONTENT": "x"}, "exclude each other"),
+        ({"GATEWAY_ACCEPT_ANY_KEY": "true", "GATEWAY_AUTHORIZED_KEYS_PATH": "/etc/passwd"}, "exclude each other"),
+        ({"GATEWAY_SSH_KEY_CONTENT": "", "GATEWAY_SSH_KEY_PATH": "/no/such"}, "/no/such is no file"),
+        ({"GATEWAY_AUTHORIZED_KEYS_PATH": "/etc"}, "/etc is no file"),
+    ],
+)
+def test_combinations_refused(environ: Mapping[str, str], expected: str) -> None:
+    """What is right one by one and wrong together says which, from where, and the way out."""
+    line = refusal(environ)
+    assert expected in line
+    assert "s3cr3t" not in line
+
+
+SECRET = "hunter2-hunter2"  # noqa: S105 - made up, to look for
+
+
+@pytest.mark.parametrize(
+    "value",
+    [SECRET, f"-----BEGIN {SECRET}", base64.b64encode(SECRET.encode()).decode(), f"{SECRET}\n", "x" * 5000],
+)
+def test_secrets_stay_secret(value: str) -> None:
+    """A wrong secret is neither in the line nor anywhere in the traceback, repr or str."""
+    with pytest.raises(SettingsError) as caught:
+        load({"GATEWAY_SSH_KEY_CONTENT": value})
+    text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert value.strip() not in text
+    assert SECRET not in text
+    assert "base64 -w0" in caught.value.message
+
+
+def test_settings_do_not_show_their_secrets() -> None:
+    """What is logged by accident holds no key."""
+    settings = load()
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert KEY_CONTENT not in shown
+    assert "b3BlbnNzaC1rZXktdjEA" not in shown
+    assert {info.variable for info in describe(Settings) if info.secret} == {
+        "GATEWAY_SSH_KEY_CONTENT",
+        "GATEWAY_PASSWORDS",
+    }
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes a setting after it was judged."""
+    with pytest.raises(ValueError, match="frozen"):
+        load().remote_port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("remote_hots: h\n", "line 1: 'remote_hots' is no setting; did you mean remote_host?"),
+        ("\ngatway_port: 1\n", "line 2: 'gatway_port' is no setting; did you mean gateway_port?"),
+        ("zzz: 1\n", "line 1: 'zzz' is no setting"),
+        ("Remote_Host: h\n", "is no setting; did you mean remote_host?"),
+        ("remote_port: [1, 2]\n", "REMOTE_PORT must be a single value"),
+        ("remote_port: {a: 1}\n", "REMOTE_PORT must be a single value"),
+        ("remote_port: 1\nREMOTE_PORT: 2\n", "line 2: remote_port is there twice"),
+        ("- remote_host\n", "it must hold lines of the form"),
+        ("just text\n", "it must hold lines of the form"),
+        ("[a, b]: 1\n", "line 1: '' is no setting"),
+        ("remote_host: *hunter2\n", "line 1: not YAML"),
+        ("remote_host: 'h\n", "not YAML"),
+        ("\0", "not YAML"),
+        ("a: " + "[" * 5000, "not YAML"),
+        ("#" * 2_000_000, "larger than"),
+        ("remote_host: !!python/object/apply:os.system [id]\n", "REMOTE_HOST must be a single value"),
+    ],
+)
+def test_yaml_refused(tmp_path: Path, text: str, expected: str) -> None:
+    """A file that is wrong costs one line with the place, and never quotes a value."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(yaml(tmp_path, text), {}, ENOUGH)
+    assert expected in caught.value.message
+    assert "hunter2" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_yaml_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file is an error, not an empty configuration."""
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        load_settings(tmp_path / "none.yaml", {}, ENOUGH)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "remote_port:\n", "remote_port: null\n", "remote_port: ''\n"])
+def test_yaml_that_says_nothing(tmp_path: Path, text: str) -> None:
+    """An empty file, and an empty value, leave the default."""
+    assert load_settings(yaml(tmp_path, text), {}, ENOUGH).remote_port == 22
+
+
+def test_yaml_values_are_what_was_written(tmp_path: Path) -> None:
+    """YAML's own ideas about numbers do not come into it: 0700 is a name, 1:30 is not 90, a block keeps its lines."""
+    config = yaml(
+        tmp_path, "remote_host: 0x1f.example\nremote_mosh_server: 0700\ngateway_authorized_keys_content: |\n  a\n  b\n"
+    )
+    settings = load_settings(config, {}, {"GATEWAY_SSH_KEY_CONTENT": KEY_CONTENT})
+    assert settings.remote_mosh_server == "0700"
+    assert settings.gateway_authorized_keys_content == "a\nb\n"
+    with pytest.raises(SettingsError, match="not '1:30'"):
+        load_settings(yaml(tmp_path, "remote_port: 1:30\n"), {}, ENOUGH)
+
+
+def test_unknown_variables_are_warnings() -> None:
+    """A misspelt variable is told with the nearest name; those of Kubernetes and Docker are not worth a line."""
+    environ = {
+        "GATEWAY_HOTS": "x",
+        "REMOTE_FROBNICATE": "x",
+        "GATEWAY_SERVICE_HOST": "192.0.2.1",
+        "GATEWAY_PORT_2222_TCP_ADDR": "192.0.2.1",
+        "GATEWAYS": "x",
+        "PATH": "x",
+    }
+    warnings = [line for line in load(environ).warnings if line.startswith("environment")]
+    assert warnings == [
+        "environment GATEWAY_HOTS is no setting and is ignored; did you mean GATEWAY_HOST?",
+        "environment REMOTE_FROBNICATE is no setting and is ignored",
+    ]
+
+
+def test_what_is_allowed_and_odd_is_a_warning(tmp_path: Path) -> None:
+    """Switching the host key check off, and a file of host keys that is not there, are told at start."""
+    assert any("between the gateway and the remote" in line for line in load({"REMOTE_IGNORE_HOST_KEY": "1"}).warnings)
+    missing = str(tmp_path / "none")
+    assert any(f"{missing} is not there" in line for line in load({"REMOTE_KNOWN_HOSTS": missing}).warnings)
+    assert load({"REMOTE_KNOWN_HOSTS": "/etc/passwd"}).warnings == ()
