@@ -49,6 +49,8 @@ class SshdContext:
         permit_root: GATEWAY_PERMIT_ROOT.
         password_authentication: GATEWAY_PASSWORD_AUTH.
         agent_forwarding: Whether users bring their agents, because the gateway has no key.
+        trusted_proxies: GATEWAY_TRUSTED_PROXIES.
+        syslog: Whether sshd logs to syslog.
         pid_file: Where sshd writes its process id.
     """
 
@@ -64,6 +66,8 @@ class SshdContext:
     password_authentication: bool
     agent_forwarding: bool
     pid_file: Path
+    trusted_proxies: str = ""
+    syslog: bool = False
 
 
 def sshd_version(sshd: Path) -> tuple[int, int]:
@@ -101,6 +105,8 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
         force_command=(*launch, "session", socket),
         permit_root=settings.gateway_permit_root,
         password_authentication=settings.gateway_password_auth,
+        trusted_proxies=settings.gateway_trusted_proxies,
+        syslog=settings.gateway_log == "syslog",
         agent_forwarding=settings.gateway_ssh_key_path is None and settings.gateway_ssh_key_content is None,
         pid_file=runtime.pid_file,
     )

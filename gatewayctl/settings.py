@@ -210,6 +210,34 @@ class Settings(BaseModel):
             default="a block of 65536 uids derived from the runtime directory",
         ),
     ] = ""
+    gateway_pty_commands: Annotated[
+        Literal["mosh", "ssh"],
+        Doc(
+            "What carries ssh -t HOST COMMAND: mosh survives a bad WAN, ssh brings the command's exit status back",
+            "mosh or ssh",
+            "ssh",
+            "TRANSPORT",
+        ),
+    ] = "mosh"
+    gateway_trusted_proxies: Annotated[
+        str,
+        AfterValidator(values.networks),
+        Doc(
+            "Load balancers and NATs whose clients sshd sees under one address, and must not penalize together",
+            "addresses or networks in CIDR form with commas between",
+            "192.0.2.0/24,2001:db8::/64",
+            "NETWORKS",
+        ),
+    ] = ""
+    gateway_log: Annotated[
+        Literal["stderr", "syslog"],
+        Doc(
+            "Where sshd, the broker and the gateway itself log: one stream for all, syslog with facility auth",
+            "stderr or syslog",
+            "syslog",
+            "STREAM",
+        ),
+    ] = "stderr"
     gateway_log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(str.lower),

@@ -131,6 +131,12 @@ def runtime_directory(text: str) -> str:
     return plain
 
 
+def networks(text: str) -> str:
+    """Accept addresses and networks, commas between, and write them as sshd's lists have them."""
+    found = [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
+    return ",".join(map(str, found))
+
+
 def command(text: str) -> str:
     """Accept one command word, or the absolute path of a command."""
     if not _COMMAND.fullmatch(text):

@@ -79,7 +79,7 @@ def start(socket_path: str, environ: Mapping[str, str]) -> None:
         "key": accepted_key(environ.get("SSH_USER_AUTH", "")),
     }
     has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    term = environ.get("TERM", "")
+    term = environ.get("TERM", "dumb")
     if has_terminal:
         term, colors = usable_term(term, sys.stdout.fileno())
         ensure_window(sys.stdout.fileno())
@@ -88,7 +88,7 @@ def start(socket_path: str, environ: Mapping[str, str]) -> None:
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
         become_mosh_client(session, term, path)
-    ssh = {**locale_of(environ), "PATH": path, "HOME": str(session["home"])}
+    ssh = {**locale_of(environ), "PATH": path, "HOME": str(session["home"]), "TERM": term}
     if session["agent"] is None:
         session["agent"] = forwarded_agent(environ)
         session["identity"] = write_identity(request["key"], ssh["HOME"])
@@ -266,7 +266,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
-    argv = ["ssh", "-F", "none", "-T", "-e", "none", *(word for option in options for word in ("-o", option))]
+    argv = ["ssh", "-F", "none", "-tt" if session["pty"] else "-T", "-e", "none", *(word for option in options for word in ("-o", option))]
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
     subsystem = session["subsystem"]
     return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]

@@ -51,7 +51,7 @@ def run(load: Callable[[], Settings]) -> int:
     if os.geteuid() != 0:
         msg = "serve must be started by root: sshd changes to the uid of whoever logs in"
         raise SettingsError(msg)
-    log = EventLog("gatewayctl", settings.gateway_log_level)
+    log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
     for warning in settings.warnings:
         log.warning("setting", text=warning)
     if settings.gateway_accept_any_key:
@@ -115,10 +115,11 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         permit_root=settings.gateway_permit_root,
         mosh_server=settings.remote_mosh_server,
         mosh_ports=settings.remote_mosh_ports,
+        pty_commands=settings.gateway_pty_commands,
         mosh_predict=settings.gateway_mosh_predict,
         session_timeout_s=settings.gateway_session_timeout,
         log_level=settings.gateway_log_level,
-        syslog=False,
+        syslog=settings.gateway_log == "syslog",
     )
     sshd = Path(find("sshd", "openssh-server"))
     return Plan(broker, render.sshd_context(settings, render.sshd_version(sshd)), first)

@@ -201,7 +201,6 @@ class Broker:
             "user": user,
             "client": _endpoint(str(request.get("connection", ""))),
             "key": _key_fingerprint(str(request.get("key", ""))),
-            "transport": "ssh" if wanted.terminal is None else "mosh",
         }
         began = time.monotonic()
         try:
@@ -214,7 +213,7 @@ class Broker:
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
         ms = (time.monotonic() - began) * 1000
-        self._log.info("session_started", **login, **started.log, forced_command=wanted.forced, ms=ms, outcome="ok")
+        self._log.info("session_started", **login, transport=started.transport, **started.log, forced_command=wanted.forced, ms=ms, outcome="ok")
         return started.answer | {"home": f"{self._config.homes_dir}/{peer.uid}"}
 
     def sign(self, peer: Peer, message: bytes) -> bytes:

@@ -34,6 +34,7 @@ class BrokerConfig:
         permit_root: GATEWAY_PERMIT_ROOT.
         mosh_server: REMOTE_MOSH_SERVER.
         mosh_ports: REMOTE_MOSH_PORTS.
+        pty_commands: GATEWAY_PTY_COMMANDS.
         mosh_predict: GATEWAY_MOSH_PREDICT.
         session_timeout_s: GATEWAY_SESSION_TIMEOUT, seconds.
         log_level: GATEWAY_LOG_LEVEL.
@@ -60,6 +61,7 @@ class BrokerConfig:
     permit_root: bool
     mosh_server: str
     mosh_ports: str
+    pty_commands: str
     mosh_predict: str
     session_timeout_s: int
     log_level: str

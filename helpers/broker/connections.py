@@ -13,8 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from helpers.broker.breaker import Breaker
 from helpers.broker.remote import Completed
-from helpers.errors import RemoteLostError, RemoteTimeoutError
+from helpers.errors import (
+    GatewayError,
+    RemoteLostError,
+    RemoteRefusedError,
+    RemoteTimeoutError,
+    RemoteUnresolvedError,
+)
 
 MAX_CONNECTING = 10
 """Connections under way at once: sshd's MaxStartups begins to drop unauthenticated ones at 10 (sshd_config(5))."""
@@ -102,6 +109,7 @@ class Connections:
     ) -> None:
         """Start with no connection."""
         self._connect, self._clock = connect, clock
+        self._breaker = Breaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
@@ -239,8 +247,17 @@ class Connections:
         return await asyncio.shield(task)
 
     async def _add(self, user: str) -> Warm:
+        self._breaker.check()
         loop = asyncio.get_running_loop()
-        connection = await loop.run_in_executor(self._connectors, self._connect, user)
+        try:
+            connection = await loop.run_in_executor(self._connectors, self._connect, user)
+        except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
+            self._breaker.failed(error)
+            raise
+        except GatewayError:
+            self._breaker.worked()
+            raise
+        self._breaker.worked()
         now = self._clock()
         warm = Warm(connection, now, now)
         self.forget(user)

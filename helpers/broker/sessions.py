@@ -104,6 +104,11 @@ class Started:
     answer: dict[str, Any]
     log: dict[str, object]
 
+    @property
+    def transport(self) -> str:
+        """What the session runs over: ``mosh`` or ``ssh``."""
+        return "mosh" if self.answer["transport"] == "mosh" or "mosh" in self.answer else "ssh"
+
 
 class Sessions:
     """Starts sessions.
@@ -128,9 +133,13 @@ class Sessions:
         Raises:
             GatewayError: The remote has no session for it; the sentence says why.
         """
-        if request.terminal is None or self._config.ssh_key is None:
+        if request.terminal is None or self._config.ssh_key is None or not self._mosh_carries(request):
             return await self._ssh(user, request)
         return await self._mosh(user, request, request.terminal)
+
+    def _mosh_carries(self, request: SessionRequest) -> bool:
+        """Whether a terminal goes over mosh: always for a shell; never where a key's command must report its status."""
+        return request.command is None or not (request.forced or self._config.pty_commands == "ssh")
 
     async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
         """Start a mosh-server, in the first locale that the remote knows."""
@@ -166,6 +175,7 @@ class Sessions:
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh."""
         address = self._connections.address(user) or await self._resolve()
+        terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
         answer = {
             "transport": "ssh",
@@ -178,12 +188,12 @@ class Sessions:
             "user": user,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
+            "pty": request.terminal is not None and terminal is None,
         }
-        if request.terminal is not None:
+        if terminal is not None:
             answer["mosh"] = {
                 "commands": [
-                    self._mosh_command(request, request.terminal.colors, locale, address)
-                    for locale in request.terminal.locales
+                    self._mosh_command(request, terminal.colors, locale, address) for locale in terminal.locales
                 ],
                 "program": self._config.mosh_server,
                 "predict": self._config.mosh_predict,

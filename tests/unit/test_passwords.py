@@ -1,0 +1,80 @@
+"""GATEWAY_PASSWORDS: what is taken, what is refused, and that no text of a password is left."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from gatewayctl.passwords import hash_password, hashed_passwords, unknown_password
+from helpers.errors import SettingsError
+
+_BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
+_YESCRYPT = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+
+
+def _accepts(hashed: str, password: str) -> bool:
+    """Ask the machine's own crypt(3), which is what sshd asks."""
+    argv = ["perl", "-e", "print crypt($ARGV[0], $ARGV[1])", "--", password, hashed]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout == hashed
+
+
+def test_passwords_are_hashed_at_once() -> None:
+    """sshd's own crypt accepts the password and no other; the text is nowhere in the result."""
+    hashed = hashed_passwords("alice:s3cr3t,bob:pass")
+    assert list(hashed) == ["alice", "bob"]
+    assert _accepts(hashed["alice"], "s3cr3t")
+    assert not _accepts(hashed["alice"], "pass")
+    assert "s3cr3t" not in str(hashed)
+
+
+def test_equal_passwords_do_not_look_equal() -> None:
+    """Each has a salt of its own."""
+    hashed = hashed_passwords("alice:same,bob:same")
+    assert hashed["alice"] != hashed["bob"]
+
+
+@pytest.mark.parametrize("given", [_BCRYPT, _YESCRYPT, "$6$rounds=5000$abcdefgh$" + "a" * 86])
+def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
+    """Whoever wants no text in a settings file, or a comma in a password, gives the hash."""
+    assert hashed_passwords(f"alice:{given},bob:x")["alice"] == given
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "pair 1 is wrong"),
+        ("alice", "pair 1 is wrong: it must be NAME:PASSWORD"),
+        (":x", "pair 1 is wrong"),
+        ("a b:x", "pair 1 is wrong"),
+        ("root:x", "a name that can log in"),
+        ("sshd:x", "a name that can log in"),
+        ("alice:", "the password of alice cannot be used"),
+        ("alice:x,alice:y", "alice has one already"),
+        ("alice:a:b", "must be given hashed"),
+        ("alice:a,b", "must be given hashed"),
+        ("alice:" + "x" * 73, "1 to 72 bytes"),
+        ("alice:a\0b", "cannot be used"),
+    ],
+)
+def test_refused(text: str, reason: str) -> None:
+    """One line says which pair, and what would be right; the password is not in it."""
+    with pytest.raises(SettingsError) as caught:
+        hashed_passwords(text)
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "x" * 73 not in caught.value.message
+
+
+def test_nobody_knows_the_unknown_password() -> None:
+    """It is a hash like the others, and another each time."""
+    assert re.match(r"\$2b\$10\$", unknown_password())
+    assert unknown_password() != unknown_password()
+    assert not _accepts(unknown_password(), "")
+
+
+def test_hash_password_makes_what_is_taken() -> None:
+    """The command's output goes into the setting."""
+    hashed = hash_password("with,comma:and colon")
+    assert hashed_passwords(f"alice:{hashed}") == {"alice": hashed}
