@@ -49,9 +49,7 @@ def warnings(settings: Settings) -> list[str]:
     """Say what is allowed and still likely to be a mistake."""
     found = []
     if not _has_key(settings):
-        found.append(
-            "no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)"
-        )
+        found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
     if settings.remote_ignore_host_key:
         found.append(
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"

@@ -133,9 +133,7 @@ class Settings(BaseModel):
             "LINES",
         ),
     ] = None
-    gateway_password_auth: Annotated[
-        bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")
-    ] = False
+    gateway_password_auth: Annotated[bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")] = False
     gateway_passwords: Annotated[
         SecretStr | None,
         Doc("Their passwords", "NAME:PASSWORD pairs with commas between", "alice:s3cr3t,bob:pass", "PAIRS"),

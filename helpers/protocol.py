@@ -22,6 +22,9 @@ MAX_ANSWER_BYTES = 2 * 1024 * 1024
 ANSWER_TIMEOUT_S = 20.0
 """Longest wait for an answer, in seconds: below LoginGraceTime (30 s), above every deadline of the broker."""
 
+MAX_STATUS = 255
+"""Largest exit status (wait(2))."""
+
 USER_NAME = re.compile(r"[a-zA-Z0-9._-]{1,64}", re.ASCII)
 """What a user name is, as a whole string; everything else is refused before a packet leaves for the remote."""
 
@@ -95,7 +98,7 @@ def result_of(answer: dict[str, Any]) -> dict[str, Any]:
         raise BrokerError(
             str(error.get("message", "no reason given")),
             str(error.get("code", "internal")),
-            status if isinstance(status, int) and 0 < status < 256 else GatewayError.status,
+            status if isinstance(status, int) and 0 < status <= MAX_STATUS else GatewayError.status,
         )
     msg = "the broker's answer is neither a result nor an error"
     raise ProtocolError(msg)

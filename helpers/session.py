@@ -217,7 +217,7 @@ def start_mosh_server(session: Mapping[str, Any], environ: Mapping[str, str]) ->
     failure = GatewayError("the remote host gave no session")
     for command in session["mosh"]["commands"]:
         argv = [*ssh_argv(session), command]
-        with subprocess.Popen(  # noqa: S603
+        with subprocess.Popen(
             argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as ssh:
             try:
@@ -266,7 +266,15 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
-    argv = ["ssh", "-F", "none", "-tt" if session["pty"] else "-T", "-e", "none", *(word for option in options for word in ("-o", option))]
+    argv = [
+        "ssh",
+        "-F",
+        "none",
+        "-tt" if session["pty"] else "-T",
+        "-e",
+        "none",
+        *(word for option in options for word in ("-o", option)),
+    ]
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
     subsystem = session["subsystem"]
     return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]

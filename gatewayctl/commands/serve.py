@@ -21,7 +21,6 @@ from helpers.broker.config import BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
 
-
 ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from helpers.broker.broker import Broker
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
-from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
 from helpers.broker.homes import HomeMaker
+from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
 from helpers.broker.server import Server
@@ -53,7 +53,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         try:
             known = known_hosts.keys()
         except GatewayError as exc:
-            raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc  # noqa: EM102
+            raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc
         if not known.trusted:
             log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
     else:
@@ -82,7 +82,15 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         raise SettingsError(msg) from exc
     homes = HomeMaker(socket.socket(fileno=HOMES_FD))
     broker = Broker(
-        config, users, keys, connections, known_hosts, None if key is None else identity(key), homes.make, log, os.getppid()
+        config,
+        users,
+        keys,
+        connections,
+        known_hosts,
+        None if key is None else identity(key),
+        homes.make,
+        log,
+        os.getppid(),
     )
     return broker, connections
 
@@ -106,8 +114,7 @@ async def serve(broker: Broker, connections: Connections, log: EventLog) -> None
         listener.close()
     try:
         async with asyncio.timeout(DRAIN_S):
-            while server.busy:
-                await asyncio.sleep(0.05)
+            await server.idle()
     except TimeoutError:
         pass
     connections.close()

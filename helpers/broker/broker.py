@@ -54,7 +54,7 @@ class Broker:
         supervisor: The process that started sshd, for session ids.
     """
 
-    def __init__(  # noqa: PLR0913 - the collaborators, each once
+    def __init__(  # noqa: PLR0913, PLR0917 - the collaborators, each once
         self,
         config: BrokerConfig,
         users: UserTable,
@@ -213,7 +213,15 @@ class Broker:
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
         ms = (time.monotonic() - began) * 1000
-        self._log.info("session_started", **login, transport=started.transport, **started.log, forced_command=wanted.forced, ms=ms, outcome="ok")
+        self._log.info(
+            "session_started",
+            **login,
+            transport=started.transport,
+            **started.log,
+            forced_command=wanted.forced,
+            ms=ms,
+            outcome="ok",
+        )
         return started.answer | {"home": f"{self._config.homes_dir}/{peer.uid}"}
 
     def sign(self, peer: Peer, message: bytes) -> bytes:

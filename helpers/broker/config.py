@@ -1,5 +1,7 @@
-"""What the supervisor tells the broker at its start, over standard input: the key never touches a disk or an
-environment on the way."""
+"""What the supervisor tells the broker at its start.
+
+It goes over standard input, so that the key never touches a disk or an environment on the way.
+"""
 
 from __future__ import annotations
 

@@ -54,12 +54,19 @@ class RemoteConnection(Protocol):
     address: str
 
     @property
-    def alive(self) -> bool: ...
-    def close(self) -> None: ...
-    def prepare(self, timeout_s: float) -> None: ...
+    def alive(self) -> bool:
+        """Whether it is up."""
+
+    def close(self) -> None:
+        """Hang up."""
+
+    def prepare(self, timeout_s: float) -> None:
+        """Open the next command's channel."""
+
     def run(
         self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
-    ) -> Completed: ...
+    ) -> Completed:
+        """Run a command."""
 
 
 @dataclass
@@ -104,9 +111,7 @@ class Connections:
         clock: Seconds, monotonic.
     """
 
-    def __init__(
-        self, connect: Callable[[str], RemoteConnection], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, connect: Callable[[str], RemoteConnection], clock: Callable[[], float] = time.monotonic) -> None:
         """Start with no connection."""
         self._connect, self._clock = connect, clock
         self._breaker = Breaker(clock)
@@ -144,13 +149,17 @@ class Connections:
         warm = self._usable(user)
         if warm is not None:
             try:
-                return await self._run(user, warm, command, max_bytes, until, WARM_TIMEOUT_S, 0.0)
+                return await self._run(
+                    user, warm, command, max_bytes=max_bytes, until=until, timeout_s=WARM_TIMEOUT_S, connect_ms=0.0
+                )
             except (RemoteLostError, RemoteTimeoutError):
                 self.forget(user, warm.connection)
         began = self._clock()
         warm = await self._new(user)
         connect_ms = (self._clock() - began) * 1000
-        return await self._run(user, warm, command, max_bytes, until, RUN_TIMEOUT_S, connect_ms)
+        return await self._run(
+            user, warm, command, max_bytes=max_bytes, until=until, timeout_s=RUN_TIMEOUT_S, connect_ms=connect_ms
+        )
 
     def warm_up(self, user: str) -> None:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
@@ -198,11 +207,12 @@ class Connections:
         self.forget(user)
         return None
 
-    async def _run(  # noqa: PLR0913 - private, and each is one word of `run`
+    async def _run(
         self,
         user: str,
         warm: Warm,
         command: Callable[[str], str],
+        *,
         max_bytes: int,
         until: Callable[[bytes], object] | None,
         timeout_s: float,

@@ -18,7 +18,7 @@ class HomeMaker:
 
     def __init__(self, sock: socket.socket) -> None:
         """Take the socket over."""
-        sock.setblocking(False)
+        sock.settimeout(0)
         self._sock, self._turn = sock, asyncio.Lock()
 
     async def make(self, uid: int) -> bool:

@@ -121,9 +121,15 @@ class Pool(Protocol):
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None = None,
-    ) -> Ran: ...
-    def forget(self, user: str) -> None: ...
-    def age_s(self, user: str) -> float | None: ...
+    ) -> Ran:
+        """Run a command as a user."""
+        ...
+
+    def forget(self, user: str) -> None:
+        """Close a user's connection."""
+
+    def age_s(self, user: str) -> float | None:
+        """Tell how old it is."""
 
 
 class RemoteKeys:
@@ -136,9 +142,7 @@ class RemoteKeys:
         clock: Seconds, monotonic.
     """
 
-    def __init__(
-        self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing remembered."""
         self._pool, self._ttl_s, self._own_key = pool, ttl_s, own_key
         self._files: TTLCache[str, KeyFile] = TTLCache(

@@ -189,7 +189,8 @@ class KnownHosts:
         if known.trusted:
             msg = (
                 f"the host key of {self.name} has changed (it now shows {shown}): somebody may be in between; "
-                f"if the change is known to be right, on the gateway: ssh-keygen -R '{self.name}' -f {self.path} && {pin}"
+                f"if you know that the change is right, on the gateway: "
+                f"ssh-keygen -R '{self.name}' -f {self.path} && {pin}"
             )
         else:
             msg = (

@@ -28,7 +28,7 @@ _CONNECT = re.compile(rb"MOSH CONNECT ([1-9][0-9]{0,4}) ([A-Za-z0-9/+]{22})\r?")
 _NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not found
 
 _RUN_COMMAND = (
-    "sh -c 'SSH_ORIGINAL_COMMAND=$(printf %s \"$GATEWAY_ORIGINAL\" | base64 -d);"
+    'sh -c \'SSH_ORIGINAL_COMMAND=$(printf %s "$GATEWAY_ORIGINAL" | base64 -d);'
     ' test -z "$GATEWAY_ORIGINAL" || export SSH_ORIGINAL_COMMAND;'
     ' command=$(printf %s "$GATEWAY_COMMAND" | base64 -d); unset GATEWAY_COMMAND GATEWAY_ORIGINAL;'
     ' exec "${SHELL:-/bin/sh}" -c "$command"\''
@@ -99,7 +99,7 @@ class RunCommand:
         return f"exec env {' '.join(self.variables)} {_RUN_COMMAND}"
 
 
-def server_command(  # noqa: PLR0913 - one for each part of the line
+def server_command(
     terminal: Terminal, *, address: str, program: str, ports: str, silence_timeout_s: int, run: RunCommand | None
 ) -> str:
     """Write the command line that the remote user's shell is to run.

@@ -54,11 +54,10 @@ class Server:
         """Remember who answers what."""
         self._handlers, self._account, self._agent, self._log = handlers, account, agent, log
         self._open = 0
+        self._closed = asyncio.Event()
         self._agents: Counter[int] = Counter()
 
-    async def listen(
-        self, broker: socket.socket, users: socket.socket, agent: socket.socket
-    ) -> list[asyncio.Server]:
+    async def listen(self, broker: socket.socket, users: socket.socket, agent: socket.socket) -> list[asyncio.Server]:
         """Start to serve three listening unix sockets."""
         return [
             await asyncio.start_unix_server(self._serve_helper, sock=broker, limit=MAX_REQUEST_BYTES),
@@ -66,10 +65,11 @@ class Server:
             await asyncio.start_unix_server(self._serve_agent, sock=agent, limit=MAX_MESSAGE_BYTES),
         ]
 
-    @property
-    def busy(self) -> bool:
-        """Whether a helper is waiting for its answer."""
-        return self._open > 0
+    async def idle(self) -> None:
+        """Wait until no helper is waiting for its answer."""
+        while self._open:
+            self._closed.clear()
+            await self._closed.wait()
 
     async def _serve_helper(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
@@ -82,6 +82,7 @@ class Server:
             pass  # the asker has left
         finally:
             self._open -= 1
+            self._closed.set()
             writer.close()
 
     async def _answer(self, peer: Peer, reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -156,5 +157,3 @@ def _where(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "-" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-

@@ -148,9 +148,7 @@ class Sessions:
         for locale in terminal.locales:
             command = functools.partial(self._mosh_command, request, terminal.colors, locale)
             found: list[mosh.MoshEndpoint] = []
-            ran = await self._connections.run(
-                user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found)
-            )
+            ran = await self._connections.run(user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found))
             if found:
                 times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
                 where: dict[str, Any] = {"address": ran.address, "port": found[0].port}
