@@ -84,6 +84,8 @@ class Runtime:
         Raises:
             SettingsError: They cannot be made, or others may write where only root should.
         """
+        # Before anything is made or given away there.
+        check_root_only(next(path for path in (self.root, *self.root.parents) if path.exists()), "GATEWAY_RUNTIME_DIR")
         try:
             for directory in (self.root, self.userdb, self.home, self.private, Path("/run/sshd")):
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -126,6 +128,12 @@ class Runtime:
         userdb = self.userdb if private else SYSTEM_USERDB
         userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
         return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
+
+    def remove_sockets(self, *, private: bool) -> None:
+        """Remove what `listen` made, so that no door is left that only looks like one."""
+        userdb = self.userdb if private else SYSTEM_USERDB
+        for path in (self.broker_socket, userdb / SERVICE, self.agent_socket):
+            path.unlink(missing_ok=True)
 
 
 def _listen(path: Path) -> int:

@@ -273,28 +273,40 @@ class Supervisor:
         if self._broker:
             self._draining.add(self._broker)
             processes.end(self._broker, signal.SIGTERM)
+        # sshd starts itself anew on SIGHUP, and its port is shut for a moment: not without need.
+        written = plan.sshd != self._plan.sshd
         self._broker, self._plan, self._restart_at_s = broker, plan, None
-        processes.end(self._sshd, signal.SIGHUP)
+        if written:
+            processes.end(self._sshd, signal.SIGHUP)
         self._log.info("reloaded")
 
     # Ending
 
     def _end(self) -> None:
-        """End everything: sshd takes no new login, sessions say goodbye to the remote, what is left is killed."""
-        for pid in processes.descendants(os.getpid()):
-            processes.end(pid, signal.SIGTERM)
+        """End everything: sshd takes no new login, sessions say goodbye to the remote, what is left is killed.
+
+        The brokers are the last to go: sshd's monitors look their user up once more when a session ends, and would
+        wait for as long as somebody holds the user database's socket and nobody answers.
+        """
         deadline = time.monotonic() + GRACE_S
-        while processes.descendants(os.getpid()):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                for pid in processes.descendants(os.getpid()):
-                    processes.end(pid, signal.SIGKILL)
-                deadline = float("inf")
-            signal.sigtimedwait([signal.SIGCHLD], min(0.2, max(0.01, left_s)))
-            processes.reap()
+        brokers = {self._broker, *self._draining}
+        self._end_all(lambda: [pid for pid in processes.descendants(os.getpid()) if pid not in brokers], deadline)
+        self._end_all(lambda: processes.descendants(os.getpid()), deadline)
         for fd in self._sockets:
             os.close(fd)
+        self._runtime.remove_sockets(private=self._private)
         self._log.info("ended")
+
+    def _end_all(self, alive: Callable[[], list[int]], deadline: float) -> None:
+        for pid in alive():
+            processes.end(pid, signal.SIGTERM)
+        while pids := alive():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                for pid in pids:
+                    processes.end(pid, signal.SIGKILL)
+            signal.sigtimedwait([signal.SIGCHLD], min(0.2, max(0.01, left_s)))
+            processes.reap()
 
 
 def _high(fd: int) -> int:

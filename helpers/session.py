@@ -226,11 +226,10 @@ def start_mosh_server(session: Mapping[str, Any], environ: Mapping[str, str]) ->
                 ssh.kill()
                 msg = "the remote host did not answer in time"
                 raise RemoteTimeoutError(msg) from exc
-        for line in stdout.split(b"\n"):
-            endpoint = mosh.parse_mosh_connect(line)
-            if endpoint is not None:
-                where = {"address": session["address"], "port": endpoint.port, "key": endpoint.key}
-                return {**where, "predict": session["mosh"]["predict"]}
+        endpoint = mosh.find_mosh_connect(stdout)
+        if endpoint is not None:
+            where = {"address": session["address"], "port": endpoint.port, "key": endpoint.key}
+            return {**where, "predict": session["mosh"]["predict"]}
         failure = mosh.ssh_failure(ssh.returncode, stderr, str(session["mosh"]["program"]))
         if not isinstance(failure, NoLocaleError):
             break

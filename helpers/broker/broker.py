@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -129,18 +128,19 @@ class Broker:
 
         Raises:
             PermissionDeniedError: Somebody else asks.
-            ProtocolError: The key is none.
         """
         if peer.uid not in (0, self._config.auth_uid):
             self._log.warning("refused", op="authorized_keys", uid=peer.uid, pid=peer.pid)
             msg = "only sshd may ask for keys"
             raise PermissionDeniedError(msg)
         began = time.monotonic()
-        user, offered = str(request["user"]), parse_offered_key(str(request["key_type"]), str(request["key"]))
+        user, key_type = str(request["user"]), str(request["key_type"])
         self.counters.keys_offered += 1
         lines: list[bytes] = []
-        source, fetch_ms, reason = "-", 0.0, None
+        key, source, fetch_ms, reason = None, "-", 0.0, None
         try:
+            offered = parse_offered_key(key_type, str(request["key"]))
+            key = fingerprint(offered.blob)
             lines, source, fetch_ms = await self._permitted(user, offered)
             reason = None if lines else "no line for this key"
         except GatewayError as error:
@@ -157,8 +157,8 @@ class Broker:
             sid=session_id(peer.pid, self._supervisor),
             user=user,
             client=_endpoint(str(request.get("connection", ""))),
-            key=fingerprint(offered.blob),
-            type=offered.key_type,
+            key=key,
+            type=key_type,
             source=source,
             fetch_ms=fetch_ms,
             ms=(time.monotonic() - began) * 1000,
@@ -247,7 +247,7 @@ class Broker:
             PermissionDeniedError: No user's.
         """
         user = self._users.name_of(peer.uid)
-        if user is None:
+        if user is None or (user == "root" and not self._config.permit_root):
             self._log.warning("refused", op=op, uid=peer.uid, pid=peer.pid)
             msg = "this process belongs to no user of the gateway"
             raise PermissionDeniedError(msg)
@@ -302,5 +302,5 @@ def _key_fingerprint(user_auth: str) -> str | None:
     words = user_auth.split(" ")
     try:
         return fingerprint(base64.b64decode(words[2], validate=True)) if words[0] == "publickey" else None
-    except (IndexError, binascii.Error):
+    except (IndexError, ValueError):
         return None

@@ -10,8 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from helpers.broker.breaker import Breaker
 from helpers.broker.remote import Completed
@@ -45,7 +45,8 @@ RUN_TIMEOUT_S = 10.0
 """Longest run of one command, in seconds."""
 
 WARM_TIMEOUT_S = 4.0
-"""Longest wait for an answer over a warm connection, in seconds, before a new one is tried: it may have died."""
+"""Seconds without an answer over a warm connection after which a new one is tried beside it: it may have died, or be
+busy repeating what the network lost, and whichever answers first is as good."""
 
 
 class RemoteConnection(Protocol):
@@ -135,7 +136,7 @@ class Connections:
     ) -> Ran:
         """Run a command as a user, over the user's warm connection if there is a live one.
 
-        A connection that turns out to be dead is replaced once.
+        A connection that turns out to be dead is replaced once; one that stays silent gets a rival.
 
         Args:
             user: A valid user name.
@@ -147,19 +148,30 @@ class Connections:
             GatewayError: The remote cannot be reached, or does not answer.
         """
         warm = self._usable(user)
-        if warm is not None:
-            try:
-                return await self._run(
-                    user, warm, command, max_bytes=max_bytes, until=until, timeout_s=WARM_TIMEOUT_S, connect_ms=0.0
-                )
-            except (RemoteLostError, RemoteTimeoutError):
-                self.forget(user, warm.connection)
+        if warm is None:
+            return await self._run_cold(user, command, max_bytes, until)
+        attempt = asyncio.create_task(self._run(user, warm, command, max_bytes=max_bytes, until=until))
+        attempt.add_done_callback(_observe)
+        done, _ = await asyncio.wait({attempt}, timeout=WARM_TIMEOUT_S)
+        if not done:
+            other = asyncio.create_task(self._run_cold(user, command, max_bytes, until))
+            other.add_done_callback(_observe)
+            return await _first({attempt, other})
+        try:
+            return attempt.result()
+        except (RemoteLostError, RemoteTimeoutError):
+            self.forget(user, warm.connection)
+        return await self._run_cold(user, command, max_bytes, until)
+
+    async def _run_cold(
+        self, user: str, command: Callable[[str], str], max_bytes: int, until: Callable[[bytes], object] | None
+    ) -> Ran:
+        """Run a command over a new connection, which takes the place of the old one."""
         began = self._clock()
         warm = await self._new(user)
         connect_ms = (self._clock() - began) * 1000
-        return await self._run(
-            user, warm, command, max_bytes=max_bytes, until=until, timeout_s=RUN_TIMEOUT_S, connect_ms=connect_ms
-        )
+        ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
+        return replace(ran, connect_ms=connect_ms)
 
     def warm_up(self, user: str) -> None:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
@@ -215,8 +227,6 @@ class Connections:
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None,
-        timeout_s: float,
-        connect_ms: float,
     ) -> Ran:
         line = command(warm.connection.address)
         loop = asyncio.get_running_loop()
@@ -224,7 +234,7 @@ class Connections:
         warm.users += 1
 
         def run() -> Completed:
-            return warm.connection.run(line, max_bytes=max_bytes, timeout_s=timeout_s, until=until)
+            return warm.connection.run(line, max_bytes=max_bytes, timeout_s=RUN_TIMEOUT_S, until=until)
 
         try:
             completed = await loop.run_in_executor(self._runners, run)
@@ -235,7 +245,7 @@ class Connections:
         # The dict's order is the order of use, oldest first.
         if self._warm.get(user) is warm:
             self._warm[user] = self._warm.pop(user)
-        return Ran(completed, warm.connection.address, connect_ms, (warm.used_s - began) * 1000)
+        return Ran(completed, warm.connection.address, 0.0, (warm.used_s - began) * 1000)
 
     async def _warm_up(self, user: str) -> None:
         await self._new(user)
@@ -282,4 +292,19 @@ class Connections:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(_observe)
+
+
+async def _first(attempts: set[asyncio.Task[Ran]]) -> Ran:
+    """Wait for the first attempt that works; where none does, raise what the last one says."""
+    while True:
+        done, attempts = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
+        for attempt in done:
+            if not attempts or attempt.exception() is None:
+                return attempt.result()
+
+
+def _observe(done: asyncio.Task[Any]) -> None:
+    """Take note of how a task ended that may have nobody left to tell."""
+    if not done.cancelled():
+        done.exception()

@@ -69,8 +69,9 @@ def find(content: bytes, name: str) -> HostKeys:
             blob = base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error):
             continue
-        # Python takes more padding than OpenSSH does.
-        if base64.b64encode(blob).decode("ascii") != encoded or not matches(hosts, name):
+        # Python takes more padding than OpenSSH does; and a key begins with its own type (RFC 4253 section 6.6).
+        whole = base64.b64encode(blob).decode("ascii") == encoded and blob[4:].startswith(key_type.encode())
+        if not whole or not matches(hosts, name):
             continue
         if marker == "":
             trusted.append((key_type, blob))

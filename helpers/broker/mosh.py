@@ -138,6 +138,11 @@ def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
     return MoshEndpoint(int(match[1]), match[2].decode("ascii"))
 
 
+def find_mosh_connect(output: bytes) -> MoshEndpoint | None:
+    """Find the first line of mosh-server's output that is MOSH CONNECT, among what a login shell may have written."""
+    return next(filter(None, map(parse_mosh_connect, output.split(b"\n"))), None)
+
+
 def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:
     """Say why mosh-server gave no session.
 

@@ -40,6 +40,9 @@ DEAD_AFTER_MS = 10_000
 """Milliseconds that sent data may stay unacknowledged before the kernel gives the connection up (tcp(7),
 TCP_USER_TIMEOUT)."""
 
+KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
+"""What errors call it."""
+
 _READ_BYTES = 32768
 _STDERR_MAX_BYTES = 8192
 
@@ -75,12 +78,14 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
             if certificate is not None:
                 key.load_certificate(certificate)
         except paramiko.PasswordRequiredException as exc:
-            msg = "the gateway's key needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
+            msg = (
+                f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
+            )
             raise SettingsError(msg) from exc
         except (paramiko.SSHException, ValueError, IndexError, TypeError):
             continue
         return key
-    msg = "the gateway's key is not a private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
+    msg = f"{KEY_SETTINGS}: it is no private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
     raise SettingsError(msg)
 
 

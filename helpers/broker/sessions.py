@@ -6,7 +6,7 @@ import asyncio
 import functools
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,8 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
     """
     carried, original = request.get("command"), request.get("original_command")
     for text in (original, carried):
-        if text is not None and (not isinstance(text, str) or len(text) > MAX_COMMAND_CHARS or "\0" in text):
-            msg = f"the command is longer than {MAX_COMMAND_CHARS} characters"
-            raise ProtocolError(msg)
+        if text is not None:
+            _check_command(text)
     terminal = request.get("terminal")
     checked = None if terminal is None else _terminal(terminal)
     if carried is None:
@@ -80,9 +79,23 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
     return SessionRequest(checked, decode_command(carried), asked, forced=True)
 
 
+def _check_command(text: object) -> None:
+    if not isinstance(text, str) or len(text) > MAX_COMMAND_CHARS:
+        msg = f"the command is longer than {MAX_COMMAND_CHARS} characters"
+        raise ProtocolError(msg)
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")  # as the environment holds bytes that are no UTF-8
+    except UnicodeEncodeError as exc:
+        msg = "the command is no text"
+        raise ProtocolError(msg) from exc
+    if b"\0" in encoded:
+        msg = "the command has a NUL in it"
+        raise ProtocolError(msg)
+
+
 def _terminal(terminal: object) -> mosh.Terminal:
     colors, locale = (terminal.get("colors"), terminal.get("locale")) if isinstance(terminal, dict) else (None, None)
-    if not isinstance(colors, int) or not 0 <= colors <= _MAX_COLORS or not isinstance(locale, dict):
+    if not isinstance(colors, int) or isinstance(colors, bool) or not 0 <= colors <= _MAX_COLORS or not isinstance(locale, dict):
         msg = "the session's terminal is not whole"
         raise ProtocolError(msg)
     for name, value in locale.items():
@@ -147,13 +160,15 @@ class Sessions:
         failure: GatewayError | None = None
         for locale in terminal.locales:
             command = functools.partial(self._mosh_command, request, terminal.colors, locale)
-            found: list[mosh.MoshEndpoint] = []
-            ran = await self._connections.run(user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=_collect(found))
-            if found:
+            ran = await self._connections.run(
+                user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=mosh.parse_mosh_connect
+            )
+            endpoint = mosh.find_mosh_connect(ran.completed.stdout)
+            if endpoint is not None:
                 times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
-                where: dict[str, Any] = {"address": ran.address, "port": found[0].port}
-                answer = {"transport": "mosh", **where, "key": found[0].key, "predict": config.mosh_predict}
-                return Started(answer, {"remote": ran.address, "udp_port": found[0].port, **times})
+                where: dict[str, Any] = {"address": ran.address, "port": endpoint.port}
+                answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.mosh_predict}
+                return Started(answer, {"remote": ran.address, "udp_port": endpoint.port, **times})
             failure = mosh.failure(ran.completed.status, ran.completed.stderr, config.mosh_server)
             if not isinstance(failure, NoLocaleError):
                 break
@@ -210,13 +225,3 @@ class Sessions:
 
 def _run(request: SessionRequest) -> mosh.RunCommand | None:
     return None if request.command is None else mosh.RunCommand(request.command, request.original_command)
-
-
-def _collect(found: list[mosh.MoshEndpoint]) -> Callable[[bytes], object]:
-    def line(text: bytes) -> object:
-        endpoint = mosh.parse_mosh_connect(text)
-        if endpoint is not None:
-            found.append(endpoint)
-        return endpoint
-
-    return line
