@@ -265,6 +265,9 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
+    if session["share"]:
+        # The master leaves a minute after its last session; the directory is the user's own.
+        options += ["ControlMaster=auto", "ControlPersist=60", f"ControlPath={session['home']}/master"]
     argv = [
         "ssh",
         "-F",

@@ -61,8 +61,9 @@ class RemoteConnection(Protocol):
     def close(self) -> None:
         """Hang up."""
 
-    def prepare(self, timeout_s: float) -> None:
-        """Open the next command's channel."""
+    def prepare(self, timeout_s: float) -> bool:
+        """Open the next command's channel, and tell whether the remote answered."""
+        ...
 
     def run(
         self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
@@ -177,6 +178,24 @@ class Connections:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
         if self._usable(user) is None:
             self._later(self._warm_up(user))
+
+    async def answers(self, user: str, timeout_s: float) -> bool:
+        """Tell whether the remote answers on a user's warm connection: one round trip.
+
+        Args:
+            user: A valid user name.
+            timeout_s: Longest wait, in seconds.
+        """
+        warm = self._usable(user)
+        if warm is None:
+            return False
+        loop = asyncio.get_running_loop()
+        asked = loop.run_in_executor(self._runners, warm.connection.prepare, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(asked)
+        except TimeoutError:
+            return False
 
     def forget(self, user: str, connection: RemoteConnection | None = None) -> None:
         """Close a user's connection, or only this one, so that the next use proves itself anew."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import socket
@@ -130,14 +129,21 @@ class Connection:
         """Hang up."""
         self._transport.close()
 
-    def prepare(self, timeout_s: float) -> None:
-        """Open the next command's channel ahead of time: it costs one round trip that no login then waits for."""
-        with contextlib.suppress(GatewayError):
+    def prepare(self, timeout_s: float) -> bool:
+        """Open the next command's channel ahead of time: it costs one round trip that no login then waits for.
+
+        Returns:
+            Whether the remote answered, in time: the connection is alive.
+        """
+        try:
             channel = self._open(timeout_s)
-            with self._lock:
-                unused, self._spare = self._spare, channel
-            if unused is not None:
-                unused.close()
+        except GatewayError:
+            return False
+        with self._lock:
+            unused, self._spare = self._spare, channel
+        if unused is not None:
+            unused.close()
+        return True
 
     def run(
         self,

@@ -23,6 +23,10 @@ MOSH_OUTPUT_MAX_BYTES = 64 * 1024
 MAX_COMMAND_CHARS = 40_000
 """Longest command, in characters, that is carried: in base64 it is still one argument (128 KiB on Linux)."""
 
+SHARE_TIMEOUT_S = 1.0
+"""Seconds that the remote may take to answer before a session's ssh connects by itself: ssh would wait for long on a
+shared connection that has died, and the broker's, to the same host, most likely died with it."""
+
 SFTP_REQUEST = "gateway-subsystem-sftp"
 """What sshd says for a client's request of the subsystem sftp: see ``sshd_config.d``."""
 
@@ -95,7 +99,12 @@ def _check_command(text: object) -> None:
 
 def _terminal(terminal: object) -> mosh.Terminal:
     colors, locale = (terminal.get("colors"), terminal.get("locale")) if isinstance(terminal, dict) else (None, None)
-    if not isinstance(colors, int) or isinstance(colors, bool) or not 0 <= colors <= _MAX_COLORS or not isinstance(locale, dict):
+    if (
+        not isinstance(colors, int)
+        or isinstance(colors, bool)
+        or not 0 <= colors <= _MAX_COLORS
+        or not isinstance(locale, dict)
+    ):
         msg = "the session's terminal is not whole"
         raise ProtocolError(msg)
     for name, value in locale.items():
@@ -187,6 +196,8 @@ class Sessions:
 
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh."""
+        # Any session of this uid may use a shared connection, so it takes one that has proved itself to the gateway.
+        share = self._config.ssh_key is not None and await self._connections.answers(user, SHARE_TIMEOUT_S)
         address = self._connections.address(user) or await self._resolve()
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
@@ -199,6 +210,7 @@ class Sessions:
             # Without a key of the gateway's, the agent is the one that the user forwarded.
             "agent": self._config.agent_socket if self._config.ssh_key is not None else None,
             "user": user,
+            "share": share,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
             "pty": request.terminal is not None and terminal is None,
