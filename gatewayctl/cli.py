@@ -36,6 +36,7 @@ SUBCOMMANDS = {
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),
     "serve": Subcommand("serve", "serve", "Run the gateway in the foreground."),
+    "status": Subcommand("status", "status", "Say what a running gateway is doing."),
 }
 
 

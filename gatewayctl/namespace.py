@@ -6,13 +6,15 @@ not be made, as in most containers, the machine itself must be set up so, and is
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 from gatewayctl.runtime import SYSTEM_USERDB, Runtime
 from helpers.broker.userdb import AUTH_USER
 from helpers.errors import SettingsError
+
+CHECK_TIMEOUT_S = 20
+"""Longest wait for one user lookup at the start, in seconds; it takes 5 ms."""
 
 NSSWITCH = Path("/etc/nsswitch.conf")
 
@@ -103,10 +105,14 @@ def check_users(prefix: list[str], auth_uid: int) -> None:
         SettingsError: It does not arrive; the sentence says what is missing.
     """
     argv = [*prefix, "getent", "passwd", AUTH_USER]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CHECK_TIMEOUT_S)
+    except subprocess.TimeoutExpired as exc:
+        msg = f"looking up the gateway's own account took more than {CHECK_TIMEOUT_S} s; is nss-systemd waiting?"
+        raise SettingsError(msg) from exc
     if done.stdout.split(":")[2:3] == [str(auth_uid)]:
         return
-    if not any(Path("/").glob("*lib*/**/libnss_systemd.so.2")) and shutil.which("ldconfig"):
+    if not any(Path("/").glob("*lib*/**/libnss_systemd.so.2")):
         msg = "libnss-systemd is not installed, without which sshd finds no users: apt-get install libnss-systemd"
     elif prefix:
         reason = done.stderr.strip().replace("\n", " ") or "getent found nobody"

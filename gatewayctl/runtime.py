@@ -84,6 +84,7 @@ class Runtime:
         Raises:
             SettingsError: They cannot be made, or others may write where only root should.
         """
+        os.umask(0o022)  # the modes below are meant; a stricter umask would close what unprivileged helpers must enter
         # Before anything is made or given away there.
         check_root_only(next(path for path in (self.root, *self.root.parents) if path.exists()), "GATEWAY_RUNTIME_DIR")
         try:

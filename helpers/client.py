@@ -89,7 +89,7 @@ class Question:
             raise ProtocolError(msg)
 
     def close(self) -> None:
-        """Hang up; a question whose asker is gone is the broker's to drop."""
+        """Hang up; the broker finishes what it began, and a mosh-server without a client ends after a minute."""
         self._socket.close()
 
 

@@ -27,13 +27,6 @@ class GatewayError(Exception):
         self.message = message
 
 
-class NoTerminalError(GatewayError):
-    """The client asked for something that needs a terminal, and there is none."""
-
-    code = "no_terminal"
-    status = 64  # EX_USAGE
-
-
 class ProtocolError(GatewayError):
     """A peer sent something that is not the protocol it was asked to speak."""
 

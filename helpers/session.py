@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from helpers.client import Question, ask
-from helpers.errors import GatewayError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
-from helpers.protocol import ANSWER_TIMEOUT_S
+from helpers.errors import GatewayError
 from helpers.terminal import ensure_window, locale_of, usable_term
 
 PROGRESS_AFTER_S = 0.5
@@ -37,15 +36,23 @@ def main(argv: list[str]) -> int:
     """
     try:
         (socket_path,) = argv
+        environ = given_environment()  # before the drop: after it, /proc/self is root's alone
         if os.geteuid() == 0:
             drop_root(socket_path)
-        start(socket_path, os.environ)
+        start(socket_path, environ)
     except GatewayError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return INTERRUPTED
     raise AssertionError  # start() becomes another program, or raises
+
+
+def given_environment() -> dict[str, str]:
+    """Read the environment as sshd gave it (proc(5)): Python adds an LC_CTYPE of its own to a plain one (PEP 538)."""
+    with open("/proc/self/environ", "rb") as file:  # noqa: PTH123 - pathlib costs 4 ms
+        words = os.fsdecode(file.read()).split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def drop_root(socket_path: str) -> None:
@@ -84,16 +91,20 @@ def start(socket_path: str, environ: Mapping[str, str]) -> None:
         term, colors = usable_term(term, sys.stdout.fileno())
         ensure_window(sys.stdout.fileno())
         request["terminal"] = {"colors": colors, "locale": locale_of(environ)}
-    session = wait_with_progress(Question(socket_path, request), shown=has_terminal)
+    session = wait_with_progress(Question(socket_path, request).wait, shown=has_terminal)
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
         become_mosh_client(session, term, path)
     ssh = {**locale_of(environ), "PATH": path, "HOME": str(session["home"]), "TERM": term}
     if session["agent"] is None:
-        session["agent"] = forwarded_agent(environ)
-        session["identity"] = write_identity(request["key"], ssh["HOME"])
-    if "mosh" in session:
-        become_mosh_client(start_mosh_server(session, ssh), term, path)
+        # Apart, because most gateways have a key, and importing it costs every login 8 ms.
+        from helpers import pass_through  # noqa: PLC0415
+
+        session["agent"] = pass_through.forwarded_agent(environ)
+        session["identity"] = pass_through.write_identity(request["key"], ssh["HOME"])
+        if "mosh" in session:
+            commands = pass_through.MoshServer(session["mosh"], ssh_argv(session), ssh)
+            become_mosh_client({**session, **wait_with_progress(commands.wait, shown=True)}, term, path)
     command = session["command"]
     become([*ssh_argv(session), *(() if command is None else (str(command),))], ssh)
 
@@ -114,15 +125,15 @@ def accepted_key(user_auth_path: str) -> str:
         return ""
 
 
-def wait_with_progress(question: Question, *, shown: bool) -> dict[str, Any]:
-    """Wait for the broker, saying so on the terminal once it takes longer than `PROGRESS_AFTER_S`.
+def wait_with_progress(wait: Callable[[float | None], dict[str, Any] | None], *, shown: bool) -> dict[str, Any]:
+    """Wait for an answer, saying so on the terminal once it takes longer than `PROGRESS_AFTER_S`.
 
     Args:
-        question: What the broker was asked.
+        wait: Waits for so many seconds (None: until its own deadline) and answers None where that was too short.
         shown: Whether there is a terminal to say it on.
 
     Returns:
-        The session: see `helpers.broker.server`.
+        The answer.
 
     Raises:
         GatewayError: There is none; the sentence says why.
@@ -130,7 +141,7 @@ def wait_with_progress(question: Question, *, shown: bool) -> dict[str, Any]:
     started = time.monotonic()
     said = False
     try:
-        while (answer := question.wait(PROGRESS_AFTER_S if shown else None)) is None:
+        while (answer := wait(PROGRESS_AFTER_S if shown else None)) is None:
             said = True
             waited_s = time.monotonic() - started
             print(f"\r\x1b[Kgateway: reaching the remote host, {waited_s:.0f} s", end="", file=sys.stderr, flush=True)
@@ -163,77 +174,6 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         "MOSH_ESCAPE_KEY": "",
     }
     become(["mosh-client", str(session["address"]), str(session["port"])], environ)
-
-
-def forwarded_agent(environ: Mapping[str, str]) -> str:
-    """Find the agent that the user forwarded.
-
-    Raises:
-        PermissionDeniedError: There is none.
-    """
-    path = environ.get("SSH_AUTH_SOCK")
-    if not path:
-        msg = "this gateway has no key of its own and needs your SSH agent; use 'ssh -A' with an agent running"
-        raise PermissionDeniedError(msg)
-    return path
-
-
-def write_identity(user_auth: str, home: str) -> str | None:
-    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
-
-    Args:
-        user_auth: See `accepted_key`.
-        home: The session's own directory.
-
-    Returns:
-        The public key's file; None where the user came without a key.
-    """
-    words = user_auth.split(" ")
-    if words[0] != "publickey":
-        return None
-    path = f"{home}/identity-{os.getpid()}.pub"
-    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib costs 4 ms
-        file.write(" ".join(words[1:3]) + "\n")
-    return path
-
-
-def start_mosh_server(session: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Start mosh-server with the user's own agent, which only this session may use.
-
-    Args:
-        session: The broker's answer.
-        environ: ssh's environment.
-
-    Returns:
-        What `become_mosh_client` needs.
-
-    Raises:
-        GatewayError: The remote has no session; the sentence says why.
-    """
-    import subprocess  # noqa: PLC0415 - 8 ms that only this way in costs
-
-    from helpers.broker import mosh  # noqa: PLC0415
-
-    failure = GatewayError("the remote host gave no session")
-    for command in session["mosh"]["commands"]:
-        argv = [*ssh_argv(session), command]
-        with subprocess.Popen(
-            argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as ssh:
-            try:
-                stdout, stderr = ssh.communicate(timeout=ANSWER_TIMEOUT_S)
-            except subprocess.TimeoutExpired as exc:
-                ssh.kill()
-                msg = "the remote host did not answer in time"
-                raise RemoteTimeoutError(msg) from exc
-        endpoint = mosh.find_mosh_connect(stdout)
-        if endpoint is not None:
-            where = {"address": session["address"], "port": endpoint.port, "key": endpoint.key}
-            return {**where, "predict": session["mosh"]["predict"]}
-        failure = mosh.ssh_failure(ssh.returncode, stderr, str(session["mosh"]["program"]))
-        if not isinstance(failure, NoLocaleError):
-            break
-    raise failure
 
 
 def ssh_argv(session: Mapping[str, Any]) -> list[str]:

@@ -17,11 +17,10 @@ from gatewayctl.processes import find
 from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
 from gatewayctl.settings import Settings
 from gatewayctl.supervisor import Plan, Supervisor
+from gatewayctl.warnings import ANYONE
 from helpers.broker.config import BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
-
-ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
 
 
 @click.command(epilog=secrets_note())

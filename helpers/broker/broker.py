@@ -152,6 +152,8 @@ class Broker:
             uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
             if uid is None or not await self._make_home(uid):
                 lines, reason = [], "no home directory could be made"
+        if lines and self._config.accept_any_key:
+            self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as anyone would be")
         self._log.info(
             "key_permitted" if lines else "key_refused",
             sid=session_id(peer.pid, self._supervisor),

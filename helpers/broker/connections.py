@@ -80,12 +80,14 @@ class Warm:
         opened_s: When it was made, on the pool's clock.
         used_s: When it was last used.
         users: How many commands run over it now.
+        retired: Whether it is out of the pool, and closed after its last command.
     """
 
     connection: RemoteConnection
     opened_s: float
     used_s: float
     users: int = 0
+    retired: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,9 @@ class Connections:
         warm = self._warm.get(user)
         if warm is not None and connection in (None, warm.connection):
             del self._warm[user]
-            warm.connection.close()
+            warm.retired = True
+            if not warm.users:
+                warm.connection.close()
 
     def address(self, user: str) -> str | None:
         """Tell the remote's numeric address on a user's connection; None where there is none."""
@@ -224,8 +228,9 @@ class Connections:
 
     def close(self) -> None:
         """Close everything."""
-        for user in list(self._warm):
-            self.forget(user)
+        for warm in self._warm.values():
+            warm.connection.close()
+        self._warm.clear()
         self._connectors.shutdown(wait=False, cancel_futures=True)
         self._runners.shutdown(wait=False, cancel_futures=True)
 
@@ -259,8 +264,11 @@ class Connections:
             completed = await loop.run_in_executor(self._runners, run)
         finally:
             warm.users -= 1
+            if warm.retired and not warm.users:
+                warm.connection.close()
         warm.used_s = self._clock()
-        self._later(self._prepare(warm))
+        if not warm.retired:
+            self._later(self._prepare(warm))
         # The dict's order is the order of use, oldest first.
         if self._warm.get(user) is warm:
             self._warm[user] = self._warm.pop(user)
@@ -318,9 +326,9 @@ async def _first(attempts: set[asyncio.Task[Ran]]) -> Ran:
     """Wait for the first attempt that works; where none does, raise what the last one says."""
     while True:
         done, attempts = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
-        for attempt in done:
-            if not attempts or attempt.exception() is None:
-                return attempt.result()
+        worked = [attempt for attempt in done if attempt.exception() is None]
+        if worked or not attempts:
+            return (worked or list(done))[0].result()
 
 
 def _observe(done: asyncio.Task[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -60,9 +61,9 @@ class Server:
     async def listen(self, broker: socket.socket, users: socket.socket, agent: socket.socket) -> list[asyncio.Server]:
         """Start to serve three listening unix sockets."""
         return [
-            await asyncio.start_unix_server(self._serve_helper, sock=broker, limit=MAX_REQUEST_BYTES),
-            await asyncio.start_unix_server(self._serve_userdb, sock=users, limit=userdb.MAX_REQUEST_BYTES),
-            await asyncio.start_unix_server(self._serve_agent, sock=agent, limit=MAX_MESSAGE_BYTES),
+            await _listen(self._serve_helper, broker, MAX_REQUEST_BYTES),
+            await _listen(self._serve_userdb, users, userdb.MAX_REQUEST_BYTES),
+            await _listen(self._serve_agent, agent, MAX_MESSAGE_BYTES),
         ]
 
     async def idle(self) -> None:
@@ -89,8 +90,7 @@ class Server:
         op = "-"
         began = time.monotonic()
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                request = decode(await reader.readuntil(b"\n"))
+            request = await _read_request(reader)
             op = str(request.get("op"))
             handler = self._handlers.get(op)
             if handler is None:
@@ -125,6 +125,8 @@ class Server:
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it has left, or speaks no varlink
+        except Exception as error:  # noqa: BLE001 - a fault of ours finds nobody, and must be seen
+            self._log.error("fault", op="userdb", error=repr(error), where=_where(error))
         finally:
             writer.close()
 
@@ -144,11 +146,30 @@ class Server:
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # it has left, or has nothing more to say
+        except Exception as error:  # noqa: BLE001 - a fault of ours signs nothing, and must be seen
+            self._log.error("fault", op="agent", uid=peer.uid, error=repr(error), where=_where(error))
         finally:
             self._agents[peer.uid] -= 1
             if not self._agents[peer.uid]:
                 del self._agents[peer.uid]
             writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            return decode(await reader.readuntil(b"\n"))
+    except TimeoutError as exc:
+        msg = "the request did not arrive in time"
+        raise ProtocolError(msg) from exc
+
+
+async def _listen(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], sock: socket.socket, limit: int
+) -> asyncio.Server:
+    # From 3.13 on a server removes its socket's file when it closes; these outlive the broker.
+    keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    return await asyncio.start_unix_server(serve, sock=sock, limit=limit, **keep)
 
 
 def _where(error: BaseException) -> str:

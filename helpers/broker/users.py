@@ -36,7 +36,14 @@ CREATE TABLE IF NOT EXISTS users (
 
 
 def uids_with_processes(proc: Path = Path("/proc")) -> set[int]:
-    """List the uids that own a process now, by the owner of its directory in /proc (proc(5))."""
+    """List the uids that own a process now, by the owner of its directory in /proc (proc(5)).
+
+    Raises:
+        PermissionError: The kernel does not show them all.
+    """
+    if not (proc / "1").is_dir():
+        msg = "/proc hides other users' processes (proc(5), hidepid)"
+        raise PermissionError(msg)
     uids = set()
     for entry in os.scandir(proc):
         if entry.name.isdigit():
@@ -146,7 +153,10 @@ class UserTable:
 
     def _reusable(self) -> int | None:
         """Find the uid that was unused for longest, names that never had a session first."""
-        busy = set(self._busy())
+        try:
+            busy = set(self._busy())
+        except PermissionError:
+            return None
         rows = self._db.execute(
             "SELECT uid FROM users WHERE seen < ? AND uid >= ? AND uid < ? ORDER BY sessions, seen",
             (self._clock() - REUSE_AFTER_S, self._uids.start, self._uids.stop),

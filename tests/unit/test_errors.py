@@ -9,9 +9,7 @@ import pytest
 from helpers import errors
 from helpers.errors import GatewayError
 
-_KINDS = [
-    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError)
-]
+_KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError)]
 
 
 @pytest.mark.parametrize("kind", _KINDS)

@@ -1,0 +1,132 @@
+"""The way in without a key of the gateway's: the user's own agent, forwarded, logs in on the remote.
+
+Nothing here is shared between sessions, not even of one user: whoever came without the agent must not profit from
+another session's.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from helpers.broker import mosh
+from helpers.errors import GatewayError, MoshServerError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
+from helpers.protocol import ANSWER_TIMEOUT_S
+
+MAX_OUTPUT_BYTES = 64 * 1024
+"""Most output, in bytes and for each stream, that is taken from the remote before its mosh-server has spoken."""
+
+
+def forwarded_agent(environ: Mapping[str, str]) -> str:
+    """Find the agent that the user forwarded.
+
+    Raises:
+        PermissionDeniedError: There is none.
+    """
+    path = environ.get("SSH_AUTH_SOCK")
+    if not path:
+        msg = "this gateway has no key of its own and needs your SSH agent; use 'ssh -A' with an agent running"
+        raise PermissionDeniedError(msg)
+    return path
+
+
+def write_identity(user_auth: str, home: str) -> str | None:
+    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
+
+    Args:
+        user_auth: The first line of SSH_USER_AUTH's file (sshd_config(5), ExposeAuthInfo).
+        home: The session's own directory.
+
+    Returns:
+        The public key's file; None where the user came without a key.
+    """
+    words = user_auth.split(" ")
+    if words[0] != "publickey":
+        return None
+    path = Path(home) / f"identity-{os.getpid()}.pub"
+    try:
+        path.write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
+    except OSError as exc:
+        msg = f"the session has no home directory on the gateway ({exc.strerror}); log in again"
+        raise GatewayError(msg) from exc
+    return str(path)
+
+
+class MoshServer:
+    """Starts mosh-server on the remote by ssh, in the first locale that the remote knows.
+
+    Args:
+        wanted: ``commands``, to try in turn; ``program`` for messages; ``predict``, handed on.
+        ssh: ssh's command line, up to the host.
+        environ: ssh's environment.
+        timeout_s: Longest time for each command, in seconds.
+    """
+
+    def __init__(
+        self, wanted: Mapping[str, Any], ssh: list[str], environ: Mapping[str, str], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
+        """Start the first one."""
+        self._wanted, self._ssh, self._environ, self._timeout_s = wanted, ssh, environ, timeout_s
+        self._commands = list(wanted["commands"])
+        self._start()
+
+    def _start(self) -> None:
+        argv = [*self._ssh, self._commands.pop(0)]
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
+        self._process = subprocess.Popen(argv, env=self._environ, stdin=null, stdout=pipe, stderr=pipe)
+        self._deadline = time.monotonic() + self._timeout_s
+        self._output, self._errors = bytearray(), bytearray()
+        self._streams = selectors.DefaultSelector()
+        self._streams.register(self._process.stdout, selectors.EVENT_READ, self._output)  # type: ignore[arg-type]
+        self._streams.register(self._process.stderr, selectors.EVENT_READ, self._errors)  # type: ignore[arg-type]
+
+    def wait(self, patience_s: float | None = None) -> dict[str, Any] | None:
+        """Wait for mosh-server.
+
+        Args:
+            patience_s: Seconds after which to come back without one; None waits until the deadline.
+
+        Returns:
+            Its ``port`` and ``key``, and ``predict``; None when patience ran out before the deadline.
+
+        Raises:
+            GatewayError: The remote has no session; the sentence says why.
+        """
+        until = self._deadline if patience_s is None else min(self._deadline, time.monotonic() + patience_s)
+        while self._streams.get_map():
+            left_s = until - time.monotonic()
+            if left_s <= 0 and until < self._deadline:
+                return None
+            if left_s <= 0:
+                self._process.kill()
+                msg = "the remote host did not answer in time"
+                raise RemoteTimeoutError(msg)
+            self._read(left_s)
+        return self._ended()
+
+    def _read(self, timeout_s: float) -> None:
+        for key, _ in self._streams.select(timeout_s):
+            chunk = os.read(key.fd, MAX_OUTPUT_BYTES)
+            key.data.extend(chunk)
+            if not chunk:
+                self._streams.unregister(key.fileobj)
+            elif len(key.data) > MAX_OUTPUT_BYTES:
+                self._process.kill()
+                msg = f"the remote host wrote more than {MAX_OUTPUT_BYTES} bytes before mosh-server did"
+                raise MoshServerError(msg)
+
+    def _ended(self) -> dict[str, Any] | None:
+        status = self._process.wait()
+        endpoint = mosh.find_mosh_connect(bytes(self._output))
+        if endpoint is not None:
+            return {"port": endpoint.port, "key": endpoint.key, "predict": self._wanted["predict"]}
+        failure = mosh.ssh_failure(status, bytes(self._errors), str(self._wanted["program"]))
+        if not isinstance(failure, NoLocaleError) or not self._commands:
+            raise failure
+        self._start()
+        return self.wait(0.0)

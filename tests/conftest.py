@@ -1,0 +1,37 @@
+"""What all tests share: how a test says what it cannot do without."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.needs import not_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(scope="session")
+def do_without() -> Callable[[str | None], None]:
+    """Give up for a reason, if there is one: skipped on a laptop, failed where ``CI=true``."""
+
+    def give_up(reason: str | None) -> None:
+        if reason and os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        if reason:
+            pytest.skip(reason)
+
+    return give_up
+
+
+@pytest.fixture(scope="session")
+def require(do_without: Callable[[str | None], None]) -> Callable[..., None]:
+    """Name the programs that a test needs: ``require("plink", "dbclient")``."""
+
+    def check(*programs: str) -> None:
+        if missing := not_installed(*programs):
+            do_without(f"not installed: {', '.join(missing)}; `make deps` installs what is missing")
+
+    return check

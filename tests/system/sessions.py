@@ -1,0 +1,79 @@
+"""What a session looks like from outside: its processes on the gateway, and the picture on its screen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.processes import Process
+    from lab.terminal import Terminal
+    from lab.users import User
+
+
+def sshd_of(gateway: Gateway, user: User) -> list[Process]:
+    """List what sshd runs for a user, by the title that sshd gives it: the monitor, then what runs as the user."""
+    title = re.compile(rf"sshd(-session)?: {re.escape(user.name)}( |@|$)")
+    return sorted(
+        (process for process in gateway.processes() if title.match(process.argv[0])), key=lambda its: -(its.uid == 0)
+    )
+
+
+def uid_of(gateway: Gateway, user: User) -> int:
+    """Tell a logged-in user's uid on the gateway."""
+    (uid,) = {process.uid for process in sshd_of(gateway, user)} - {0}
+    return uid
+
+
+def mosh_client_of(gateway: Gateway, user: User) -> Process:
+    """Find the mosh-client of a user with one session."""
+    (client,) = gateway.processes("mosh-client", uid=uid_of(gateway, user))
+    return client
+
+
+def broker_of(gateway: Gateway) -> Process:
+    """Find the gateway's broker, which is the last one that was started."""
+    return max(
+        (process for process in gateway.processes() if "helpers.broker" in process.argv), key=lambda its: its.pid
+    )
+
+
+def environment_of(process: Process) -> dict[str, str]:
+    """Read a process's environment."""
+    text = Path(f"/proc/{process.pid}/environ").read_text("utf-8", "surrogateescape")
+    # sshd writes its title over its environment.
+    return dict(word.split("=", 1) for word in text.split("\0") if "=" in word)
+
+
+def wait_gone(lab: Lab, gateway: Gateway, user: User, uid: int, *, timeout_s: float = 20.0) -> None:
+    """Wait until nothing of a user's session is left: on the remote, on the gateway, of sshd or of the uid."""
+    wait_until(
+        lambda: not lab.remote.processes("mosh-server", user=user),
+        f"the mosh-server of {user.name} is gone",
+        timeout_s=timeout_s,
+    )
+    wait_until(
+        lambda: not gateway.processes(uid=uid) and not sshd_of(gateway, user),
+        f"the gateway has no process of {user.name}",
+        timeout_s=timeout_s,
+    )
+
+
+def picture(terminal: Terminal, *, rows: int = 24, columns: int = 80) -> list[list[tuple[object, ...]]]:
+    """Return every character of a screen with all its attributes, and the cursor's place as the last row."""
+    cells = [[tuple(terminal.character(row, column)) for column in range(columns)] for row in range(rows)]
+    return [*cells, [terminal.cursor]]
+
+
+def wait_same(through: Terminal, oracle: Terminal) -> None:
+    """Wait until two screens show the same, colours, attributes and cursor included."""
+    try:
+        wait_until(lambda: picture(through) == picture(oracle), "both screens show the same")
+    except AssertionError as error:
+        message = f"{error}; through the gateway:\n{through.framed()}\nwithout it:\n{oracle.framed()}"
+        raise AssertionError(message) from None

@@ -1,0 +1,197 @@
+"""SIGHUP brings new settings to those who log in from then on, and disturbs nobody who is there."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from system.sessions import broker_of, mosh_client_of, uid_of
+
+from lab.gateway import ADDRESS
+from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.terminal import Terminal
+    from lab.users import User
+
+    OpenTerminal = Callable[..., Terminal]
+    StartGateway = Callable[..., Gateway]
+
+
+def _write(path: Path, **settings: object) -> Path:
+    """Write a configuration file."""
+    path.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+    return path
+
+
+def _config(lab: Lab, name: str) -> Path:
+    """Name a configuration file of the test's own."""
+    return lab.directory / f"{name}.yaml"
+
+
+def _reload(gateway: Gateway, expected: str = "reloaded") -> str:
+    """Send SIGHUP, wait for the line that says what came of it, and return that line."""
+    since = gateway.log.mark()
+    gateway.signal(signal.SIGHUP)
+    return gateway.log.wait_for(rf"gatewayctl\[\d+\]: \w+ {expected}\b.*", since=since).group()
+
+
+def _may_log_in(lab: Lab, gateway: Gateway, user: User, key: Path | None = None) -> bool:
+    """Tell whether sshd takes the user's key; no session is started."""
+    # -N asks for no session.
+    argv = lab.gateway_argv(
+        gateway, user, options=["-v", "-N", "-oExitOnForwardFailure=yes", "-R1:localhost:1"], key=key
+    )
+    result = lab.run(argv)
+    assert result.returncode == 255
+    return b"Authenticated to" in result.stderr
+
+
+def test_live_session_survives(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """A session goes on over three reloads, and a login after them gives the user the same uid."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    uid, client = uid_of(gateway, user), mosh_client_of(gateway, user)
+    broker = broker_of(gateway)
+
+    for number in range(3):
+        _reload(gateway)
+        terminal.run(f"echo $(({number} + 4200))", f"\n{number + 4200}\n")
+
+    assert mosh_client_of(gateway, user) == client
+    again = open_terminal(lab.gateway_argv(gateway, user))
+    again.wait_for(user.prompt)
+    assert uid_of(gateway, user) == uid
+    wait_until(lambda: broker not in gateway.processes(), "the first broker is gone")
+
+
+def test_changed_keys_take_effect(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """Local keys in the file decide anew after a reload, and not before."""
+    other = lab.add_user()
+    config = _write(_config(lab, user.name), gateway_authorized_keys_content=f'"{user.key.public}"')
+    gateway = start_gateway(None, "--config", str(config))
+    keys = (user.key.private, other.key.private)
+    assert [_may_log_in(lab, gateway, user, key) for key in keys] == [True, False]
+
+    _write(config, gateway_authorized_keys_content=f'"{other.key.public}"')
+    assert [_may_log_in(lab, gateway, user, key) for key in keys] == [True, False]
+    _reload(gateway)
+    wait_until(lambda: [_may_log_in(lab, gateway, user, key) for key in keys] == [False, True], "the other key opens")
+
+
+def test_changed_port_takes_effect(
+    lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """After a reload the gateway listens on its new port and no longer on the old one; sessions stay."""
+    first, second = (20_000 + 2 * user.uid, 20_001 + 2 * user.uid)  # nobody else's: the network is the worker's own
+    config = _write(_config(lab, user.name), gateway_port=first)
+    gateway = start_gateway({"GATEWAY_PORT": None}, "--config", str(config), wait=False)
+    gateway.port = first
+    gateway.wait_ready()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+
+    _write(config, gateway_port=second)
+    _reload(gateway)
+    gateway.port = second
+    gateway.wait_ready()
+
+    with pytest.raises(ConnectionRefusedError):
+        lab.near.connect(ADDRESS, first)
+    assert _may_log_in(lab, gateway, user)
+    terminal.run("echo $((6 * 7))", "\n42\n")
+
+
+def test_changed_cache_takes_effect(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """A shorter GATEWAY_CACHE_TTL lets a revoked key in for only as long as that."""
+    config = _write(_config(lab, user.name), gateway_cache_ttl=3600)
+    gateway = start_gateway(None, "--config", str(config))
+    assert _may_log_in(lab, gateway, user)
+
+    _write(config, gateway_cache_ttl=1)
+    _reload(gateway)
+    wait_until(lambda: _may_log_in(lab, gateway, user), "the key is taken")
+    lab.remote.authorize(user, [lab.gateway_key.public])
+
+    wait_until(lambda: not _may_log_in(lab, gateway, user), "the key is refused")
+
+
+def test_broken_file_changes_nothing(
+    lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """A file with a mistake leaves the settings from before in force, and the log says which line is wrong."""
+    config = _write(_config(lab, user.name), gateway_cache_ttl=30)
+    gateway = start_gateway(None, "--config", str(config))
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    processes = gateway.processes()
+
+    for broken in (
+        "gateway_cache_tll: 30\n",
+        "gateway_cache_ttl: soon\n",
+        "gateway_cache_ttl: [\n",
+        "gateway_session_timeout: 1\n",
+    ):
+        config.write_text(broken)
+        since = gateway.log.mark()
+        line = _reload(gateway, "reload_failed")
+        assert str(config) in line
+        assert gateway.processes() == processes
+        terminal.run("clear; echo $((6 * 7))", f"42\n{user.prompt}")
+        assert len(gateway.log.lines(since=since)) == 1
+    assert _may_log_in(lab, gateway, user)
+
+    _write(config, gateway_cache_ttl=31)
+    _reload(gateway)
+
+
+def test_what_needs_a_restart_is_refused(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """A new GATEWAY_UID_RANGE is not half taken over: the reload fails, and the gateway goes on as it was."""
+    config = _write(_config(lab, user.name), gateway_cache_ttl=30)
+    gateway = start_gateway(None, "--config", str(config))
+
+    _write(config, gateway_uid_range="700000:799999")
+    assert "GATEWAY_UID_RANGE" in _reload(gateway, "reload_failed")
+
+    assert _may_log_in(lab, gateway, user)
+
+
+def test_logins_during_a_reload(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal) -> None:
+    """Whoever is about to log in while the settings are read anew gets in."""
+    gateway = start_gateway()
+    users = [lab.add_user() for _ in range(4)]
+    since = gateway.log.mark()
+
+    terminals = [open_terminal(lab.gateway_argv(gateway, user)) for user in users]
+    gateway.log.wait_for("Connection from", since=since)
+    gateway.signal(signal.SIGHUP)
+    for terminal, user in zip(terminals, users, strict=True):
+        terminal.wait_for(user.prompt)
+
+    gateway.log.wait_for(" reloaded", since=since)
+    assert len({uid_of(gateway, user) for user in users}) == len(users)
+
+
+def test_nobody_is_turned_away_by_a_reload(lab: Lab, start_gateway: StartGateway) -> None:
+    """The port is open at every moment of a reload: connection after connection, none is refused."""
+    gateway = start_gateway()
+    since = gateway.log.mark()
+    refused = answered_after = 0
+
+    gateway.signal(signal.SIGHUP)
+    while answered_after < 50:
+        reloaded = bool(gateway.log.matches(" reloaded", since=since))
+        try:
+            with lab.near.connect(ADDRESS, gateway.port) as connection:
+                answered_after += connection.recv(4) == b"SSH-" and reloaded
+        except OSError:
+            refused += 1
+
+    assert refused == 0

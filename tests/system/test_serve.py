@@ -1,0 +1,394 @@
+"""``gatewayctl serve``: what it refuses, what it keeps, what it survives, and how it leaves."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from system.sessions import broker_of, environment_of, mosh_client_of, sshd_of, uid_of
+
+from lab.gateway import ADDRESS, GATEWAYCTL
+from lab.processes import read_process
+from lab.users import make_key
+from lab.waiting import wait_until
+from lab.wan import FAR_IPV4
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.terminal import Terminal
+    from lab.users import User
+
+    OpenTerminal = Callable[..., Terminal]
+    StartGateway = Callable[..., Gateway]
+
+EX_CONFIG = 78  # sysexits.h
+
+
+def _refused(start_gateway: StartGateway, *arguments: Any) -> tuple[int, list[str]]:
+    """Start a gateway that refuses, and return its exit status and all that it said."""
+    gateway = start_gateway(*arguments, wait=False)
+    status = gateway.wait_exit()
+    return status, gateway.log.lines()
+
+
+def _listener_of(gateway: Gateway) -> int:
+    """Return the process id of the gateway's listening sshd."""
+    (pid,) = [process.pid for process in gateway.processes() if "[listener]" in process.argv[0]]
+    return pid
+
+
+def _children(pid: int) -> list[tuple[int, str]]:
+    """List the children of a process with their states (proc(5), stat), zombies too."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text("utf-8", "replace").rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append((int(path.parent.name), fields[0]))
+    return found
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("REMOTE_HOST", None),
+        ("REMOTE_HOST", "-oProxyCommand=id"),
+        ("REMOTE_PORT", "70000"),
+        ("GATEWAY_PORT", "ssh"),
+        ("GATEWAY_CACHE_TTL", "0"),
+        ("GATEWAY_MOSH_PREDICT", "sometimes"),
+        ("REMOTE_MOSH_PORTS", "60999:60001"),
+        ("GATEWAY_UID_RANGE", "0:100000"),
+        ("GATEWAY_RUNTIME_DIR", "run"),
+        ("GATEWAY_SSH_KEY_PATH", "/no/such/file"),
+        ("GATEWAY_SSH_KEY_CONTENT", "c2VjcmV0"),
+        ("GATEWAY_HOST_KEY_PATH", "/dev/null/host_key"),
+    ],
+)
+def test_wrong_setting_stops_the_start(start_gateway: StartGateway, setting: str, value: str | None) -> None:
+    """A setting that is missing or wrong is one line with its name, and status 78; nothing is left running."""
+    # Two kinds of key at once would be the mistake instead.
+    settings = {"GATEWAY_SSH_KEY_PATH": None} if setting == "GATEWAY_SSH_KEY_CONTENT" else {}
+    status, lines = _refused(start_gateway, {**settings, setting: value})
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert lines[0].startswith("gatewayctl: ")
+    assert setting in lines[0]
+    assert "c2VjcmV0" not in lines[0]
+
+
+@pytest.mark.parametrize("flaw", ["malformed", "public", "passphrase", "empty"])
+def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: str) -> None:
+    """A key file that holds no usable private key stops the start with one line that names the setting."""
+    path = lab.directory / "keys" / f"flawed-{flaw}"
+    if flaw == "passphrase":
+        make_key(path)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-p", "-f", str(path), "-N", "s3cr3t words"], check=True, capture_output=True
+        )
+    else:
+        lines = lab.gateway_key.private.read_text().splitlines(keepends=True)
+        texts = {"malformed": "".join(lines[:2] + lines[3:]), "public": lab.gateway_key.public, "empty": ""}
+        path.write_text(texts[flaw])
+    status, said = _refused(start_gateway, {"GATEWAY_SSH_KEY_PATH": str(path)})
+
+    errors = [line for line in said if " info " not in line]
+    assert (status, len(errors)) == (EX_CONFIG, 1)
+    assert "GATEWAY_SSH_KEY_PATH" in errors[0]
+    assert ("passphrase" in errors[0]) == (flaw == "passphrase")
+
+
+def test_not_root(lab: Lab) -> None:
+    """Somebody else than root is told so."""
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", str(GATEWAYCTL), "serve"]
+    key = make_key(lab.directory / "keys" / "of-nobody").private
+    key.chmod(0o644)
+    result = lab.run(argv, environment={"REMOTE_HOST": FAR_IPV4, "GATEWAY_SSH_KEY_PATH": str(key)})
+
+    assert result.returncode == EX_CONFIG
+    assert result.stderr.count(b"\n") == 1
+    assert b"root" in result.stderr
+
+
+def test_port_in_use(lab: Lab, start_gateway: StartGateway) -> None:
+    """A port that somebody else has ends the start, in sshd's words and in ours; nothing is left running."""
+    with lab.near.network(), socket.create_server((ADDRESS, 0)) as taken:
+        gateway = start_gateway({"GATEWAY_PORT": str(taken.getsockname()[1])}, wait=False)
+        assert gateway.wait_exit() not in {0, EX_CONFIG}
+
+    assert "Address already in use" in gateway.log_text()
+    (line,) = gateway.log.matches("^gatewayctl: ")
+    assert "sshd" in line.string
+    assert gateway.processes() == []
+
+
+def test_runtime_directory_of_another_gateway(gateway: Gateway, start_gateway: StartGateway) -> None:
+    """Two gateways in one runtime directory are one too many: the second is told, the first does not notice."""
+    processes = gateway.processes()
+    status, lines = _refused(start_gateway, {"GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]})
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert "GATEWAY_RUNTIME_DIR" in lines[0]
+    assert "another gateway" in lines[0]
+    assert {its.pid for its in processes if its.uid == 0} <= {its.pid for its in gateway.processes()}
+
+
+def test_runtime_directory_below_tmp(lab: Lab, start_gateway: StartGateway) -> None:
+    """Below /tmp anybody could put something in the way; it is refused, and nothing is made there."""
+    directory = Path("/tmp") / lab.directory.name  # noqa: S108 - that is the mistake
+    try:
+        status, lines = _refused(start_gateway, {"GATEWAY_RUNTIME_DIR": str(directory / "run")})
+        assert not directory.exists()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert "GATEWAY_RUNTIME_DIR" in lines[0]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o700])
+def test_runtime_directory_with_a_wrong_mode(lab: Lab, start_gateway: StartGateway, mode: int) -> None:
+    """A directory that others may write to, or that the gateway's own users may not enter, is refused."""
+    parent = lab.directory / f"mode-{mode:o}"
+    parent.mkdir()
+    parent.chmod(mode)
+    status, lines = _refused(start_gateway, {"GATEWAY_RUNTIME_DIR": str(parent / "run")})
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert "GATEWAY_RUNTIME_DIR" in lines[0]
+    assert str(parent) in lines[0]
+
+
+# The host key
+
+
+def test_host_key_is_made_once(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """The host key is ed25519 and root's alone; restarts and a second gateway keep it, so that no client complains."""
+    first = start_gateway()
+    made = first.host_key.read_bytes()
+    info = first.host_key.stat()
+    assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (0, 0o600)
+    public = subprocess.run(["ssh-keygen", "-y", "-f", str(first.host_key)], check=True, capture_output=True)
+    assert public.stdout.startswith(b"ssh-ed25519 ")
+    assert first.stop() == 0
+
+    again = start_gateway(
+        {
+            "GATEWAY_HOST_KEY_PATH": str(first.host_key),
+            "GATEWAY_RUNTIME_DIR": first.settings["GATEWAY_RUNTIME_DIR"],
+        }
+    )
+    second = start_gateway({"GATEWAY_HOST_KEY_PATH": str(first.host_key)})
+
+    assert not [gateway.port for gateway in (again, second) if gateway.log.matches("host_key_made")]
+    assert first.host_key.read_bytes() == made
+    assert (first.host_key.stat().st_ino, first.host_key.stat().st_mtime_ns) == (info.st_ino, info.st_mtime_ns)
+    for gateway in (again, second):
+        open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_host_key_that_others_can_read(lab: Lab, start_gateway: StartGateway, mode: int) -> None:
+    """A host key that others than root can read is refused, with the command that mends it."""
+    key = make_key(lab.directory / "keys" / f"host-{mode:o}").private
+    key.chmod(mode)
+    status, lines = _refused(start_gateway, {"GATEWAY_HOST_KEY_PATH": str(key)})
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert "GATEWAY_HOST_KEY_PATH" in lines[0]
+    assert f"chmod 0600 {key}" in lines[0]
+
+
+# Where settings come from
+
+
+def test_environment_alone_is_enough(gateway: Gateway) -> None:
+    """The gateway of all these tests has no argument and no file; its children have none of its settings."""
+    argv = next(its.argv for its in gateway.processes() if its.pid == gateway.pid)
+
+    assert argv[-2:] == (str(GATEWAYCTL), "serve")
+    children = [its for its in gateway.processes() if its.parent_pid == gateway.pid]
+    assert len(children) >= 2
+    for child in children:
+        assert not {name for name in environment_of(child) if name.startswith(("GATEWAY_", "REMOTE_"))}
+
+
+def test_configuration_file(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """Everything can be in a YAML file; an environment variable beats it, and a flag beats both."""
+    config = lab.directory / f"{user.name}.yaml"
+    config.write_text(
+        f"remote_host: {FAR_IPV4}\n"
+        f"remote_known_hosts: {lab.known_hosts}\n"
+        f"gateway_ssh_key_path: {lab.gateway_key.private}\n"
+        "gateway_mosh_predict: never\n"
+        "gateway_log_level: error\n"
+        "remote_mosh_ports: 61000:61100\n"
+    )
+    away = dict.fromkeys(("REMOTE_HOST", "REMOTE_KNOWN_HOSTS", "GATEWAY_SSH_KEY_PATH"))
+    gateway = start_gateway(
+        {**away, "GATEWAY_LOG_LEVEL": "warning", "REMOTE_MOSH_PORTS": "62000:62100"},
+        *("--config", str(config), "--gateway-log-level", "info"),
+    )
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+    client = mosh_client_of(gateway, user)
+    assert environment_of(client)["MOSH_PREDICTION_DISPLAY"] == "never"
+    assert 62000 <= int(client.argv[-1]) <= 62100
+    assert gateway.log.matches("info session_started")
+
+
+def test_key_as_a_variable(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """GATEWAY_SSH_KEY_CONTENT does what the file does, and is in no child's environment and no log."""
+    content = base64.b64encode(lab.gateway_key.private.read_bytes()).decode()
+    gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": None, "GATEWAY_SSH_KEY_CONTENT": content})
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+    holders = [its.pid for its in gateway.processes() if content in str(environment_of(its))]
+    assert holders == [gateway.pid]
+    assert not [its.argv for its in gateway.processes() if content in its.argv]
+    assert content[:60] not in gateway.log_text()
+
+
+def test_key_with_a_certificate(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal) -> None:
+    """A certificate beside the key's file is shown to a remote that trusts nothing but its authority."""
+    authority = make_key(lab.directory / "keys" / "authority")
+    key = make_key(lab.directory / "keys" / "certified")
+    user = lab.add_user(authorized=[])
+    lab.remote.authorize(user, [user.key.public, f"cert-authority {authority.public}"])
+    sign = ["ssh-keygen", "-q", "-s", str(authority.private), "-I", "gateway", "-n", user.name, f"{key.private}.pub"]
+    subprocess.run(sign, check=True, capture_output=True)
+    gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": str(key.private)})
+
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+    assert lab.remote.log.matches(rf"Accepted publickey for {user.name} .*-CERT .* CA ED25519")
+
+
+def test_no_account_is_made(gateway: Gateway, lab: Lab, user: User, open_terminal: OpenTerminal) -> None:
+    """A login changes nothing in the machine's accounts, and no directory appears in /home."""
+    files = [Path("/etc") / name for name in ("passwd", "shadow", "group", "gshadow", "subuid")]
+    before = [path.read_bytes() for path in files if path.exists()]
+    homes = sorted(Path("/home").iterdir())
+
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+    assert [path.read_bytes() for path in files if path.exists()] == before
+    assert sorted(Path("/home").iterdir()) == homes
+    assert subprocess.run(gateway.room.argv(["getent", "passwd", user.name]), check=False).returncode == 2
+
+
+# Ends and crashes
+
+
+def test_ctrl_c(start_gateway: StartGateway) -> None:
+    """Ctrl-C ends the gateway with the status that shells expect, and in order."""
+    gateway = start_gateway()
+    gateway.signal(signal.SIGINT)
+
+    assert gateway.wait_exit() == 130
+    assert gateway.log.lines()[-1].endswith("info ended")
+    assert "Traceback" not in gateway.log_text()
+    assert gateway.processes() == []
+
+
+def test_broker_killed_in_mid_session(
+    lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """Without the broker a session goes on; a new one is there for the next login, which gets the same uid."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    uid, client, broker = uid_of(gateway, user), mosh_client_of(gateway, user), broker_of(gateway)
+
+    os.kill(broker.pid, signal.SIGKILL)
+    terminal.run("echo $((6 * 7))", "\n42\n")
+    again = open_terminal(lab.gateway_argv(gateway, user))
+    again.wait_for(user.prompt)
+
+    assert uid_of(gateway, user) == uid
+    assert broker_of(gateway).pid != broker.pid
+    assert client in gateway.processes("mosh-client", uid=uid)
+    assert gateway.log.matches("broker_ended .*status=-9")
+    again.type("exit\r")
+    assert again.wait_exit() == 0
+
+
+def test_broker_that_keeps_crashing(
+    lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """A broker that ends again and again is started again and again, later each time; then all is as before."""
+    gateway = start_gateway()
+    for crash in range(1, 4):
+        os.kill(broker_of(gateway).pid, signal.SIGKILL)
+        wait_until(lambda: len(gateway.log.matches("broker_restarted")) == crash, "the broker is back")  # noqa: B023
+
+    waits_s = [float(match[1]) for match in gateway.log.matches(r"broker_ended .*restart_in_s=([0-9.]+)")]
+    assert len(waits_s) == 3
+    assert waits_s == sorted(set(waits_s))
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+
+
+def test_listener_killed(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """Without its sshd the gateway is none: it says so in one line, and ends with a status that is not 0."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    os.kill(_listener_of(gateway), signal.SIGKILL)
+
+    assert gateway.wait_exit() not in {0, EX_CONFIG}
+    (line,) = gateway.log.matches("^gatewayctl: ")
+    assert "sshd ended" in line.string
+    assert terminal.wait_exit() == 255
+    assert gateway.processes() == []
+    assert not lab.remote.processes("mosh-server", user=user)
+
+
+def test_supervisor_killed(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """Killed with SIGKILL, the gateway leaves no broker and no listener, and can be started where it was."""
+    gateway = start_gateway()
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+    uid = uid_of(gateway, user)
+    broker, listener, supervisor = broker_of(gateway).pid, _listener_of(gateway), gateway.pid
+
+    os.kill(supervisor, signal.SIGKILL)
+    assert gateway.wait_exit() != 0
+    wait_until(lambda: not (read_process(broker) or read_process(listener)), "broker and listener are gone")
+
+    same = {name: gateway.settings[name] for name in ("GATEWAY_RUNTIME_DIR", "GATEWAY_HOST_KEY_PATH")}
+    again = start_gateway(same)
+    open_terminal(lab.gateway_argv(again, user)).wait_for(user.prompt)
+    assert uid_of(again, user) == uid
+
+
+def test_orphans_are_adopted_and_reaped(
+    lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """What sshd leaves behind becomes the gateway's own child, and no zombie stays once it has ended."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    client = mosh_client_of(gateway, user)
+    with lab.wan.weather(blackout=True):  # so that mosh-client's goodbye takes its time
+        for process in sshd_of(gateway, user):
+            os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: client.pid in dict(_children(gateway.pid)), "mosh-client is adopted")
+    wait_until(lambda: client.pid not in dict(_children(gateway.pid)), "mosh-client is gone")
+
+    wait_until(lambda: "Z" not in dict(_children(gateway.pid)).values(), "there is no zombie")
+    assert {pid for pid, _ in _children(gateway.pid)} == {broker_of(gateway).pid, _listener_of(gateway)}

@@ -1,0 +1,105 @@
+"""The key helper as sshd starts it: prints what the broker answers, and in every other case nothing, with status 0."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+import helpers
+from helpers.protocol import decode, encode
+
+_LAUNCH = Path(helpers.__file__).with_name("launch.py")
+_OFFER = ("alice", "ssh-ed25519", "AAAA")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    argv = [sys.executable, "-I", "-S", str(_LAUNCH), "authorized_keys", *arguments]
+    return subprocess.run(argv, capture_output=True, check=False, env={"PATH": "/usr/bin:/bin"}, timeout=30)
+
+
+def _run_with_broker(path: Path, answer: bytes, *arguments: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.makefile("rb").readline())
+                connection.sendall(answer)
+
+        thread = Thread(target=serve)
+        thread.start()
+        done = _run(str(path), *arguments)
+        thread.join()
+    return done, heard[0]
+
+
+def test_the_lines_are_printed(tmp_path: Path) -> None:
+    """Each line of the answer is printed, bytes that are no UTF-8 as they were."""
+    lines = ["ssh-ed25519 AAAA", 'command="\udcff" ssh-ed25519 AAAA']
+    done, request = _run_with_broker(tmp_path / "s", encode({"result": {"lines": lines}}), *_OFFER)
+    assert done.stdout == b'ssh-ed25519 AAAA\ncommand="\xff" ssh-ed25519 AAAA\n'
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert decode(request) == {
+        "op": "authorized_keys",
+        "user": "alice",
+        "key_type": "ssh-ed25519",
+        "key": "AAAA",
+        "connection": "",
+    }
+
+
+def test_the_connection_is_handed_on(tmp_path: Path) -> None:
+    """Sshd's ``%C``, one word or four, reaches the broker as one string."""
+    for number, words in enumerate((("192.0.2.1 5 192.0.2.2 22",), ("192.0.2.1", "5", "192.0.2.2", "22"))):
+        answer = encode({"result": {"lines": []}})
+        _, request = _run_with_broker(tmp_path / str(number), answer, *_OFFER, *words)
+        assert decode(request)["connection"] == "192.0.2.1 5 192.0.2.2 22"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        encode({"result": {"lines": []}}),
+        encode({"result": {}}),
+        encode({"error": {"code": "permission_denied", "message": "no", "status": 77}}),
+        b"",
+        b"ssh-ed25519 AAAA\n",
+        b'{"result":{"lines":["ssh-ed25519 AAAA"]}',
+        b"[]\n",
+        b'{"result":{"lines":null}}\n',
+        b'{"result":{"lines":7}}\n',
+        b'{"result":{"lines":["\\ud800"]}}\n',
+    ],
+)
+def test_whatever_is_no_list_of_lines_lets_nobody_in(answer: bytes, tmp_path: Path) -> None:
+    """No lines, an error, half an answer, garbage: no output, and status 0, since sshd takes that as a plain no."""
+    done, _ = _run_with_broker(tmp_path / "s", answer, *_OFFER)
+    assert (done.stdout, done.returncode) == (b"", 0)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("/nowhere/b.sock",), ("/nowhere/b.sock", *_OFFER), ("/etc/passwd", *_OFFER)]
+)
+def test_without_a_broker_nobody_gets_in(arguments: tuple[str, ...]) -> None:
+    """The broker away, or arguments missing: no output, status 0, one line on standard error."""
+    done = _run(*arguments)
+    assert (done.stdout, done.returncode) == (b"", 0)
+    assert done.stderr.startswith(b"authorized_keys: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_an_unknown_helper_is_refused() -> None:
+    """The launcher starts its two helpers and nothing else."""
+    argv = [sys.executable, "-I", "-S", str(_LAUNCH), "../evil"]
+    done = subprocess.run(argv, capture_output=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert b"no helper" in done.stderr

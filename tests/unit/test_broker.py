@@ -1,0 +1,790 @@
+"""Who may ask the broker for what: it believes the kernel's word on who asks, and checks every word of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from helpers.broker import agent
+from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
+from helpers.broker.config import BrokerConfig
+from helpers.broker.connections import Connections
+from helpers.broker.keyline import encode_command
+from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource
+from helpers.broker.known_hosts import fingerprint
+from helpers.broker.peers import Peer
+from helpers.broker.remote import Completed
+from helpers.broker.userdb import AUTH_USER
+from helpers.broker.users import UserTable
+from helpers.errors import (
+    MoshServerError,
+    NoLocaleError,
+    PermissionDeniedError,
+    ProtocolError,
+    RemoteLostError,
+)
+from helpers.log import EventLog
+
+_BROKER_UID, _AUTH_UID = 70_000, 70_001
+_UIDS = range(70_002, 70_010)
+_BLOB = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + hashlib.sha256(b"alice").digest()
+_KEY = base64.b64encode(_BLOB).decode()
+_OTHER_KEY = base64.b64encode(_BLOB[:-1] + b"\0").decode()
+_MOSH_KEY = "4NeCCgvZFe2RnPgrcU1PQw"
+_SSHD = Peer(1, 0)
+_AUTH = Peer(1, _AUTH_UID)
+
+
+class Recorder(EventLog):
+    """A log that is kept in memory.
+
+    Attributes:
+        events: Each event with its fields, in order.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
+        del level
+        self.events.append((event, fields))
+
+
+class FakeConnection:
+    """The remote: answers each command line with the next outcome, the last one again and again."""
+
+    address = "192.0.2.1"
+    alive = True
+
+    def __init__(self, room: Room) -> None:
+        """Belong to a room."""
+        self._room = room
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Do nothing."""
+        return timeout_s > 0
+
+    def run(
+        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+    ) -> Completed:
+        """Answer."""
+        del max_bytes, timeout_s
+        self._room.lines.append(command)
+        outcomes = self._room.outcomes
+        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        for line in outcome.stdout.split(b"\n"):
+            if until is not None and until(line) is not None:
+                return Completed(outcome.stdout, b"", None)
+        return outcome
+
+
+class BrokenKeys:
+    """A source of keys that is away."""
+
+    async def read(self, user: str) -> KeyFile:
+        """Fail."""
+        del user
+        msg = "away"
+        raise RemoteLostError(msg)
+
+
+_STARTED = Completed(b"motd\nMOSH CONNECT 60001 %s\n" % _MOSH_KEY.encode(), b"", 0)
+_NO_LOCALE = Completed(b"", b"mosh-server needs a UTF-8 native locale to run.", 1)
+
+
+class Room:
+    """A broker with a remote, users and a log.
+
+    Attributes:
+        lines: The command lines that reached the remote.
+        outcomes: What they do there.
+        connected: The users that the gateway logged in as.
+        homes: The uids whose homes were made.
+        home_is_made: Whether they can be.
+    """
+
+    def __init__(self, keys: KeySource | None = None, **settings: Any) -> None:
+        """Make a broker."""
+        self.lines: list[str] = []
+        self.outcomes = [_STARTED]
+        self.connected: list[str] = []
+        self.homes: list[int] = []
+        self.home_is_made = True
+        values: dict[str, Any] = {
+            "remote_host": "remote.example",
+            "remote_port": 22,
+            "known_hosts": "/etc/known_hosts",
+            "ssh_key": "a secret",
+            "ssh_certificate": None,
+            "authorized_keys_path": None,
+            "authorized_keys_content": None,
+            "accept_any_key": False,
+            "passwords": {"bob": "$6$bob"},
+            "no_password": "*",
+            "cache_ttl_s": 60.0,
+            "state_dir": "/nowhere",
+            "homes_dir": "/homes",
+            "agent_socket": "/run/agent.sock",
+            "uid_start": _UIDS.start,
+            "uid_stop": _UIDS.stop,
+            "auth_uid": _AUTH_UID,
+            "permit_root": False,
+            "mosh_server": "mosh-server",
+            "mosh_ports": "60001:60999",
+            "pty_commands": "mosh",
+            "mosh_predict": "adaptive",
+            "session_timeout_s": 600,
+            "log_level": "info",
+            "syslog": False,
+        }
+        config = BrokerConfig(**(values | settings))
+        self.config = config
+        self.log = Recorder()
+        self.users = UserTable(":memory:", _UIDS)
+        self.connections = Connections(self._connect)
+        source = keys or ContentKeys(f"ssh-ed25519 {_KEY} alice\n".encode())
+        self.broker = Broker(config, self.users, source, self.connections, None, None, self._make_home, self.log, 1)
+
+    def _connect(self, user: str) -> FakeConnection:
+        self.connected.append(user)
+        return FakeConnection(self)
+
+    async def _make_home(self, uid: int) -> bool:
+        self.homes.append(uid)
+        return self.home_is_made
+
+    def login(self, name: str) -> Peer:
+        """Let sshd look a user up, and be a process of that user's."""
+        account = self.broker.account(_SSHD, name)
+        assert account is not None
+        return Peer(1, account.uid)
+
+    async def keys(self, user: str = "alice", key: str = _KEY, peer: Peer = _AUTH, **words: Any) -> list[str]:
+        """Ask for the lines of a key."""
+        request = {"user": user, "key_type": "ssh-ed25519", "key": key} | words
+        lines = (await self.broker.authorized_keys(peer, request))["lines"]
+        assert isinstance(lines, list)
+        return lines
+
+    async def session(self, peer: Peer, **words: Any) -> dict[str, Any]:
+        """Ask for a session."""
+        return await self.broker.session(peer, _SESSION | words)
+
+
+_SESSION: dict[str, Any] = {
+    "terminal": {"colors": 256, "locale": {"LANG": "de_DE.UTF-8"}},
+    "command": None,
+    "original_command": None,
+    "connection": "192.0.2.7 50000 192.0.2.8 22",
+    "key": f"publickey ssh-ed25519 {_KEY}",
+}
+
+
+def _run(room: Room, scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(20):
+            await scenario()
+        room.connections.close()
+
+    with closing(room.users):
+        asyncio.run(run())
+
+
+@pytest.fixture(name="room")
+def make_room() -> Iterator[Room]:
+    """Make a broker whose lookups alone are asked for."""
+    made = Room()
+    yield made
+    made.users.close()
+    made.connections.close()
+
+
+# Names
+
+
+def test_sshd_makes_a_name_known(room: Room) -> None:
+    """Root's lookup gives a new name a uid; then everybody finds it, by name and by uid."""
+    peer = room.login("alice")
+    assert peer.uid in _UIDS
+    for asker in (_SSHD, _AUTH, Peer(5, 1000)):
+        for key in ("alice", peer.uid):
+            account = room.broker.account(asker, key)
+            assert account is not None
+            assert (account.name, account.uid, account.home) == ("alice", peer.uid, f"/homes/{peer.uid}")
+
+
+@pytest.mark.parametrize("uid", [1000, _AUTH_UID, _UIDS[0]])
+def test_nobody_else_does(uid: int, room: Room) -> None:
+    """A lookup by anybody but root adds no name, and counts as none."""
+    assert room.broker.account(Peer(5, uid), "alice") is None
+    assert room.broker.account(_SSHD, _UIDS[0]) is None
+    assert room.broker.counters.lookups == 0
+
+
+@pytest.mark.parametrize("name", ["root", "nobody", "sshd", "", "a b", "x" * 65, "-\n", "gateway"])
+def test_names_that_are_not_ours_to_answer(name: str, room: Room) -> None:
+    """Reserved names and what is no name are not found, for sshd neither; gateway is a name like any other."""
+    assert (room.broker.account(_SSHD, name) is None) == (name != "gateway")
+
+
+@pytest.mark.parametrize("uid", [0, -1, 1000, _BROKER_UID, _UIDS[0], _UIDS.stop, 2**70])
+def test_uids_that_are_nobodys(uid: int, room: Room) -> None:
+    """No uid is anybody's before it is given away: not root's, not the broker's."""
+    assert room.broker.account(_SSHD, uid) is None
+
+
+def test_the_key_helpers_account(room: Room) -> None:
+    """It exists for everyone, has no shell, no password, and no home of a user's."""
+    for asker in (_SSHD, Peer(5, 1000)):
+        for key in (AUTH_USER, _AUTH_UID):
+            account = room.broker.account(asker, key)
+            assert account is not None
+            assert (account.name, account.uid, account.shell) == (AUTH_USER, _AUTH_UID, "/usr/sbin/nologin")
+            assert account.password is None
+
+
+def test_a_password_is_for_roots_eyes() -> None:
+    """A hashed password goes to sshd alone; for all others, and by their uid, there is none."""
+
+    async def scenario() -> None:
+        peer = room.login("bob")
+        asked = [
+            room.broker.account(asker, key)
+            for asker in (_SSHD, _AUTH, peer, Peer(5, 1000))
+            for key in ("bob", peer.uid)
+        ]
+        assert [account.password for account in asked if account] == ["$6$bob"] * 2 + [None] * 6
+        alice = room.broker.account(_SSHD, "alice")
+        assert alice is not None
+        assert alice.password == room.config.no_password
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_roots_own_uid_is_not_looked_up() -> None:
+    """The uid that root's sessions run as has no record: nss-systemd answers for root by itself."""
+
+    async def scenario() -> None:
+        uid = (await room.broker.root(_SSHD, {}))["uid"]
+        assert uid in _UIDS
+        assert room.broker.account(_SSHD, uid) is None
+        assert room.broker.account(_SSHD, "root") is None
+
+    room = Room(permit_root=True)
+    _run(room, scenario)
+
+
+# Keys
+
+
+def test_a_permitted_key_gets_its_lines() -> None:
+    """The line is printed, the home is made, and the log has who, from where, which key and why."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        assert await room.keys(connection="192.0.2.7 50000 192.0.2.8 22") == [f"ssh-ed25519 {_KEY}"]
+        ((event, fields),) = room.log.events
+        assert event == "key_permitted"
+        assert fields["user"] == "alice"
+        assert fields["client"] == "192.0.2.7:50000"
+        assert fields["key"] == fingerprint(_BLOB)
+        assert fields["source"] == "content"
+        assert "reason" not in fields
+        assert room.homes == [peer.uid]
+        assert (room.broker.counters.keys_offered, room.broker.counters.keys_permitted) == (1, 1)
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_another_key_gets_none() -> None:
+    """A key that is in no line gets nothing, no home is made for it, and the log says why."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys(key=_OTHER_KEY) == []
+        ((event, fields),) = room.log.events
+        assert (event, fields["reason"]) == ("key_refused", "no line for this key")
+        assert (room.homes, room.connected) == ([], [])
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("uid", [1000, _BROKER_UID, *_UIDS[:2]])
+def test_keys_are_sshds_to_ask_for(uid: int) -> None:
+    """A user, the broker's own uid and any other get a refusal, which the log has with uid and pid."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        with pytest.raises(PermissionDeniedError):
+            await room.keys(peer=Peer(77, uid))
+        assert room.log.events == [("refused", {"op": "authorized_keys", "uid": uid, "pid": 77})]
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("user", ["eve", "", "a b", "root", AUTH_USER, "alice\n", "../alice", "sshd"])
+def test_keys_of_nobody(user: str) -> None:
+    """A name that sshd did not look up, root where it is off, and what is no name: nobody, though any key will do."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys(user=user) == []
+        assert [event for event, _ in room.log.events] == ["key_refused"]
+
+    room = Room(AnyKey(), accept_any_key=True)
+    _run(room, scenario)
+
+
+def test_root_has_keys_where_root_is_permitted() -> None:
+    """GATEWAY_PERMIT_ROOT lets root's keys in."""
+
+    async def scenario() -> None:
+        assert await room.keys(user="root") == [f"ssh-ed25519 {_KEY}"]
+        assert room.homes[0] in _UIDS
+
+    room = Room(permit_root=True)
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(("source", "made"), [(BrokenKeys(), True), (None, False)])
+def test_whatever_fails_lets_nobody_in(source: KeySource | None, made: bool) -> None:  # noqa: FBT001 - a parameter
+    """A remote that is away and a home that cannot be made are no lines and a reason in the log."""
+
+    async def scenario() -> None:
+        room.home_is_made = made
+        room.login("alice")
+        assert await room.keys() == []
+        ((event, fields),) = room.log.events
+        assert event == "key_refused"
+        assert fields["reason"]
+
+    room = Room(source)
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"key": ""},
+        {"key": "!"},
+        {"key": _KEY[:-4]},
+        {"key": _KEY, "key_type": "ssh-rsa"},
+        {"key_type": "ssh-dss"},
+        {"key_type": ""},
+    ],
+)
+def test_what_is_no_key_is_refused_and_logged(words: dict[str, Any]) -> None:
+    """Half a key, a wrong type and a type that is not served get nothing, and a line in the log."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        try:
+            lines = await room.keys(**words)
+        except ProtocolError:
+            lines = []
+        assert lines == []
+        assert [event for event, _ in room.log.events] == ["key_refused"]
+
+    room = Room(AnyKey(), accept_any_key=True)
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("missing", ["user", "key_type", "key"])
+def test_a_request_for_keys_must_be_whole(missing: str) -> None:
+    """A request without one of its words is a fault of the asker's."""
+
+    async def scenario() -> None:
+        request = {"user": "alice", "key_type": "ssh-ed25519", "key": _KEY}
+        del request[missing]
+        with pytest.raises(KeyError):
+            await room.broker.authorized_keys(_SSHD, request)
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_any_key_is_the_offered_key_alone() -> None:
+    """Where any key will do, the line that is printed is the key's own, without an option."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
+        assert await room.keys(key=_OTHER_KEY) == [f"ssh-ed25519 {_OTHER_KEY}"]
+
+    room = Room(AnyKey(), accept_any_key=True)
+    _run(room, scenario)
+
+
+# Sessions
+
+
+def test_a_terminal_gets_a_mosh_server() -> None:
+    """The session is the uid's owner's; the answer has what mosh-client needs, the log all but the key."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        answer = await room.session(peer, user="root", uid=0)
+        assert answer == {
+            "transport": "mosh",
+            "address": "192.0.2.1",
+            "port": 60001,
+            "key": _MOSH_KEY,
+            "predict": "adaptive",
+            "home": f"/homes/{peer.uid}",
+        }
+        assert room.connected == ["alice"]
+        assert room.lines == [
+            "env MOSH_SERVER_NETWORK_TMOUT=600 mosh-server new -i 0.0.0.0 -c 256 -p 60001:60999 -l LANG=de_DE.UTF-8"
+        ]
+        ((event, fields),) = room.log.events
+        assert (event, fields["user"], fields["key"], fields["udp_port"]) == (
+            "session_started",
+            "alice",
+            fingerprint(_BLOB),
+            60001,
+        )
+        assert _MOSH_KEY not in str(room.log.events)
+        assert "secret" not in str(room.log.events)
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("uid", [0, 1000, _BROKER_UID, _AUTH_UID, _UIDS[1], _UIDS.stop])
+def test_a_session_is_for_a_user_of_ours(uid: int) -> None:
+    """Root, the gateway's own uids, a uid that nobody has yet and strangers get none, at no packet's cost."""
+
+    async def scenario() -> None:
+        room.login("alice")
+        with pytest.raises(PermissionDeniedError):
+            await room.session(Peer(77, uid))
+        assert (room.connected, room.lines) == ([], [])
+        assert room.log.events == [("refused", {"op": "session", "uid": uid, "pid": 77})]
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_roots_session_ends_with_roots_permission() -> None:
+    """A process that still has root's invented uid gets no session once root is not permitted any more."""
+
+    async def scenario() -> None:
+        uid = room.users.uid_of_root()
+        assert uid is not None
+        with pytest.raises(PermissionDeniedError):
+            await room.session(Peer(77, uid))
+        assert room.connected == []
+
+    room = Room(permit_root=False)
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"terminal": {}},
+        {"terminal": []},
+        {"terminal": "xterm"},
+        {"terminal": 1},
+        {"terminal": {"colors": 256}},
+        {"terminal": {"colors": 256, "locale": None}},
+        {"terminal": {"colors": 257, "locale": {}}},
+        {"terminal": {"colors": -1, "locale": {}}},
+        {"terminal": {"colors": "256", "locale": {}}},
+        {"terminal": {"colors": 8.0, "locale": {}}},
+        {"terminal": {"colors": True, "locale": {}}},
+        {"terminal": {"colors": "8 -p 1; id", "locale": {}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "x; id"}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "C.UTF-8\n"}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "-- sh"}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": ""}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": 1}}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "é"}}},
+        {"terminal": {"colors": 8, "locale": {"LD_PRELOAD": "x"}}},
+        {"terminal": {"colors": 8, "locale": {"LC_ALL\n": "C"}}},
+        {"terminal": {"colors": 8, "locale": {"LC_": "C"}}},
+        {"terminal": {"colors": 8, "locale": {"LC_A -- sh": "C"}}},
+        {"original_command": 1},
+        {"original_command": ["id"]},
+        {"original_command": "a\0b"},
+        {"original_command": "x" * 40_001},
+        {"original_command": "\ud800"},
+        {"command": ""},
+        {"command": "!"},
+        {"command": "aWQ"},
+        {"command": " aWQ="},
+        {"command": 1},
+        {"command": encode_command(b"x" * 40_000)},
+        {"command": base64.b64encode(b"a\0b").decode()},
+    ],
+)
+def test_a_request_that_smuggles_is_refused(words: dict[str, Any]) -> None:
+    """Colours that are none, locales of several words, commands that are cut: no packet leaves for the remote."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        with pytest.raises(ProtocolError):
+            await room.session(peer, **words)
+        assert (room.connected, room.lines) == ([], [])
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("terminal", [None, {"colors": 256, "locale": {}}])
+@pytest.mark.parametrize("original", ["rm -rf /", "gateway-subsystem-sftp", None])
+@pytest.mark.parametrize("command", ["rrsync -ro /data", "", "echo 'a b'; $(id)", "\udcff"])
+def test_a_keys_command_is_all_that_runs(command: str, original: str | None, terminal: object) -> None:
+    """A key's command rules over the client's, sftp too, which travels along for SSH_ORIGINAL_COMMAND."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        await room.session(peer)
+        del room.lines[:], room.log.events[:]
+        carried = encode_command(command.encode("utf-8", "surrogateescape"))
+        answer = await room.session(peer, command=carried, original_command=original, terminal=terminal)
+        line = answer["command"]
+        words = dict(word.split("=", 1) for word in line.split() if word.startswith("GATEWAY_") and "=" in word)
+        assert base64.b64decode(words["GATEWAY_COMMAND"]) == command.encode("utf-8", "surrogateescape")
+        asked = {"gateway-subsystem-sftp": "internal-sftp", None: ""}.get(original, original)
+        assert base64.b64decode(words["GATEWAY_ORIGINAL"]).decode() == asked
+        assert " sh -c " in line
+        assert "rm -rf" not in line
+        assert (answer["transport"], answer["subsystem"], answer["pty"]) == ("ssh", None, terminal is not None)
+        assert (room.lines, room.log.events[0][1]["forced_command"]) == ([], True)
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(("setting", "transport"), [("mosh", "mosh"), ("ssh", "ssh")])
+def test_what_carries_a_command_with_a_terminal(setting: str, transport: str) -> None:
+    """GATEWAY_PTY_COMMANDS chooses for a client's own command; a shell is always mosh's."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        assert (await room.session(peer))["transport"] == "mosh"
+        answer = await room.session(peer, original_command="htop")
+        assert answer["transport"] == transport
+        assert answer.get("command", "htop") == "htop"
+
+    room = Room(pty_commands=setting)
+    _run(room, scenario)
+
+
+def test_sftp_is_a_subsystem() -> None:
+    """A request of the subsystem sftp is asked of the remote as such; its name runs as no command."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        await room.session(peer)
+        answer = await room.session(peer, terminal=None, original_command="gateway-subsystem-sftp")
+        assert (answer["subsystem"], answer["command"], answer["pty"]) == ("sftp", None, False)
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_without_a_key_of_the_gateways_the_users_agent_opens_the_way() -> None:
+    """The session's own ssh is told to start mosh-server, with the locales to try; the gateway logs in nowhere."""
+
+    async def scenario() -> None:
+        answer = await room.session(room.login("alice"))
+        assert (answer["transport"], answer["agent"], answer["pty"]) == ("ssh", None, False)
+        assert [command.partition(" -l ")[2] for command in answer["mosh"]["commands"]] == [
+            "LANG=de_DE.UTF-8",
+            "LANG=C.UTF-8",
+            "LANG=en_US.UTF-8",
+        ]
+        assert (room.connected, room.lines) == ([], [])
+
+    room = Room(AnyKey(), ssh_key=None, remote_host="192.0.2.1")
+    _run(room, scenario)
+
+
+def test_a_clients_command_is_the_clients() -> None:
+    """Without a key's command the client's runs, as the client's."""
+
+    async def scenario() -> None:
+        await room.session(room.login("alice"), original_command="htop")
+        (line,) = room.lines
+        assert f"GATEWAY_COMMAND={base64.b64encode(b'htop').decode()} GATEWAY_ORIGINAL= " in line
+        assert room.log.events[0][1]["forced_command"] is False
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_locales_are_tried_in_turn() -> None:
+    """The client's, then the common ones; a remote that knows none of them is said to have none."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        room.outcomes = [_NO_LOCALE, _NO_LOCALE, _STARTED]
+        await room.session(peer)
+        assert [line.partition(" -l ")[2] for line in room.lines] == [
+            "LANG=de_DE.UTF-8",
+            "LANG=C.UTF-8",
+            "LANG=en_US.UTF-8",
+        ]
+        room.outcomes = [_NO_LOCALE]
+        with pytest.raises(NoLocaleError):
+            await room.session(peer)
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Completed(b"", b"\x1b[2Jbind failed\n", 1),
+        Completed(b"MOSH CONNECT 0 x\n", b"", 0),
+        Completed(b"MOSH CONNECT 60001", b"", None),
+    ],
+)
+def test_a_mosh_server_that_fails(outcome: Completed) -> None:
+    """No whole MOSH CONNECT line, no session: one try, one sentence that is safe to show, one line in the log."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        room.outcomes = [outcome]
+        with pytest.raises(MoshServerError) as caught:
+            await room.session(peer)
+        assert re.fullmatch(r"[\x20-\x7e]+", caught.value.message)
+        assert len(room.lines) == 1
+        ((event, fields),) = room.log.events
+        assert (event, fields["outcome"]) == ("session_failed", "mosh_server")
+        assert room.broker.counters.failures == 1
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_what_the_login_shell_says_first_is_passed_over() -> None:
+    """A message of the day, also one that looks almost like mosh-server's line, does not count."""
+
+    async def scenario() -> None:
+        fake = b"MOSH CONNECT 1 short\nhint: MOSH CONNECT 2 " + _MOSH_KEY.encode() + b"\n"
+        room.outcomes = [Completed(fake + _STARTED.stdout, b"", 0)]
+        assert (await room.session(room.login("alice")))["port"] == 60001
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_without_a_terminal_the_way_for_ssh_is_told() -> None:
+    """What mosh cannot carry goes by ssh: to the same address, under the user's own name, nothing started yet."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        await room.session(peer)
+        answer = await room.session(peer, terminal=None, original_command="cat x", user="root")
+        assert answer["transport"] == "ssh"
+        assert (answer["address"], answer["port"], answer["user"]) == ("192.0.2.1", 22, "alice")
+        assert (answer["command"], answer["subsystem"]) == ("cat x", None)
+        assert "secret" not in str(answer)
+
+    room = Room()
+    _run(room, scenario)
+
+
+# Root, status, signatures
+
+
+@pytest.mark.parametrize(
+    ("uid", "permitted"), [(0, False), (1000, True), (_AUTH_UID, True), (_UIDS[0], True), (_BROKER_UID, True)]
+)
+def test_who_may_not_become_roots_session(uid: int, permitted: bool) -> None:  # noqa: FBT001 - a parameter
+    """Only root itself gets root's invented uid, and only where root is permitted."""
+
+    async def scenario() -> None:
+        with pytest.raises(PermissionDeniedError):
+            await room.broker.root(Peer(1, uid), {})
+
+    room = Room(permit_root=permitted)
+    _run(room, scenario)
+
+
+def test_the_status_is_roots_to_ask_for() -> None:
+    """Root sees the counters; a user of the gateway does not."""
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        await room.session(peer)
+        status = await room.broker.status(_SSHD, {})
+        assert (status["lookups"], status["sessions"], status["failures"], status["connections"]) == (1, 1, 0, 1)
+        for uid in (peer.uid, _AUTH_UID, 1000):
+            with pytest.raises(PermissionDeniedError):
+                await room.broker.status(Peer(1, uid), {})
+
+    room = Room()
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("uid", [0, 1000, _AUTH_UID, _UIDS[0]])
+def test_signatures_for_nobody(uid: int, room: Room) -> None:
+    """Without a user behind the uid, or without a key of the gateway's, the agent fails."""
+    if uid == _UIDS[0]:
+        room.login("alice")
+    assert room.broker.sign(Peer(1, uid), b"\x0b") == agent.FAILURE
+    assert "agent_refused" in [event for event, _ in room.log.events]
+
+
+# Words for the log
+
+
+@pytest.mark.parametrize(
+    ("connection", "client"),
+    [
+        ("192.0.2.7 50000 192.0.2.8 22", "192.0.2.7:50000"),
+        ("2001:db8::1 50000 2001:db8::2 22", "[2001:db8::1]:50000"),
+        ("fe80::1%eth0 50000 x 22", "[fe80::1%eth0]:50000"),
+        ("192.0.2.7 50000", "192.0.2.7:50000"),
+        ("UNKNOWN 65535 UNKNOWN 65535", None),
+        ("", None),
+        ("None", None),
+        ("a\nb 1", None),
+        ("192.0.2.7 500000", None),
+        ("x" * 100 + " 1", None),
+    ],
+)
+def test_where_a_client_is(connection: str, client: str | None) -> None:
+    """The client's address and port are taken from sshd's words; anything else is nothing."""
+    assert _endpoint(connection) == client
+
+
+@pytest.mark.parametrize(
+    "text", ["", "password", "publickey", "publickey ssh-ed25519", "publickey ssh-ed25519 !", "publickey x \ufffd"]
+)
+def test_a_login_without_a_key(text: str) -> None:
+    """A password login, and a line that is not whole, have no fingerprint, and that stops no session."""
+    assert _key_fingerprint(text) is None
+
+
+def test_an_accepted_key_has_a_fingerprint() -> None:
+    """The key that sshd accepted is named as sshd names it."""
+    assert _key_fingerprint(f"publickey ssh-ed25519 {_KEY}") == fingerprint(_BLOB)
+
+
+def test_the_settings_keep_their_secrets() -> None:
+    """Neither the key nor a password is in the representation of the broker's settings, and all of them arrive."""
+    config = Room().config
+    assert "secret" not in repr(config)
+    assert "$6$" not in repr(config)
+    assert BrokerConfig.from_json(config.to_json()) == config

@@ -1,0 +1,497 @@
+"""The pool of warm connections: shared, bounded, replaced when dead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from helpers.broker.connections import (
+    IDLE_S,
+    MAX_AGE_S,
+    MAX_CONNECTING,
+    MAX_WAITING,
+    MAX_WARM,
+    RUN_TIMEOUT_S,
+    Connections,
+    Ran,
+    _first,
+)
+from helpers.broker.remote import Completed
+from helpers.errors import (
+    GatewayError,
+    MoshServerError,
+    PermissionDeniedError,
+    RemoteLostError,
+    RemoteTimeoutError,
+)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        """Begin somewhere."""
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now_s
+
+
+class FakeConnection:
+    """A connection whose life a test rules.
+
+    Attributes:
+        error: What each command raises; None for success.
+        answers: Whether opening a channel ahead works.
+        lines: The commands that ran.
+        timeouts_s: Their timeouts.
+    """
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        """Be alive."""
+        self.address, self.alive, self.answers = address, True, True
+        self.error: GatewayError | None = None
+        self.lines: list[str] = []
+        self.timeouts_s: list[float] = []
+        self.prepared = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def close(self) -> None:
+        """Die."""
+        self.alive = False
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Note that the next channel was opened ahead."""
+        assert timeout_s > 0
+        self.prepared.set()
+        return self.answers
+
+    def run(
+        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+    ) -> Completed:
+        """Do as told."""
+        assert (max_bytes, until) == (100, None)
+        self.lines.append(command)
+        self.timeouts_s.append(timeout_s)
+        assert self.gate.wait(20)
+        if self.error is not None:
+            raise self.error
+        return Completed(b"ok", b"", 0)
+
+
+class FakeRemote:
+    """Makes connections, and counts them.
+
+    Attributes:
+        made: The connections, in order.
+        users: For whom.
+        error: What connecting raises; None for success.
+        gate: Connecting waits for it.
+    """
+
+    def __init__(self) -> None:
+        """Have no connection."""
+        self.made: list[FakeConnection] = []
+        self.users: list[str] = []
+        self.error: GatewayError | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def connect(self, user: str) -> FakeConnection:
+        """Connect."""
+        self.users.append(user)
+        assert self.gate.wait(20)
+        if self.error is not None:
+            raise self.error
+        self.made.append(FakeConnection())
+        return self.made[-1]
+
+
+class Pool(Connections):
+    """The pool under test, with its remote and its clock at hand."""
+
+    def __init__(self) -> None:
+        """Make an empty one."""
+        self.remote, self.clock = FakeRemote(), Clock()
+        super().__init__(self.remote.connect, self.clock)
+
+    async def do(self, user: str = "alice", line: str = "cat") -> Ran:
+        """Run something."""
+        return await self.run(user, lambda address: f"{line} {address}", max_bytes=100)
+
+
+def _run(scenario: Callable[[Pool], Coroutine[None, None, None]]) -> None:
+    async def run() -> None:
+        pool = Pool()
+        try:
+            async with asyncio.timeout(20):
+                await scenario(pool)
+        finally:
+            pool.remote.gate.set()
+            for connection in pool.remote.made:
+                connection.gate.set()
+            pool.close()
+
+    asyncio.run(run())
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - what is waited for happens in threads, which set no event of asyncio's
+        await asyncio.sleep(0)
+
+
+def test_a_connection_is_made_once_and_stays_warm() -> None:
+    """The second command goes over the first one's connection, and the next channel is prepared."""
+
+    async def scenario(pool: Pool) -> None:
+        first, second = await pool.do(), await pool.do(line="mosh")
+        assert first == Ran(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
+        assert second.completed.stdout == b"ok"
+        assert pool.remote.users == ["alice"]
+        assert pool.remote.made[0].lines == ["cat 192.0.2.1", "mosh 192.0.2.1"]
+        assert pool.remote.made[0].timeouts_s == [RUN_TIMEOUT_S, RUN_TIMEOUT_S]
+        await _until(pool.remote.made[0].prepared.is_set)
+        assert (len(pool), pool.address("alice"), pool.age_s("alice")) == (1, "192.0.2.1", 0.0)
+
+    _run(scenario)
+
+
+def test_users_never_share_a_connection() -> None:
+    """Each user's commands go over a connection that was authenticated as that user."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do("alice", "a")
+        await pool.do("bob", "b")
+        assert pool.remote.users == ["alice", "bob"]
+        assert [connection.lines for connection in pool.remote.made] == [["a 192.0.2.1"], ["b 192.0.2.1"]]
+        assert pool.address("eve") is None
+        assert pool.age_s("eve") is None
+
+    _run(scenario)
+
+
+def test_many_askers_share_one_connection() -> None:
+    """Whoever needs a connection that is being made waits for it; warming up counts."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        pool.warm_up("alice")
+        pool.warm_up("alice")
+        askers = [asyncio.create_task(pool.do()) for _ in range(20)]
+        await _until(lambda: pool.remote.users == ["alice"])
+        pool.remote.gate.set()
+        await asyncio.gather(*askers)
+        pool.warm_up("alice")
+        await asyncio.sleep(0)
+        assert pool.remote.users == ["alice"]
+        assert len(pool.remote.made[0].lines) == 20
+
+    _run(scenario)
+
+
+def test_an_asker_who_leaves_takes_nothing_away() -> None:
+    """A cancelled asker leaves the connection to the others."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        leaver, stayer = (asyncio.create_task(pool.do()) for _ in range(2))
+        await _until(lambda: pool.remote.users == ["alice"])
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        pool.remote.gate.set()
+        assert (await stayer).completed.stdout == b"ok"
+        assert leaver.cancelled()
+        assert pool.remote.users == ["alice"]
+
+    _run(scenario)
+
+
+def test_a_failure_to_connect_reaches_all_and_is_not_kept() -> None:
+    """All who wait hear why there is no connection; the next one tries anew."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.error = PermissionDeniedError("no")
+        outcomes = await asyncio.gather(*(pool.do() for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(outcome, PermissionDeniedError) for outcome in outcomes)
+        assert (pool.remote.users, len(pool)) == (["alice"], 0)
+        pool.remote.error = None
+        await pool.do()
+        assert pool.remote.users == ["alice", "alice"]
+
+    _run(scenario)
+
+
+def test_warming_up_in_vain_warns_of_nothing() -> None:
+    """A connection that nobody waits for may fail without a word; whoever comes next tries anew and hears of it."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.error = RemoteLostError("away")
+        pool.warm_up("alice")
+        await _until(lambda: not pool._tasks)
+        with pytest.raises(RemoteLostError):
+            await pool.do()
+        assert pool.remote.users == ["alice", "alice"]
+
+    _run(scenario)
+
+
+def test_a_connection_that_is_known_to_be_dead_is_replaced() -> None:
+    """Nothing is sent over a connection that has ended."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.made[0].alive = False
+        assert pool.address("alice") is None
+        await pool.do()
+        assert [len(connection.lines) for connection in pool.remote.made] == [1, 1]
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("kind", [RemoteLostError, RemoteTimeoutError])
+def test_a_connection_that_turns_out_to_be_dead_is_replaced_once(kind: type[GatewayError]) -> None:
+    """A warm connection may have died unnoticed: the command runs again over a new one, which is then kept."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.made[0].error = kind("dead")
+        await pool.do()
+        old, new = pool.remote.made
+        assert (old.alive, new.alive, len(pool)) == (False, True, 1)
+        await pool.do()
+        assert len(new.lines) == 2
+
+    _run(scenario)
+
+
+def test_a_new_connection_that_fails_is_not_tried_again() -> None:
+    """One replacement is enough: a second failure is the remote's."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.made[0].error = RemoteLostError("dead")
+        pool.remote.gate.clear()
+        task = asyncio.create_task(pool.do())
+        await _until(lambda: len(pool.remote.users) == 2)
+        pool.remote.error = RemoteTimeoutError("away")
+        pool.remote.gate.set()
+        with pytest.raises(RemoteTimeoutError):
+            await task
+        assert len(pool.remote.users) == 2
+
+    _run(scenario)
+
+
+def test_other_errors_are_no_sign_of_death() -> None:
+    """What the remote refuses over a live connection is not asked again."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.made[0].error = MoshServerError("no")
+        with pytest.raises(MoshServerError):
+            await pool.do()
+        assert pool.remote.made[0].alive
+        assert pool.remote.users == ["alice"]
+
+    _run(scenario)
+
+
+def test_an_old_connection_is_not_used() -> None:
+    """After MAX_AGE_S the remote decides anew who may log in, however busy the connection was."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.clock.now_s += MAX_AGE_S
+        await pool.do()
+        assert len(pool.remote.made) == 1
+        pool.clock.now_s += 1
+        await pool.do()
+        assert [connection.alive for connection in pool.remote.made] == [False, True]
+
+    _run(scenario)
+
+
+def test_whether_a_connection_answers() -> None:
+    """A warm connection is asked; one that is missing, dead or silent does not answer."""
+
+    async def scenario(pool: Pool) -> None:
+        assert not await pool.answers("alice", 10.0)
+        await pool.do()
+        (connection,) = pool.remote.made
+        assert await pool.answers("alice", 10.0)
+        connection.answers = False
+        assert not await pool.answers("alice", 10.0)
+        connection.alive = False
+        assert not await pool.answers("alice", 10.0)
+        assert pool.remote.users == ["alice"]
+
+    _run(scenario)
+
+
+def test_giving_a_connection_up() -> None:
+    """A user's connection is closed by name; one that was replaced meanwhile is not mistaken for its successor."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        await pool.do("bob")
+        pool.forget("alice")
+        pool.forget("eve")
+        assert [connection.alive for connection in pool.remote.made] == [False, True]
+        await pool.do()
+        pool.forget("alice", pool.remote.made[0])
+        assert pool.remote.made[2].alive
+
+    _run(scenario)
+
+
+def test_the_sweep_closes_what_is_idle_old_or_dead() -> None:
+    """Idle and old connections go, and dead ones; those in use stay whatever their age."""
+
+    async def scenario(pool: Pool) -> None:
+        for user in ("idle", "dead", "used", "running"):
+            await pool.do(user)
+        idle, dead, used, running = pool.remote.made
+        running.gate.clear()
+        task = asyncio.create_task(pool.do("running"))
+        await _until(lambda: len(running.lines) == 2)
+        dead.alive = False
+        pool.clock.now_s += IDLE_S
+        await pool.do("used")
+        pool.clock.now_s += 1
+        pool.sweep()
+        assert (idle.alive, used.alive, running.alive, len(pool)) == (False, True, True, 2)
+        pool.clock.now_s += MAX_AGE_S
+        pool.sweep()
+        assert (used.alive, running.alive, len(pool)) == (False, True, 1)
+        running.gate.set()
+        await task
+
+    _run(scenario)
+
+
+def test_the_pool_is_bounded() -> None:
+    """One connection over MAX_WARM closes the one that was used longest ago, and never one that is in use."""
+
+    async def scenario(pool: Pool) -> None:
+        for number in range(MAX_WARM):
+            await pool.do(f"u{number}")
+        first, second, third = pool.remote.made[:3]
+        await pool.do("u0")
+        second.gate.clear()
+        task = asyncio.create_task(pool.do("u1"))
+        await _until(lambda: len(second.lines) == 2)
+        await pool.do("one-more")
+        assert len(pool) == MAX_WARM
+        assert (first.alive, second.alive, third.alive) == (True, True, False)
+        second.gate.set()
+        await task
+
+    _run(scenario)
+
+
+def test_the_queue_is_bounded() -> None:
+    """Connections beyond those that may wait are refused at once; those that wait get theirs, a few at a time."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        most = MAX_CONNECTING + MAX_WAITING
+        waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(most)]
+        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING and len(pool._connecting) == most)
+        with pytest.raises(RemoteTimeoutError, match="busy"):
+            await pool.do("one-more")
+        joined = asyncio.create_task(pool.do("u7"))
+        assert len(pool.remote.users) == MAX_CONNECTING
+        pool.remote.gate.set()
+        assert len(await asyncio.gather(joined, *waiting)) == most + 1
+        assert len(pool.remote.users) == most
+        await pool.do("one-more")
+
+    _run(scenario)
+
+
+def test_a_strangers_slow_connection_holds_up_no_warm_one() -> None:
+    """With every connector waiting for the remote, a warm connection still runs commands."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.gate.clear()
+        strangers = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 2)]
+        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING + 1)
+        assert (await pool.do()).completed.stdout == b"ok"
+        pool.remote.gate.set()
+        await asyncio.gather(*strangers)
+
+    _run(scenario)
+
+
+def test_a_command_that_cannot_be_written_leaves_no_trace() -> None:
+    """A fault while a line is made does not count as a command that runs: the connection still ages and goes."""
+
+    async def scenario(pool: Pool) -> None:
+        def broken(address: str) -> str:
+            raise ValueError(address)
+
+        await pool.do()
+        with pytest.raises(ValueError, match="192"):
+            await pool.run("alice", broken, max_bytes=100)
+        pool.clock.now_s += IDLE_S + 1
+        pool.sweep()
+        assert (pool.remote.made[0].alive, len(pool)) == (False, 0)
+
+    _run(scenario)
+
+
+def test_closing_ends_all() -> None:
+    """Every connection is closed at the end."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do("alice")
+        await pool.do("bob")
+        pool.close()
+        assert not any(connection.alive for connection in pool.remote.made)
+        assert len(pool) == 0
+
+    _run(scenario)
+
+
+async def _worked() -> Ran:
+    return Ran(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
+
+
+async def _lost() -> Ran:
+    msg = "lost"
+    raise RemoteLostError(msg)
+
+
+@pytest.mark.parametrize("order", [(_lost, _worked), (_worked, _lost), (_worked, _worked)])
+def test_of_two_attempts_the_one_that_works_counts(order: tuple[Callable[[], Coroutine[None, None, Ran]], ...]) -> None:
+    """A failure is none while a rival still may work, nor where it has worked at the same moment."""
+
+    async def scenario() -> None:
+        kept: list[set[asyncio.Task[Ran]]] = []
+        for _ in range(50):  # a set has its members by their addresses: those of kept tasks come in both orders
+            attempts = {asyncio.create_task(attempt()) for attempt in order}
+            kept.append(attempts)
+            assert (await _first(attempts)).completed.stdout == b"ok"
+            for attempt in attempts:
+                assert attempt.done()
+                attempt.exception()
+
+    asyncio.run(scenario())
+
+
+def test_two_attempts_that_fail_are_a_failure() -> None:
+    """Where no attempt works the error is told."""
+
+    async def scenario() -> None:
+        attempts = {asyncio.create_task(_lost()) for _ in range(2)}
+        with pytest.raises(RemoteLostError):
+            await _first(attempts)
+        assert all(attempt.exception() for attempt in attempts)
+
+    asyncio.run(scenario())

@@ -1,0 +1,461 @@
+"""Where authorized_keys come from: fetched once for many, believed for a while, never longer than they are true."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.broker.connections import Ran
+from helpers.broker.keys import (
+    FETCH_COMMAND,
+    MAX_FILE_BYTES,
+    UNREACHABLE_TTL_S,
+    AnyKey,
+    ContentKeys,
+    KeyFile,
+    PathKeys,
+    RemoteKeys,
+)
+from helpers.broker.remote import Completed
+from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, RemoteLostError, RemoteTimeoutError
+
+_OWN_KEY = b"AAAAgateway"
+_FILE = b"ssh-ed25519 AAAAalice\nssh-ed25519 AAAAgateway\n"
+_TTL_S = 60.0
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        """Begin somewhere."""
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now_s
+
+
+class FakePool:
+    """A remote that answers what a test says, over connections that are warm from the second command on.
+
+    Attributes:
+        outcomes: For each command, the file, the exit status or the error; the last one repeats.
+        fetches: The users for whom a command ran, in order.
+        forgotten: The users whose connection was given up, in order.
+        gate: Commands wait for it.
+    """
+
+    def __init__(self, clock: Clock, *outcomes: bytes | int | GatewayError) -> None:
+        """Begin with no connection."""
+        self._clock, self.outcomes = clock, list(outcomes)
+        self._opened_s: dict[str, float] = {}
+        self.fetches: list[str] = []
+        self.forgotten: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def run(
+        self,
+        user: str,
+        command: Callable[[str], str],
+        *,
+        max_bytes: int,
+        until: Callable[[bytes], object] | None = None,
+    ) -> Ran:
+        """Answer the next outcome."""
+        assert (command("192.0.2.1"), max_bytes, until) == (FETCH_COMMAND, MAX_FILE_BYTES, None)
+        self.fetches.append(user)
+        await self.gate.wait()
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, GatewayError):
+            raise outcome
+        cold = user not in self._opened_s
+        self._opened_s.setdefault(user, self._clock())
+        completed = Completed(b"", b"", outcome) if isinstance(outcome, int) else Completed(outcome, b"", 0)
+        return Ran(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0)
+
+    def forget(self, user: str) -> None:
+        """Give a connection up."""
+        self.forgotten.append(user)
+        self._opened_s.pop(user, None)
+
+    def age_s(self, user: str) -> float | None:
+        """Tell a connection's age."""
+        return None if user not in self._opened_s else self._clock() - self._opened_s[user]
+
+
+def _keys(*outcomes: bytes | int | GatewayError, ttl_s: float = _TTL_S) -> tuple[RemoteKeys, FakePool, Clock]:
+    clock = Clock()
+    pool = FakePool(clock, *outcomes)
+    return RemoteKeys(pool, ttl_s, _OWN_KEY, clock), pool, clock
+
+
+async def _refused(keys: RemoteKeys, user: str = "alice") -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        await keys.read(user)
+    return caught.value
+
+
+async def _turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_a_file_is_fetched_and_then_remembered() -> None:
+    """The second asker within the TTL costs no packet; at the TTL the remote is asked anew."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(_FILE)
+        assert await keys.read("alice") == KeyFile(_FILE, "remote", 110.0)
+        clock.now_s += _TTL_S - 0.1
+        assert await keys.read("alice") == KeyFile(_FILE, "remote", 0.0)
+        assert pool.fetches == ["alice"]
+        clock.now_s += 0.1
+        assert await keys.read("alice") == KeyFile(_FILE, "remote", 10.0)
+        assert pool.fetches == ["alice", "alice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_change_is_seen_after_the_ttl() -> None:
+    """A key that was added, or taken away, counts after the TTL at the latest."""
+
+    async def scenario() -> None:
+        keys, _, clock = _keys(_FILE, _FILE + b"new\n")
+        assert (await keys.read("alice")).content == _FILE
+        clock.now_s += _TTL_S
+        assert (await keys.read("alice")).content == _FILE + b"new\n"
+
+    asyncio.run(scenario())
+
+
+def test_users_do_not_share_files() -> None:
+    """Each user's file is that user's alone."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(b"alice's", b"bob's")
+        assert [(await keys.read(user)).content for user in ("alice", "bob", "alice")] == [
+            b"alice's",
+            b"bob's",
+            b"alice's",
+        ]
+        assert pool.fetches == ["alice", "bob"]
+
+    asyncio.run(scenario())
+
+
+def test_many_askers_share_one_fetch() -> None:
+    """Whoever asks while a fetch is under way gets its answer; the prefetch of the lookup counts."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(_FILE)
+        pool.gate.clear()
+        keys.prefetch("alice")
+        askers = [asyncio.create_task(keys.read("alice")) for _ in range(50)]
+        await _turns()
+        keys.prefetch("alice")
+        pool.gate.set()
+        assert {file.content for file in await asyncio.gather(*askers)} == {_FILE}
+        assert pool.fetches == ["alice"]
+        keys.prefetch("alice")
+        await _turns()
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_many_askers_share_one_failure() -> None:
+    """A fetch that fails fails for all who wait for it, and is not tried again for each."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(PermissionDeniedError("no"))
+        pool.gate.clear()
+        askers = [asyncio.create_task(keys.read("alice")) for _ in range(50)]
+        await _turns()
+        pool.gate.set()
+        outcomes = await asyncio.gather(*askers, return_exceptions=True)
+        assert all(isinstance(outcome, PermissionDeniedError) for outcome in outcomes)
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_an_asker_who_leaves_takes_nothing_away() -> None:
+    """A cancelled asker leaves the fetch to the others, and its answer to those who come later."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(_FILE)
+        pool.gate.clear()
+        leaver, stayer = (asyncio.create_task(keys.read("alice")) for _ in range(2))
+        await _turns()
+        leaver.cancel()
+        await _turns()
+        assert leaver.cancelled()
+        pool.gate.set()
+        assert (await stayer).content == _FILE
+        assert (await keys.read("alice")).content == _FILE
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_prefetch_that_fails_tells_nobody() -> None:
+    """A failed prefetch is remembered like any failure, and warns of nothing at its end."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(RemoteLostError("away"))
+        keys.prefetch("alice")
+        await _turns()
+        assert isinstance(await _refused(keys), RemoteLostError)
+        keys.prefetch("alice")
+        await _turns()
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_is_believed_for_the_ttl() -> None:
+    """The remote's no to a user holds as long as a file would, and its yes counts after that."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(PermissionDeniedError("no"), _FILE)
+        await _refused(keys)
+        clock.now_s += _TTL_S - 0.1
+        assert isinstance(await _refused(keys), PermissionDeniedError)
+        assert pool.fetches == ["alice"]
+        clock.now_s += 0.1
+        assert (await keys.read("alice")).content == _FILE
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [RemoteLostError, RemoteTimeoutError, HostKeyError])
+def test_an_outage_is_believed_for_seconds(kind: type[GatewayError]) -> None:
+    """The network's failure is no verdict on a user: asked again soon, but not by every login at once."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(kind("away"), _FILE)
+        await _refused(keys)
+        clock.now_s += UNREACHABLE_TTL_S - 0.1
+        assert type(await _refused(keys)) is kind
+        assert pool.fetches == ["alice"]
+        clock.now_s += 0.1
+        assert (await keys.read("alice")).content == _FILE
+
+    asyncio.run(scenario())
+
+
+def test_an_outage_is_never_believed_for_longer_than_a_file() -> None:
+    """A TTL below that of outages holds for them too."""
+
+    async def scenario() -> None:
+        keys, _, clock = _keys(RemoteLostError("away"), _FILE, ttl_s=1)
+        await _refused(keys)
+        clock.now_s += 1
+        assert (await keys.read("alice")).content == _FILE
+
+    asyncio.run(scenario())
+
+
+def test_one_users_failure_is_not_the_others() -> None:
+    """A refusal counts for the user who was refused."""
+
+    async def scenario() -> None:
+        keys, _, _ = _keys(PermissionDeniedError("no"), _FILE)
+        await _refused(keys, "eve")
+        assert (await keys.read("alice")).content == _FILE
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [1, 126, 127, 255])
+def test_no_file_lets_nobody_in(status: int) -> None:
+    """Where cat fails there are no keys, and that is remembered like a file."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(status)
+        assert (await keys.read("alice")).content == b""
+        assert (await keys.read("alice")).content == b""
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_without_an_exit_status_there_are_no_keys() -> None:
+    """A cat whose end was not seen may have been cut short: what it printed is no file."""
+
+    async def scenario() -> None:
+        class Cut(FakePool):
+            async def run(
+                self,
+                user: str,
+                command: Callable[[str], str],
+                *,
+                max_bytes: int,
+                until: Callable[[bytes], object] | None = None,
+            ) -> Ran:
+                ran = await super().run(user, command, max_bytes=max_bytes, until=until)
+                return Ran(Completed(ran.completed.stdout, b"", None), ran.address, ran.connect_ms, ran.run_ms)
+
+        clock = Clock()
+        keys = RemoteKeys(Cut(clock, _FILE), _TTL_S, _OWN_KEY, clock)
+        assert (await keys.read("alice")).content == b""
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_whose_key_was_taken_out_must_prove_itself_anew() -> None:
+    """With its key gone from the file, a connection older than the TTL is given up, and the remote decides."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(_FILE, b"ssh-ed25519 AAAAalice\n", PermissionDeniedError("no"))
+        await keys.read("alice")
+        clock.now_s += _TTL_S
+        assert isinstance(await _refused(keys), PermissionDeniedError)
+        assert pool.forgotten == ["alice"]
+        assert pool.fetches == ["alice"] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_that_is_let_in_by_other_means_is_renewed_once_in_a_ttl() -> None:
+    """Its key may never have been in the file; then the new connection's answer counts, and is remembered."""
+
+    async def scenario() -> None:
+        other = b"ssh-ed25519 AAAAalice\n"
+        keys, pool, clock = _keys(other)
+        await keys.read("alice")
+        clock.now_s += _TTL_S
+        assert await keys.read("alice") == KeyFile(other, "remote", 110.0)
+        assert pool.forgotten == ["alice"]
+        await keys.read("alice")
+        assert pool.fetches == ["alice"] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_young_connection_need_not_prove_itself() -> None:
+    """A connection that was made for this login has just been let in."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(b"ssh-ed25519 AAAAalice\n")
+        await keys.read("alice")
+        assert pool.forgotten == []
+        assert pool.fetches == ["alice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_ttl_of_nothing_asks_each_time() -> None:
+    """With GATEWAY_CACHE_TTL=0 nothing is remembered, and all is answered."""
+
+    async def scenario() -> None:
+        keys, pool, _ = _keys(_FILE, _FILE, PermissionDeniedError("no"), _FILE, ttl_s=0)
+        assert (await keys.read("alice")).content == _FILE
+        assert (await keys.read("alice")).content == _FILE
+        await _refused(keys)
+        assert (await keys.read("alice")).content == _FILE
+        assert pool.fetches == ["alice"] * 4
+
+    asyncio.run(scenario())
+
+
+class _Transport:
+    """Stands for what a failed connection holds in memory."""
+
+
+def test_a_remembered_failure_holds_no_connection() -> None:
+    """Neither its traceback, nor the error behind it, keeps a dead connection in memory."""
+
+    async def scenario() -> None:
+        held: list[weakref.ref[_Transport]] = []
+
+        class Failing(FakePool):
+            async def run(
+                self,
+                user: str,
+                command: Callable[[str], str],
+                *,
+                max_bytes: int,
+                until: Callable[[bytes], object] | None = None,
+            ) -> Ran:
+                del user, command, max_bytes, until
+                transport = _Transport()
+                held.append(weakref.ref(transport))
+                try:
+                    raise OSError(str(transport))  # noqa: TRY301 - this frame is what would be held
+                except OSError as exc:
+                    msg = "no"
+                    raise PermissionDeniedError(msg) from exc
+
+        clock = Clock()
+        keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, clock)
+        await _refused(keys)
+        await _refused(keys)
+        await _turns()  # what the event loop itself holds is gone with its next turn
+        gc.collect()
+        assert [reference() for reference in held] == [None]
+
+    asyncio.run(scenario())
+
+
+def test_a_remembered_failure_does_not_grow() -> None:
+    """However often it is asked for, a failure's traceback stays as short as the first."""
+
+    async def depth(keys: RemoteKeys) -> int:
+        trace, frames = (await _refused(keys)).__traceback__, 0
+        while trace is not None:
+            trace, frames = trace.tb_next, frames + 1
+        return frames
+
+    async def scenario() -> None:
+        keys, _, _ = _keys(PermissionDeniedError("no"))
+        depths = [await depth(keys) for _ in range(10)]
+        assert max(depths[1:]) == min(depths[1:])
+
+    asyncio.run(scenario())
+
+
+def test_the_same_keys_for_everybody(tmp_path: Path) -> None:
+    """Content is what the settings say; a path is read at each login."""
+
+    async def scenario() -> None:
+        path = tmp_path / "keys"
+        path.write_bytes(b"one")
+        keys = PathKeys(path)
+        assert await ContentKeys(b"x").read("alice") == await ContentKeys(b"x").read("bob") == KeyFile(b"x", "content")
+        assert await keys.read("alice") == KeyFile(b"one", "path")
+        path.write_bytes(b"two")
+        assert await keys.read("bob") == KeyFile(b"two", "path")
+
+    asyncio.run(scenario())
+
+
+def test_a_path_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
+    """A missing file, a directory and a file that is too large are refusals which name the setting."""
+
+    async def scenario() -> None:
+        large = tmp_path / "large"
+        large.write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+        for path in (tmp_path / "missing", tmp_path, large, large / "below"):
+            with pytest.raises(PermissionDeniedError, match="GATEWAY_AUTHORIZED_KEYS_PATH"):
+                await PathKeys(path).read("alice")
+        large.write_bytes(b"x" * MAX_FILE_BYTES)
+        assert len((await PathKeys(large).read("alice")).content or b"") == MAX_FILE_BYTES
+
+    asyncio.run(scenario())
+
+
+def test_any_key_is_no_empty_file() -> None:
+    """That any key will do is said by no content at all, which no file has."""
+
+    async def scenario() -> None:
+        assert await AnyKey().read("alice") == KeyFile(None, "any")
+
+    asyncio.run(scenario())

@@ -1,0 +1,141 @@
+"""Where the invented users can be seen: our sshd's own mount namespace, and the files in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gatewayctl import namespace
+from gatewayctl.namespace import NSSWITCH, check_users, enter, may_unshare, nsswitch
+from gatewayctl.runtime import SYSTEM_USERDB, Runtime
+from helpers.broker.userdb import AUTH_USER
+from helpers.errors import SettingsError
+
+_UID = 70_001
+
+
+def test_users_come_from_us_first() -> None:
+    """Our lines replace those of users and groups; what the host says of other databases stays."""
+    text = nsswitch(
+        "# mine\npasswd: files ldap\ngroup:files\nshadow : files\ninitgroups: x\ngshadow: files\nhosts: files dns\n"
+    )
+    assert text.splitlines() == [
+        "passwd: systemd files",
+        "group: files",
+        "shadow: systemd files",
+        "# mine",
+        "hosts: files dns",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "passwd: files", "passwd"])
+def test_a_sparse_nsswitch(text: str) -> None:
+    """A host's file may be empty, or end without a newline; ours is whole."""
+    assert nsswitch(text).startswith("passwd: systemd files\ngroup: files\nshadow: systemd files\n")
+    assert nsswitch(text).count("passwd") == 1
+
+
+def test_the_command_that_enters() -> None:
+    """The command comes last, as its own words: none of it is read by the shell in between."""
+    argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"])
+    assert argv[:2] == ["unshare", "--mount"]
+    assert argv[-3:] == ["sshd", "-o", "a b; $(id)"]
+    assert argv[-6:-3] == ["/run/x/private", "/run/x/userdb", "/run/systemd/userdb"]
+
+
+def _answering(line: str) -> list[str]:
+    """Stand for a namespace in which getent says this."""
+    return ["sh", "-c", f"printf '%s\\n' '{line}'", "sh"]
+
+
+def test_our_answer_is_recognised() -> None:
+    """The account with the uid that was asked for is what sshd will see."""
+    check_users(_answering(f"{AUTH_USER}:x:{_UID}:{_UID}::/:/usr/sbin/nologin"), _UID)
+
+
+@pytest.mark.parametrize("line", ["", f"{AUTH_USER}:x:{_UID + 1}:1::/:/bin/sh", "x:x", f"{AUTH_USER}:{_UID}"])
+def test_another_answer_stops_the_start(line: str) -> None:
+    """Nobody, somebody else's uid and half a line are not our broker's answer."""
+    with pytest.raises(SettingsError):
+        check_users(_answering(line), _UID)
+
+
+def test_the_reason_is_one_line() -> None:
+    """What the failing command wrote is part of the sentence, its newlines taken out."""
+    with pytest.raises(SettingsError) as caught:
+        check_users(["sh", "-c", "echo one >&2; echo two >&2", "sh"], _UID)
+    assert "\n" not in caught.value.message
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, do_without: Callable[[str], None]) -> Runtime:
+    """Prepare the files of a namespace, as root and where one may be made."""
+    if os.geteuid() != 0 or not may_unshare():
+        do_without("no mount namespace may be made here")
+    made = Runtime(tmp_path)
+    for directory in (made.private, made.userdb):
+        directory.mkdir()
+    namespace.prepare(made)
+    return made
+
+
+def _inside(runtime: Runtime, *argv: str) -> str:
+    return subprocess.run(enter(runtime, [*argv]), capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def test_the_files_that_sshd_sees(runtime: Runtime) -> None:
+    """Only the accounts that sshd itself needs are left, none with a password; the shadow file is root's."""
+    names = [line.split(":")[0] for line in (runtime.private / "passwd").read_text().splitlines()]
+    assert set(names) <= {"root", "sshd", "nobody"}
+    assert "sshd" in names
+    shadow = (runtime.private / "shadow").read_text().splitlines()
+    assert [line.split(":")[:2] for line in shadow] == [[name, "*"] for name in names]
+    assert stat.S_IMODE((runtime.private / "shadow").stat().st_mode) == 0o600
+
+
+def test_preparing_again_changes_nothing(runtime: Runtime) -> None:
+    """A restart finds its own files there."""
+    before = {path.name: path.stat().st_mode for path in runtime.private.iterdir()}
+    namespace.prepare(runtime)
+    assert {path.name: path.stat().st_mode for path in runtime.private.iterdir()} == before
+
+
+def test_inside_our_files_are_seen_and_outside_the_hosts(runtime: Runtime) -> None:
+    """In the namespace /etc has our files and the user database our socket; the host sees nothing of it."""
+    outside = NSSWITCH.read_text()
+    (runtime.userdb / "ours").touch()
+    seen = _inside(runtime, "sh", "-c", "cat /etc/nsswitch.conf; ls /run/systemd/userdb; cut -d: -f1 /etc/passwd")
+    assert seen.startswith((runtime.private / "nsswitch.conf").read_text())
+    assert "ours" in seen.splitlines()
+    assert "daemon" not in seen.splitlines()
+    assert NSSWITCH.read_text() == outside
+    assert not (SYSTEM_USERDB / "ours").exists()
+
+
+def test_the_hosts_record_of_logins_is_out_of_reach(runtime: Runtime) -> None:
+    """What sshd would write to lastlog, wtmp and utmp does not reach the host's."""
+    for path in (Path("/var/log/lastlog"), Path("/var/log/wtmp"), Path("/run/utmp")):
+        if path.is_file():
+            before = path.stat().st_size
+            _inside(runtime, "sh", "-c", 'echo x >>"$1"', "sh", str(path))
+            assert path.stat().st_size == before
+
+
+def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> None:
+    """Unshare and the shell replace themselves: signals and exit statuses are the command's own."""
+    with subprocess.Popen(
+        enter(runtime, ["sh", "-c", "echo $$; exit 7"]), stdout=subprocess.PIPE, text=True
+    ) as process:
+        output, _ = process.communicate()
+    assert (output, process.returncode) == (f"{process.pid}\n", 7)
+
+
+def test_a_command_that_is_not_there(runtime: Runtime) -> None:
+    """What cannot be started is a failure, and nothing runs outside in its place."""
+    done = subprocess.run(enter(runtime, ["/no/such"]), capture_output=True, check=False, timeout=30)
+    assert done.returncode == 127

@@ -1,0 +1,186 @@
+"""The runtime directory: whose it may be, one gateway in it, sockets that everyone may reach, a host key that stays."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
+from helpers.broker.userdb import SERVICE
+from helpers.errors import SettingsError
+
+_BROKER_UID = 70_000
+
+
+@pytest.fixture
+def safe(do_without: Callable[[str], None]) -> Iterator[Path]:
+    """Make a directory that only root may change, all the way up: none below /tmp is."""
+    if os.geteuid() != 0:
+        do_without("the runtime directory is root's: run as root")
+    with tempfile.TemporaryDirectory(dir="/run", prefix="gateway-test-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def _mode(path: Path) -> tuple[int, int]:
+    info = path.stat()
+    return info.st_uid, stat.S_IMODE(info.st_mode)
+
+
+def test_the_directories_and_whose_they_are(safe: Path) -> None:
+    """Everything is root's and may be entered by everyone, but for the state, which is the broker's alone."""
+    runtime = Runtime(safe / "below" / "gateway")
+    runtime.prepare(_BROKER_UID)
+    for path in (runtime.root, runtime.userdb, runtime.home, runtime.private):
+        assert _mode(path) == (0, 0o755)
+    assert _mode(runtime.state) == (_BROKER_UID, 0o700)
+
+
+def test_a_umask_does_not_close_the_directories(safe: Path) -> None:
+    """Whoever starts the gateway may have any umask; its unprivileged users must get to the sockets all the same."""
+    before = os.umask(0o077)
+    try:
+        Runtime(safe / "gateway").prepare(_BROKER_UID)
+    finally:
+        os.umask(before)
+    assert _mode(safe / "gateway") == (0, 0o755)
+
+
+def test_the_state_follows_the_brokers_uid(safe: Path) -> None:
+    """After a change of the range of uids the files of before are the new broker's; a link is not followed."""
+    runtime = Runtime(safe)
+    runtime.prepare(_BROKER_UID)
+    table, outside = runtime.state / "users.sqlite3", safe / "outside"
+    table.touch()
+    outside.touch()
+    (runtime.state / "link").symlink_to(outside)
+    runtime.prepare(_BROKER_UID + 1)
+    assert [table.stat().st_uid, outside.stat().st_uid] == [_BROKER_UID + 1, 0]
+
+
+@pytest.mark.usefixtures("safe")
+def test_a_directory_that_others_may_change_is_refused_untouched(tmp_path: Path) -> None:
+    """Where others may write, nothing is given to the broker before that is noticed."""
+    runtime = Runtime(tmp_path / "gateway")
+    runtime.state.mkdir(parents=True)
+    (runtime.state / "somebodys").touch()
+    with pytest.raises(SettingsError, match="GATEWAY_RUNTIME_DIR"):
+        runtime.prepare(_BROKER_UID)
+    assert (runtime.state / "somebodys").stat().st_uid == os.geteuid()
+
+
+def test_a_directory_that_cannot_be_made(safe: Path) -> None:
+    """A file in the way is an error that names the setting and the file."""
+    (safe / "file").touch()
+    with pytest.raises(SettingsError, match=r"GATEWAY_RUNTIME_DIR .*file"):
+        Runtime(safe / "file" / "gateway").prepare(_BROKER_UID)
+
+
+def test_one_gateway_in_one_directory(tmp_path: Path) -> None:
+    """The second one is refused while the first one lives, and not after."""
+    runtime = Runtime(tmp_path)
+    fd = runtime.lock()
+    with pytest.raises(SettingsError, match="another gateway"):
+        runtime.lock()
+    os.close(fd)
+    os.close(runtime.lock())
+
+
+def test_the_sockets_listen_and_everyone_may_connect(tmp_path: Path) -> None:
+    """Each takes the place of a dead one, and is kept from children that are not given it."""
+    runtime = Runtime(tmp_path)
+    runtime.userdb.mkdir()
+    runtime.broker_socket.touch()
+    paths = [runtime.broker_socket, runtime.userdb / SERVICE, runtime.agent_socket]
+    for _ in range(2):
+        fds = runtime.listen(private=True)
+        for path, fd in zip(paths, fds, strict=True):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666
+            assert fd >= 10
+            assert not os.get_inheritable(fd)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+            assert not os.get_blocking(fd)
+            os.close(fd)
+
+
+def test_what_only_root_can_change_is_accepted() -> None:
+    """A system directory is safe."""
+    check_root_only(Path("/usr/bin"), "X")
+
+
+def test_what_others_can_change_is_refused(tmp_path: Path) -> None:
+    """What is below a directory that everyone may write to is not safe, a link to it neither."""
+    link = tmp_path / "link"
+    link.symlink_to("/usr/bin")
+    check_root_only(link, "X")  # what it points to counts: nobody keeps the link itself
+    (tmp_path / "directory").mkdir()
+    link.unlink()
+    link.symlink_to(tmp_path / "directory")
+    for path in (tmp_path, link):
+        with pytest.raises(SettingsError, match=r"X .* is not safe: /"):
+            check_root_only(path, "X", enter=False)
+
+
+def test_what_is_closed_to_the_gateways_users_is_refused(safe: Path) -> None:
+    """A directory on the way that not everyone may enter is refused, unless nobody needs to."""
+    (safe / "closed" / "below").mkdir(parents=True)
+    (safe / "closed").chmod(0o700)
+    with pytest.raises(SettingsError, match="closed to them"):
+        check_root_only(safe / "closed" / "below", "X")
+    check_root_only(safe / "closed" / "below", "X", enter=False)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
+def test_writable_by_others_is_refused(mode: int, safe: Path) -> None:
+    """Group-writable, world-writable and sticky directories are all not safe, as for sshd."""
+    (safe / "open").mkdir()
+    (safe / "open").chmod(mode)
+    with pytest.raises(SettingsError, match="not safe"):
+        check_root_only(safe / "open", "X")
+
+
+def test_owned_by_another_is_refused(safe: Path) -> None:
+    """What belongs to somebody else can be changed by somebody else."""
+    (safe / "file").touch()
+    os.chown(safe / "file", _BROKER_UID, 0)
+    with pytest.raises(SettingsError, match="not safe"):
+        check_root_only(safe / "file", "X")
+
+
+def test_a_host_key_is_made_once(safe: Path) -> None:
+    """A missing key is made, for root's eyes alone, with its public half; the second start keeps it."""
+    path = safe / "below" / "host_key"
+    assert ensure_host_key(path)
+    content = path.read_bytes()
+    assert _mode(path) == (0, 0o600)
+    shown = subprocess.run(["ssh-keygen", "-y", "-f", os.fspath(path)], capture_output=True, text=True, check=True)
+    assert shown.stdout.split()[:2] == Path(f"{path}.pub").read_text().split()[:2]
+    assert not ensure_host_key(path)
+    assert path.read_bytes() == content
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["host_key", "host_key.pub"]
+
+
+def test_a_host_key_that_others_can_read_is_refused(safe: Path) -> None:
+    """A key that may be known to others is not used, nor made good in silence."""
+    path = safe / "host_key"
+    ensure_host_key(path)
+    for mode, owner in ((0o640, 0), (0o604, 0), (0o600, _BROKER_UID)):
+        path.chmod(mode)
+        os.chown(path, owner, 0)
+        with pytest.raises(SettingsError, match="GATEWAY_HOST_KEY_PATH"):
+            ensure_host_key(path)
+
+
+def test_a_host_key_that_cannot_be_made(safe: Path) -> None:
+    """A directory that is a file is an error that names the setting."""
+    (safe / "file").touch()
+    with pytest.raises(SettingsError, match="GATEWAY_HOST_KEY_PATH"):
+        ensure_host_key(safe / "file" / "key")

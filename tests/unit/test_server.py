@@ -1,0 +1,410 @@
+"""The broker's sockets: whoever connects gets one answer, or is hung up on, and never the text of a fault of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.broker import userdb
+from helpers.broker.agent import MAX_MESSAGE_BYTES
+from helpers.broker.peers import Peer
+from helpers.broker.server import AGENT_MAX_CONNECTIONS, Server
+from helpers.errors import HostKeyError
+from helpers.log import EventLog
+from helpers.protocol import MAX_REQUEST_BYTES, encode
+
+
+class Recorder(EventLog):
+    """A log that is kept in memory.
+
+    Attributes:
+        events: Each event with its fields, in order.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
+        del level
+        self.events.append((event, fields))
+
+
+class Room:
+    """A server on three real sockets, with handlers that a test needs.
+
+    Attributes:
+        log: What it logged.
+        peers: Who asked.
+        gate: The handler ``wait`` waits for it.
+        entered: It has been asked.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare; nothing listens yet."""
+        self.log, self.peers = Recorder(), list[Peer]()
+        self.gate, self.entered = asyncio.Event(), asyncio.Event()
+        self.paths = [directory / name for name in ("broker", "userdb", "agent")]
+        handlers = {
+            "echo": self._echo,
+            "refuse": self._refuse,
+            "fail": self._fail,
+            "wait": self._wait,
+            "late": self._late,
+        }
+        self.server = Server(handlers, self._account, self._agent, self.log)
+        self.listening: list[asyncio.Server] = []
+
+    async def listen(self) -> None:
+        """Start to serve."""
+        sockets = []
+        for path in self.paths:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.bind(os.fspath(path))
+            sock.listen()
+            sockets.append(sock)
+        self.listening = await self.server.listen(*sockets)
+
+    async def _echo(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        self.peers.append(peer)
+        return request
+
+    async def _refuse(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        del peer, request
+        msg = "it changed"
+        raise HostKeyError(msg)
+
+    async def _fail(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        del peer, request
+        msg = "a secret"
+        raise RuntimeError(msg)
+
+    async def _wait(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        del peer, request
+        self.entered.set()
+        await self.gate.wait()
+        return {}
+
+    async def _late(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        del peer, request
+        raise TimeoutError
+
+    def _account(self, peer: Peer, key: str | int) -> userdb.Account | None:
+        self.peers.append(peer)
+        if key == "fault":
+            msg = "a secret"
+            raise RuntimeError(msg)
+        return userdb.Account("alice", 70_000, "/home") if key in ("alice", 70_000) else None
+
+    def _agent(self, peer: Peer, message: bytes) -> bytes:
+        self.peers.append(peer)
+        return message[::-1]
+
+    async def say(self, which: int, data: bytes, *, end: bool = True) -> bytes:
+        """Connect, write, and read until the server hangs up."""
+        reader, writer = await asyncio.open_unix_connection(self.paths[which])
+        with suppress(ConnectionError):
+            writer.write(data)
+            if end:
+                writer.write_eof()
+            await writer.drain()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async def ask(self, request: bytes) -> dict[str, Any]:
+        """Ask the broker and read its one line."""
+        answer = await self.say(0, request)
+        assert answer.endswith(b"\n")
+        assert answer.count(b"\n") == 1
+        message = json.loads(answer)
+        assert isinstance(message, dict)
+        return message
+
+
+def _run(scenario: Callable[[Room], Awaitable[None]]) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            room = Room(Path(directory))
+            await room.listen()
+            try:
+                async with asyncio.timeout(20):
+                    await scenario(room)
+            finally:
+                room.gate.set()
+                for server in room.listening:
+                    server.close()
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    await asyncio.wait([task], timeout=5)
+
+    asyncio.run(run())
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - the server has no event for what is waited for
+        await asyncio.sleep(0)
+
+
+_ME = Peer(os.getpid(), os.geteuid())
+
+
+def test_a_request_is_answered_once() -> None:
+    """One line in, one line out, then the server hangs up; who asks is the kernel's word, not the request's."""
+
+    async def scenario(room: Room) -> None:
+        request = {"op": "echo", "uid": 0, "pid": 1, "peer": "root"}
+        assert await room.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
+        assert room.peers == [_ME]
+        assert room.log.events == []
+
+    _run(scenario)
+
+
+def test_a_request_in_pieces() -> None:
+    """A request may come byte by byte."""
+
+    async def scenario(room: Room) -> None:
+        reader, writer = await asyncio.open_unix_connection(room.paths[0])
+        for byte in encode({"op": "echo"}):
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert json.loads(await reader.read()) == {"result": {"op": "echo"}}
+        writer.close()
+
+    _run(scenario)
+
+
+def test_an_error_of_ours_is_told() -> None:
+    """The asker hears the sentence, the code and the status."""
+
+    async def scenario(room: Room) -> None:
+        error = {"code": "host_key", "message": "it changed", "status": 76}
+        assert await room.ask(encode({"op": "refuse"})) == {"error": error}
+
+    _run(scenario)
+
+
+def test_a_fault_is_logged_and_not_told() -> None:
+    """A fault of ours refuses this request without a word of it; where it was is in the log."""
+
+    async def scenario(room: Room) -> None:
+        answer = await room.ask(encode({"op": "fail"}))
+        assert answer["error"]["code"] == "internal"
+        assert "secret" not in str(answer)
+        ((event, fields),) = room.log.events
+        assert (event, fields["op"], fields["uid"]) == ("fault", "fail", os.geteuid())
+        assert "test_server.py" in str(fields["where"])
+        assert "result" in await room.ask(encode({"op": "echo"}))
+
+    _run(scenario)
+
+
+def test_work_that_takes_too_long_is_the_remotes() -> None:
+    """A deadline that passes is told as the remote's silence."""
+
+    async def scenario(room: Room) -> None:
+        assert (await room.ask(encode({"op": "late"})))["error"]["code"] == "remote_timeout"
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"hello\n",
+        b'{"op":"echo"}',
+        b'{"op":"nothing"}\n',
+        b'{"op":null}\n',
+        b'{"op":["echo"]}\n',
+        b'{"op":"__class__"}\n',
+        b"\xff\xff\n",
+        b"[" * 50_000 + b"\n",
+        b"x" * (MAX_REQUEST_BYTES + 1) + b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_refused(request_: bytes) -> None:
+    """Garbage, half a line, an unknown op and a line without end get a protocol error, and the next one is served."""
+
+    async def scenario(room: Room) -> None:
+        assert (await room.ask(request_))["error"]["code"] == "protocol"
+        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        assert room.peers == [_ME]
+
+    _run(scenario)
+
+
+def test_a_request_without_end_is_cut_off() -> None:
+    """Whoever goes on writing is hung up on, and gets no result; others are served."""
+
+    async def scenario(room: Room) -> None:
+        with suppress(ConnectionError):
+            assert b"result" not in await room.say(0, b"x" * (8 * MAX_REQUEST_BYTES))
+        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+
+    _run(scenario)
+
+
+def test_the_longest_request_is_read() -> None:
+    """A request of the largest size is answered."""
+
+    async def scenario(room: Room) -> None:
+        padding = MAX_REQUEST_BYTES - len(encode({"op": "echo", "x": ""}))
+        answer = await room.ask(encode({"op": "echo", "x": "y" * padding}))
+        assert len(answer["result"]["x"]) == padding
+
+    _run(scenario)
+
+
+def test_an_asker_who_says_nothing_holds_up_nobody() -> None:
+    """Silent connections, and one whose work takes long, do not keep the next asker waiting."""
+
+    async def scenario(room: Room) -> None:
+        silent = [await asyncio.open_unix_connection(path) for path in room.paths]
+        waiting = asyncio.create_task(room.ask(encode({"op": "wait"})))
+        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        await room.entered.wait()
+        idle = asyncio.create_task(room.server.idle())
+        await asyncio.sleep(0)
+        room.gate.set()
+        assert await waiting == {"result": {}}
+        for _, writer in silent:
+            writer.close()
+        await idle
+
+    _run(scenario)
+
+
+def test_an_asker_who_leaves_is_let_go() -> None:
+    """Whoever hangs up before the answer costs nothing: the server counts down, and serves on."""
+
+    async def scenario(room: Room) -> None:
+        _, writer = await asyncio.open_unix_connection(room.paths[0])
+        writer.write(encode({"op": "wait"}))
+        await writer.drain()
+        await room.entered.wait()
+        writer.close()
+        room.gate.set()
+        await room.server.idle()
+        assert "result" in await room.ask(encode({"op": "echo"}))
+
+    _run(scenario)
+
+
+def _lookup(**parameters: object) -> bytes:
+    return json.dumps({"method": "io.systemd.UserDatabase.GetUserRecord", "parameters": parameters}).encode() + b"\0"
+
+
+def test_lookups_share_a_connection() -> None:
+    """nss-systemd may ask several times over one connection, and gets an answer to each, by the kernel's word on it."""
+
+    async def scenario(room: Room) -> None:
+        answers = (await room.say(1, _lookup(userName="alice") + _lookup(uid=5) + b"junk\0")).split(b"\0")
+        assert [json.loads(answer).get("error", "").rpartition(".")[2] for answer in answers[:-1]] == [
+            "",
+            "NoRecordFound",
+            "InvalidParameter",
+        ]
+        assert room.peers == [_ME, _ME]
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("data", [b"", b"half a call", b"x" * (8 * userdb.MAX_REQUEST_BYTES)])
+def test_what_is_no_varlink_is_hung_up_on(data: bytes) -> None:
+    """A call without an end gets no answer, and service goes on."""
+
+    async def scenario(room: Room) -> None:
+        with suppress(ConnectionResetError):
+            assert await room.say(1, data) == b""
+        assert b"alice" in await room.say(1, _lookup(userName="alice"))
+
+    _run(scenario)
+
+
+def test_a_fault_in_a_lookup_is_logged_and_finds_nobody() -> None:
+    """A lookup that fails (a full disk, say) gives no record; the log names it as it does any fault."""
+
+    async def scenario(room: Room) -> None:
+        unhandled: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        answer = await room.say(1, _lookup(userName="fault"))
+        assert b"record" not in answer
+        assert b"secret" not in answer
+        assert b"alice" in await room.say(1, _lookup(userName="alice"))
+        assert [event for event, _ in room.log.events] == ["fault"]
+        assert unhandled == []
+
+    _run(scenario)
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(4) + message
+
+
+def test_agent_messages_are_answered_in_turn() -> None:
+    """Each message, its length in front, gets an answer framed the same way."""
+
+    async def scenario(room: Room) -> None:
+        assert await room.say(2, _framed(b"abc") + _framed(b"de")) == _framed(b"cba") + _framed(b"ed")
+        assert room.peers == [_ME, _ME]
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0\0", b"\0\0\0\0", (MAX_MESSAGE_BYTES + 1).to_bytes(4), b"\xff" * 8, b"\0\0\0\x05abc"]
+)
+def test_what_is_no_agent_message_is_hung_up_on(data: bytes) -> None:
+    """An empty message, one without end and half of one get no answer."""
+
+    async def scenario(room: Room) -> None:
+        with suppress(ConnectionResetError):
+            assert await room.say(2, data) == b""
+        assert room.peers == []
+        assert await room.say(2, _framed(b"abc")) == _framed(b"cba")
+
+    _run(scenario)
+
+
+def test_one_user_cannot_take_all_of_the_agent() -> None:
+    """One connection more than a uid may have is closed at once; when one of the others leaves there is room again."""
+
+    async def scenario(room: Room) -> None:
+        held = [await asyncio.open_unix_connection(room.paths[2]) for _ in range(AGENT_MAX_CONNECTIONS)]
+        for reader, writer in held:
+            writer.write(_framed(b"ab"))
+            assert await reader.readexactly(6) == _framed(b"ba")
+        assert await room.say(2, b"", end=False) == b""
+        held[0][1].close()
+        await _until(lambda: room.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
+        assert await room.say(2, _framed(b"abc")) == _framed(b"cba")
+        for _, writer in held:
+            writer.close()
+
+    _run(scenario)
+
+
+def test_the_sockets_outlive_a_broker_that_ends() -> None:
+    """A broker that is told to end leaves the sockets where they are: they are the next broker's too."""
+
+    async def scenario(room: Room) -> None:
+        for server in room.listening:
+            server.close()
+        assert all(path.is_socket() for path in room.paths)
+
+    _run(scenario)

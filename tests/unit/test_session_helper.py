@@ -1,0 +1,377 @@
+"""The session helper as sshd starts it, on a real PTY and without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import helpers
+from helpers.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
+from helpers.protocol import decode, encode, error_answer
+from helpers.session import accepted_key, ssh_argv
+
+_LAUNCH = Path(helpers.__file__).with_name("launch.py")
+_ROOTS_UID = 70_005
+_MOSH = {"transport": "mosh", "address": "192.0.2.1", "port": 60001, "key": "k" * 22, "predict": "always", "home": "/"}
+_SSH: dict[str, Any] = {
+    "transport": "ssh",
+    "address": "192.0.2.1",
+    "port": 2022,
+    "host_key_alias": "[remote]:2022",
+    "known_hosts": "/etc/known_hosts",
+    "agent": "/run/agent.sock",
+    "user": "-alice",
+    "subsystem": None,
+    "command": None,
+    "pty": False,
+    "share": False,
+    "home": "/homes/1",
+}
+_PROGRAM = """#!/bin/sh
+{ id -u; for word in "$0" "$@"; do printf '%s\\n' "$word"; done; } >"$(dirname "$0")/words"
+env >"$(dirname "$0")/environ"
+exit 7
+"""
+
+
+class Room:
+    """A directory with a broker's socket, fake programs and what they wrote down.
+
+    Attributes:
+        requests: What the broker was asked for, but for root's uid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Listen; nobody answers yet."""
+        self.path, self.requests = path, list[dict[str, Any]]()
+        path.chmod(0o777)  # root's session drops to another uid and must still get here
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path / "s"))
+        self._listener.listen()
+        (path / "s").chmod(0o777)
+
+    def program(self, name: str) -> None:
+        """Put a program on the session's PATH."""
+        (self.path / name).write_text(_PROGRAM)
+        (self.path / name).chmod(0o755)
+
+    def answering(self, answer: bytes | None) -> Thread:
+        """Answer one session, None for never; a session of root's asks for its uid first."""
+
+        def serve() -> None:
+            if os.geteuid() == 0:
+                self._answer(encode({"result": {"uid": _ROOTS_UID}}))
+            self._answer(answer)
+
+        thread = Thread(target=serve, daemon=True)
+        thread.start()
+        return thread
+
+    def _answer(self, answer: bytes | None) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            request = decode(connection.makefile("rb").readline())
+            if request != {"op": "root"}:
+                self.requests.append(request)
+            if answer is None:
+                connection.recv(1)  # until the asker leaves
+            else:
+                connection.sendall(answer)
+
+    def argv(self) -> list[str]:
+        """Write the command that sshd runs."""
+        return [sys.executable, "-I", "-S", str(_LAUNCH), "session", str(self.path / "s")]
+
+    def environ(self, **variables: str) -> dict[str, str]:
+        """Write what sshd gives the session; the PATH has nothing but the room's programs and what they need."""
+        return {"PATH": f"{self.path}:/usr/bin:/bin", "TERM": "xterm-256color", **variables}
+
+    def written(self, name: str) -> list[str]:
+        """Read what a program wrote down."""
+        return (self.path / name).read_text().splitlines()
+
+    def close(self) -> None:
+        """Stop to listen."""
+        self._listener.close()
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    """Make a room that every uid can reach, which pytest's own directories are not."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = Room(Path(directory))
+        yield made
+        made.close()
+
+
+def _watch(seen: bytes, fd: int) -> None:
+    """Do nothing about what is on the screen."""
+
+
+def _on_a_terminal(
+    room: Room, environ: dict[str, str] | None = None, act: Callable[[bytes, int], object] = _watch
+) -> tuple[int, str]:
+    """Run the helper on a PTY of its own; return its status and what was on the screen.
+
+    Args:
+        room: Where.
+        environ: The client's environment, and what else sshd would set.
+        act: Told of all that was seen so far, each time that there is more, and the PTY's descriptor.
+    """
+    ours, theirs = pty.openpty()
+    argv = [shutil.which("setsid") or "setsid", "--ctty", *room.argv()]
+    with subprocess.Popen(
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=room.environ(**environ or {})
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                chunk = os.read(ours, 4096)
+            except OSError:  # EIO: nobody has the other end any more
+                break
+            seen += chunk
+            act(seen, ours)
+        status = process.wait(20)
+    os.close(ours)
+    return status, seen.decode()
+
+
+def test_a_terminal_becomes_mosh_client(room: Room) -> None:
+    """Address and port are words, the key is in the environment; of the client's there is a checked TERM alone."""
+    room.program("mosh-client")
+    thread = room.answering(encode({"result": _MOSH}))
+    client = {"LANG": "C.UTF-8", "SSH_ORIGINAL_COMMAND": "x", "EVIL": "1", "SSH_CONNECTION": "a b c d"}
+    status, screen = _on_a_terminal(room, client)
+    thread.join()
+    assert (status, screen) == (7, "")
+    uid = _ROOTS_UID if os.geteuid() == 0 else os.geteuid()
+    assert room.written("words") == [str(uid), str(room.path / "mosh-client"), "192.0.2.1", "60001"]
+    environ = dict(line.split("=", 1) for line in room.written("environ"))
+    assert environ.pop("PWD", "")
+    assert {name: value for name, value in environ.items() if name not in {"_", "SHLVL", "OLDPWD"}} == {
+        "PATH": f"{room.path}:/usr/bin:/bin",
+        "TERM": "xterm-256color",
+        "LC_ALL": "C.UTF-8",
+        "MOSH_KEY": "k" * 22,
+        "MOSH_PREDICTION_DISPLAY": "always",
+        "MOSH_ESCAPE_KEY": "",
+    }
+    assert room.requests == [
+        {
+            "op": "session",
+            "terminal": {"colors": 256, "locale": {"LANG": "C.UTF-8"}},
+            "command": None,
+            "original_command": "x",
+            "connection": "a b c d",
+            "key": "",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "locale"),
+    [({"LANG": "xx_XX.UTF-8"}, {"LANG": "xx_XX.UTF-8"}), ({"LANG": "C"}, {}), ({}, {}), ({"LANG": "$(id)"}, {})],
+)
+def test_no_locale_is_made_up(environ: dict[str, str], locale: dict[str, str], room: Room) -> None:
+    """The remote is told of the client's locale, be it one that the gateway lacks, and never of Python's."""
+    room.program("mosh-client")
+    thread = room.answering(encode({"result": _MOSH}))
+    _on_a_terminal(room, environ)
+    thread.join()
+    assert room.requests[0]["terminal"]["locale"] == locale
+
+
+def test_the_carried_command_is_handed_on(room: Room) -> None:
+    """A key's command and the accepted key reach the broker; an unknown TERM is made usable."""
+    room.program("mosh-client")
+    accepted = room.path / "auth"
+    accepted.write_text("publickey ssh-ed25519 AAAA\nsecond\n")
+    accepted.chmod(0o644)
+    thread = room.answering(encode({"result": _MOSH}))
+    sshds = {"GATEWAY_COMMAND": "aWQ=", "SSH_USER_AUTH": str(accepted)}
+    _on_a_terminal(room, sshds | {"TERM": "xterm-no-such", "LANG": "C.UTF-8"})
+    thread.join()
+    (request,) = room.requests
+    assert (request["command"], request["key"]) == ("aWQ=", "publickey ssh-ed25519 AAAA")
+    assert request["terminal"] == {"colors": 256, "locale": {"LANG": "C.UTF-8"}}
+    assert "TERM=xterm-256color" in room.written("environ")
+
+
+def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
+    """Without a terminal ssh takes over, status and all; of the client's environment its locale alone goes on."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": "-x 'a b'; $(id)"}}))
+    done = subprocess.run(
+        room.argv(), input=b"", capture_output=True, check=False, env=room.environ(LANG="C.UTF-8", EVIL="1"), timeout=30
+    )
+    thread.join()
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
+    assert room.requests[0]["terminal"] is None
+    words = room.written("words")
+    assert words[-3:] == ["--", "192.0.2.1", "-x 'a b'; $(id)"]
+    environ = dict(line.split("=", 1) for line in room.written("environ"))
+    assert (environ["HOME"], environ["LANG"]) == ("/homes/1", "C.UTF-8")
+    assert "EVIL" not in environ
+
+
+def test_half_a_terminal_is_none(room: Room) -> None:
+    """With standard output going elsewhere mosh has nowhere to draw, and the broker is told of no terminal."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH}))
+    ours, theirs = pty.openpty()
+    done = subprocess.run(room.argv(), stdin=theirs, capture_output=True, check=False, env=room.environ(), timeout=30)
+    thread.join()
+    for fd in (ours, theirs):
+        os.close(fd)
+    assert done.returncode == 7
+    assert room.requests[0]["terminal"] is None
+
+
+@pytest.mark.parametrize("error", [HostKeyError("the host key changed"), GatewayError("the gateway failed")])
+def test_an_error_is_one_sentence_and_a_status(error: GatewayError, room: Room) -> None:
+    """What the broker says reaches the user's screen as one line, and its status becomes the session's."""
+    thread = room.answering(encode(error_answer(error)))
+    status, screen = _on_a_terminal(room)
+    thread.join()
+    assert (status, screen) == (error.status, f"gateway: {error.message}\r\n")
+
+
+@pytest.mark.parametrize("answer", [b"", b"hello\n", b"[]\n"])
+def test_an_answer_that_is_none_is_no_session(answer: bytes, room: Room) -> None:
+    """A broker that hangs up or says something else ends the session with one sentence, without a traceback."""
+    room.program("mosh-client")
+    thread = room.answering(answer)
+    status, screen = _on_a_terminal(room)
+    thread.join()
+    assert status in {65, 71}
+    assert screen.startswith("gateway: ")
+    assert screen.count("\n") == 1
+    assert not (room.path / "words").exists()
+
+
+def test_without_a_broker_there_is_one_sentence(room: Room) -> None:
+    """The broker away: status 71, one line that says what to do, with a terminal and without."""
+    room.close()
+    (room.path / "s").unlink()
+    status, screen = _on_a_terminal(room)
+    done = subprocess.run(room.argv(), input=b"", capture_output=True, check=False, env=room.environ(), timeout=30)
+    assert status == done.returncode == BrokerUnavailableError.status == 71
+    assert done.stdout == b""
+    assert done.stderr.decode() == screen.replace("\r\n", "\n")
+    assert screen.startswith("gateway: the gateway's broker is not running")
+    assert screen.count("\n") == 1
+
+
+def test_root_that_is_not_permitted_is_told_so(room: Room) -> None:
+    """A session of root's whose uid the broker does not give ends there, before anything else is asked."""
+    if os.geteuid() != 0:
+        pytest.skip("only root's session asks")
+    refusal = encode(error_answer(PermissionDeniedError("no")))
+    thread = Thread(target=room._answer, args=(refusal,), daemon=True)
+    thread.start()
+    status, screen = _on_a_terminal(room)
+    thread.join()
+    assert (status, screen, room.requests) == (77, "gateway: no\r\n", [])
+
+
+@pytest.mark.parametrize("program", ["mosh-client", "ssh"])
+def test_a_program_that_is_missing_is_named(program: str, room: Room) -> None:
+    """Where the gateway lacks what the session needs, the user is told which, in one line."""
+    thread = room.answering(encode({"result": _MOSH if program == "mosh-client" else _SSH}))
+    status, screen = _on_a_terminal(room, {"PATH": str(room.path)})
+    thread.join()
+    assert status == GatewayError.status
+    assert f"gateway: {program} cannot be started" in screen
+
+
+def test_a_wait_is_shown_and_can_be_broken_off(room: Room) -> None:
+    """A broker that takes its time is waited for with a word on the screen, which is wiped; Ctrl-C ends it with 130."""
+    thread = room.answering(None)
+    done: list[int] = []
+
+    def interrupt(seen: bytes, fd: int) -> None:
+        if b"reaching the remote host" in seen and not done:
+            done.append(os.write(fd, b"\x03"))
+
+    status, screen = _on_a_terminal(room, act=interrupt)
+    thread.join()
+    assert status == 128 + signal.SIGINT
+    assert screen.endswith("\r\x1b[K")
+    assert "Traceback" not in screen
+
+
+def test_which_key_was_accepted(tmp_path: Path) -> None:
+    """The first line of sshd's file, whatever else is in it; a missing file is a login without a key."""
+    path = tmp_path / "auth"
+    path.write_bytes(b"publickey ssh-ed25519 AAAA\xff\npassword\n")
+    assert accepted_key(str(path)) == "publickey ssh-ed25519 AAAA\ufffd"
+    path.write_bytes(b"x" * 100_000)
+    assert len(accepted_key(str(path))) == 32 * 1024
+    path.write_bytes(b"")
+    assert [accepted_key(name) for name in (str(path), str(tmp_path / "missing"), "")] == ["", "", ""]
+
+
+def _options(session: dict[str, Any]) -> dict[str, str]:
+    argv = ssh_argv(session)
+    return dict(argv[index + 1].split("=", 1) for index, word in enumerate(argv) if word == "-o")
+
+
+def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
+    """No question, no configuration of anybody's, no forwarding, the broker's known_hosts and agent alone."""
+    options = _options(_SSH)
+    assert options["BatchMode"] == options["StrictHostKeyChecking"] == options["ClearAllForwardings"] == "yes"
+    assert options["ForwardAgent"] == options["ForwardX11"] == "no"
+    assert (options["UserKnownHostsFile"], options["GlobalKnownHostsFile"]) == ("/etc/known_hosts", "/dev/null")
+    assert (options["IdentityAgent"], options["HostKeyAlias"]) == ("/run/agent.sock", "[remote]:2022")
+    assert ssh_argv(_SSH)[:3] == ["ssh", "-F", "none"]
+
+
+def test_any_host_key_only_where_the_broker_says_so() -> None:
+    """Without a known_hosts every host key will do, and none is written down."""
+    options = _options(_SSH | {"known_hosts": None})
+    assert (options["StrictHostKeyChecking"], options["UserKnownHostsFile"]) == ("no", "/dev/null")
+
+
+def test_a_connection_is_shared_where_the_broker_says_so() -> None:
+    """The control socket is in the user's own directory; without the broker's word no connection is shared."""
+    options = _options(_SSH | {"share": True})
+    assert (options["ControlMaster"], options["ControlPath"]) == ("auto", "/homes/1/master")
+    assert not [name for name in _options(_SSH) if name.startswith("Control")]
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ({}, ["-l", "-alice", "--", "192.0.2.1"]),
+        ({"subsystem": "sftp"}, ["-l", "-alice", "-s", "--", "192.0.2.1", "sftp"]),
+    ],
+)
+def test_names_are_no_options(words: dict[str, str], end: list[str]) -> None:
+    """A user whose name begins with a dash is still a user, and the address stands behind the end of the options."""
+    assert ssh_argv(_SSH | words)[-len(end) :] == end
+
+
+def test_openssh_reads_it_so(require: Callable[..., None]) -> None:
+    """Ssh itself, asked what it would do with our words, says the user, the host and the port, and forwards nothing."""
+    require("ssh")
+    argv = ssh_argv(_SSH | {"user": "alice"})
+    done = subprocess.run([str(shutil.which("ssh")), "-G", *argv[1:]], capture_output=True, text=True, check=True)
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert (said["user"], said["hostname"], said["port"]) == ("alice", "192.0.2.1", "2022")
+    assert (said["batchmode"], said["stricthostkeychecking"], said["requesttty"]) == ("yes", "true", "false")
+    assert (said["forwardagent"], said["clearallforwardings"], said["escapechar"]) == ("no", "yes", "none")
+    assert json.dumps(said).count("/run/agent.sock") == 1
