@@ -21,7 +21,7 @@ def _accepts(hashed: str, password: str) -> bool:
 
 
 def test_passwords_are_hashed_at_once() -> None:
-    """sshd's own crypt accepts the password and no other; the text is nowhere in the result."""
+    """The crypt of the machine accepts the password and no other; the text is nowhere in the result."""
     hashed = hashed_passwords("alice:s3cr3t,bob:pass")
     assert list(hashed) == ["alice", "bob"]
     assert _accepts(hashed["alice"], "s3cr3t")
