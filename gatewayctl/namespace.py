@@ -18,8 +18,9 @@ CHECK_TIMEOUT_S = 20
 
 NSSWITCH = Path("/etc/nsswitch.conf")
 
-_OURS = ("passwd: systemd files", "group: files", "shadow: systemd files")
-"""``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's."""
+_OURS = ("passwd: systemd files", "group: files", "shadow: files systemd")
+"""``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's. For shadow the other
+way round: the root that nss-systemd makes up is locked, and our shadow file holds `_SYSTEM_ACCOUNTS` alone."""
 
 _SYSTEM_ACCOUNTS = ("root", "sshd", "nobody")
 """All that is left of the host's accounts: sshd's own, and the two that every program expects. With the host's users
@@ -27,8 +28,8 @@ in sight, a name that our user database does not answer for a moment would be th
 
 _ENTER = """
 set -e
-private=$1 userdb=$2 system=$3
-shift 3
+private=$1 userdb=$2 system=$3 log=$4
+shift 4
 for name in nsswitch.conf passwd shadow; do mount --bind "$private/$name" "/etc/$name"; done
 mount --bind "$userdb" "$system"
 # A name cache would answer from the host's accounts.
@@ -38,6 +39,11 @@ if [ -d /run/nscd ]; then mount --bind "$private/empty" /run/nscd; fi
 if [ -f /var/log/lastlog ]; then mount --bind "$private/lastlog" /var/log/lastlog; fi
 if [ -f /run/utmp ]; then mount --bind "$private/utmp" /run/utmp; fi
 if [ -f /var/log/wtmp ]; then mount --bind /dev/null /var/log/wtmp; fi
+# What sshd says to syslog comes to us, not to the host's; a mount needs something to stand on.
+if [ "$log" ]; then
+    [ -e /dev/log ] || : > /dev/log
+    mount --bind "$log" /dev/log
+fi
 exec "$@"
 """
 
@@ -82,16 +88,18 @@ def nsswitch(text: str) -> str:
     return "\n".join([*_OURS, *kept, ""])
 
 
-def enter(runtime: Runtime, argv: list[str]) -> list[str]:
+def enter(runtime: Runtime, argv: list[str], *, relay: bool) -> list[str]:
     """Write the command that runs another in a mount namespace of its own, in which our users exist.
 
     Args:
         runtime: The runtime directory, prepared.
         argv: The command; its process id is that of the one that is started.
+        relay: Whether its syslog is ours to relay.
     """
     # slave: what the host mounts later still arrives, and nothing of ours gets out.
     unshare = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", _ENTER, "sh"]
-    return [*unshare, str(runtime.private), str(runtime.userdb), str(SYSTEM_USERDB), *argv]
+    log = str(runtime.log_socket) if relay else ""
+    return [*unshare, str(runtime.private), str(runtime.userdb), str(SYSTEM_USERDB), log, *argv]
 
 
 def check_users(prefix: list[str], auth_uid: int) -> None:

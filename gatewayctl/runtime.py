@@ -18,6 +18,9 @@ from helpers.errors import SettingsError
 SYSTEM_USERDB = Path("/run/systemd/userdb")
 """Where nss-systemd looks for the sockets of user databases (systemd's docs/USER_GROUP_API.md)."""
 
+SYSTEM_LOG = Path("/dev/log")
+"""Where syslog(3) sends messages (glibc's _PATH_LOG)."""
+
 _BACKLOG = 512
 """Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
 
@@ -44,6 +47,11 @@ class Runtime:
     def agent_socket(self) -> Path:
         """Where ssh, run for a session, asks for signatures."""
         return self.root / "agent.sock"
+
+    @property
+    def log_socket(self) -> Path:
+        """What our sshd sees as `SYSTEM_LOG`."""
+        return self.root / "log.sock"
 
     @property
     def userdb(self) -> Path:
@@ -130,10 +138,30 @@ class Runtime:
         userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
         return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
 
+    def listen_log(self, *, private: bool) -> socket.socket:
+        """Make the socket to which our sshd logs.
+
+        Args:
+            private: As for `listen`: else it stands in the place of the machine's own syslog.
+
+        Raises:
+            SettingsError: That place is taken.
+        """
+        path = self.log_socket if private else SYSTEM_LOG
+        if not private and path.is_socket():
+            msg = f"{path} is another program's here; set GATEWAY_LOG=syslog to log there"
+            raise SettingsError(msg)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        sock.bind(os.fspath(path))
+        path.chmod(0o666)  # sshd logs as the user whose session it runs, too
+        return sock
+
     def remove_sockets(self, *, private: bool) -> None:
         """Remove what `listen` made, so that no door is left that only looks like one."""
         userdb = self.userdb if private else SYSTEM_USERDB
-        for path in (self.broker_socket, userdb / SERVICE, self.agent_socket):
+        for path in (self.broker_socket, userdb / SERVICE, self.agent_socket, self.log_socket):
             path.unlink(missing_ok=True)
 
 

@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import namespace, processes, render
 from gatewayctl.homes import Homes
+from gatewayctl.relay import Relay
 from gatewayctl.runtime import Runtime
 from helpers.broker.config import BrokerConfig
 from helpers.errors import GatewayError, SettingsError
@@ -34,6 +36,9 @@ trips for it (mosh 1.4.0), and container engines kill after 10 s by default."""
 
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a crashed broker's next start; the last one repeats."""
+
+TURN_AWAY_S = 0.2
+"""Seconds between looks for who waits, while no broker starts."""
 
 STEADY_AFTER_S = 60.0
 """Seconds after which a broker is no longer one that keeps crashing."""
@@ -78,11 +83,17 @@ class Supervisor:
         self._sockets = runtime.listen(private=self._private)
         uids = range(self._plan.broker.uid_start, self._plan.broker.uid_stop)
         self._homes = Homes(runtime.home, uids)
+        self._log_socket = None if self._plan.broker.syslog else runtime.listen_log(private=self._private)
+        self._relay: threading.Thread | None = None
+        if self._log_socket is not None:
+            relay = Relay(self._log_socket, lambda uid: uid == 0 or uid in uids, log.relay)
+            self._relay = threading.Thread(target=relay.serve, daemon=True)
         self._broker = self._sshd = 0
         self._draining: set[int] = set()
         self._broker_started_s = 0.0
         self._crashes = 0
         self._restart_at_s: float | None = None
+        self._turned_away = False
 
     def run(self) -> int:
         """Serve until a signal says otherwise.
@@ -93,7 +104,9 @@ class Supervisor:
         Raises:
             GatewayError: The broker or sshd cannot be started, or sshd ended by itself.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread starts: they take the mask over
+        if self._relay is not None:
+            self._relay.start()
         processes.become_reaper()
         try:
             self._start()
@@ -121,7 +134,9 @@ class Supervisor:
         )
 
     def _entered(self, argv: list[str]) -> list[str]:
-        return namespace.enter(self._runtime, argv) if self._private else argv
+        if not self._private:
+            return argv
+        return namespace.enter(self._runtime, argv, relay=self._log_socket is not None)
 
     def _start_broker(self, plan: Plan) -> int:
         """Start a broker and wait until it serves.
@@ -183,8 +198,7 @@ class Supervisor:
             GatewayError: It ended, or did not listen in time.
         """
         self._runtime.pid_file.unlink(missing_ok=True)
-        argv = [str(self._sshd_program), "-D", *([] if self._plan.broker.syslog else ["-e"])]
-        argv += ["-f", str(self._runtime.sshd_config)]
+        argv = [str(self._sshd_program), "-D", "-f", str(self._runtime.sshd_config)]
         null = _high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         try:
             self._sshd = processes.spawn(["setpriv", "--pdeathsig=TERM", "--", *self._entered(argv)], {0: null, 1: 2})
@@ -205,6 +219,9 @@ class Supervisor:
     def _watch(self) -> int:
         while True:
             due_s = None if self._restart_at_s is None else max(0.0, self._restart_at_s - time.monotonic())
+            if due_s is not None and self._turned_away:
+                self._turn_away()
+                due_s = min(due_s, TURN_AWAY_S)
             arrived = signal.sigwaitinfo(_SIGNALS) if due_s is None else signal.sigtimedwait(_SIGNALS, due_s)
             number = None if arrived is None else arrived.si_signo
             if number == signal.SIGTERM:
@@ -247,9 +264,18 @@ class Supervisor:
             self._broker = self._start_broker(self._plan)
         except GatewayError as error:
             self._log.error("broker_not_started", reason=error.message)
+            self._turned_away = True
             self._broker_crashed(error.status)
             return
+        self._turned_away = False
         self._log.info("broker_restarted", pid=self._broker)
+
+    def _turn_away(self) -> None:
+        """Hang up on all who wait for a broker that does not start: sshd's lookups among them would wait for long."""
+        for fd in self._sockets:
+            with socket.socket(fileno=os.dup(fd)) as listener, suppress(BlockingIOError):
+                while True:
+                    listener.accept()[0].close()
 
     def _reload(self) -> None:
         """Take the settings anew; live sessions hold neither of what is replaced.
@@ -294,6 +320,10 @@ class Supervisor:
         self._end_all(lambda: processes.descendants(os.getpid()), deadline)
         for fd in self._sockets:
             os.close(fd)
+        if self._log_socket is not None and self._relay is not None:
+            self._log_socket.shutdown(socket.SHUT_RD)  # what is in its queue is still written
+            self._relay.join(1.0)
+            self._log_socket.close()
         self._runtime.remove_sockets(private=self._private)
         self._log.info("ended")
 

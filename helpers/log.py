@@ -49,12 +49,10 @@ class EventFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record; anything that did not come from `EventLog` is quoted as a whole."""
-        fields = getattr(record, "fields", None)
-        if fields is None:
-            event, fields = "message", {"source": record.name, "text": record.getMessage()}
-        else:
-            event = record.msg
-        text = f"{record.processName}[{record.process}]: {record.levelname.lower()} {line(event, fields)}"
+        fields = getattr(record, "fields", {"source": record.name, "text": record.getMessage()})
+        event = record.msg if hasattr(record, "fields") else "message"
+        said = event if fields is None else f"{record.levelname.lower()} {line(event, fields)}"
+        text = f"{record.processName}[{record.process}]: {said}"
         if not self._stamped:
             return text
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -93,6 +91,12 @@ class EventLog:
             record = self._logger.makeRecord("gateway", level, "", 0, event, (), None, extra={"fields": fields})
             record.processName = self._program
             self._logger.handle(record)
+
+    def relay(self, level: str, program: str, pid: int, text: str) -> None:
+        """Write another program's own line, which holds no control characters, as one of this stream."""
+        record = self._logger.makeRecord("gateway", LEVELS[level], "", 0, text, (), None, extra={"fields": None})
+        record.processName, record.process = program, pid
+        self._logger.handle(record)
 
     def debug(self, event: str, **fields: object) -> None:
         """Write what only helps to find a fault."""

@@ -64,12 +64,12 @@ def run(load: Callable[[], Settings]) -> int:
     try:
         if ensure_host_key(settings.gateway_host_key_path):
             log.info("host_key_made", path=settings.gateway_host_key_path)
-        uid_range = settings.uid_range
+        fixed = (runtime, settings.uid_range, settings.gateway_log)
 
         def plan() -> Plan:
             fresh = load()
-            if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range) != (runtime, uid_range):
-                msg = "GATEWAY_RUNTIME_DIR and GATEWAY_UID_RANGE change only by a restart"
+            if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range, fresh.gateway_log) != fixed:
+                msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
                 raise SettingsError(msg)
             return make_plan(fresh, runtime)
 

@@ -58,7 +58,12 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
             log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
     else:
         log.warning("host_key_ignored", remote=config.remote_host, reason="REMOTE_IGNORE_HOST_KEY=true")
-    connections = Connections(Remote(config.remote_host, config.remote_port, known_hosts, key).connect)
+
+    def unchecked(host_key: str) -> None:
+        log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
+
+    remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
+    connections = Connections(remote.connect)
     keys: KeySource
     if config.authorized_keys_content is not None:
         keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))

@@ -139,8 +139,8 @@ def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
 
 
 def find_mosh_connect(output: bytes) -> MoshEndpoint | None:
-    """Find the first line of mosh-server's output that is MOSH CONNECT, among what a login shell may have written."""
-    return next(filter(None, map(parse_mosh_connect, output.split(b"\n"))), None)
+    """Find the first whole line of mosh-server's output that is MOSH CONNECT, whatever a shell said before."""
+    return next(filter(None, map(parse_mosh_connect, output.split(b"\n")[:-1])), None)
 
 
 def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:

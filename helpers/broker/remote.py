@@ -14,7 +14,7 @@ import paramiko
 from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from helpers.broker.agent import Identity
-from helpers.broker.known_hosts import KnownHosts
+from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.errors import (
     GatewayError,
     PermissionDeniedError,
@@ -240,12 +240,14 @@ class Remote:
         port: REMOTE_PORT.
         known_hosts: Where its host keys are looked up; None means that any host key will do.
         key: The gateway's private key; None where it has none, and connects for nobody.
+        unchecked: Told the type and fingerprint of each host key that was believed without a look.
     """
 
     host: str
     port: int
     known_hosts: KnownHosts | None
     key: paramiko.PKey | None
+    unchecked: Callable[[str], None] = lambda _: None
 
     def connect(self, user: str) -> Connection:
         """Connect and authenticate as one user.
@@ -328,6 +330,8 @@ class Remote:
             raise RemoteLostError(msg) from exc
         if self.known_hosts is not None:
             self.known_hosts.verify(key.get_name(), key.asbytes())
+        else:
+            self.unchecked(f"{key.get_name()} {fingerprint(key.asbytes())}")
 
     def _authenticate(self, transport: paramiko.Transport, user: str, key: paramiko.PKey, deadline: float) -> None:
         transport.auth_timeout = max(0.1, deadline - time.monotonic())

@@ -27,7 +27,7 @@ def test_users_come_from_us_first() -> None:
     assert text.splitlines() == [
         "passwd: systemd files",
         "group: files",
-        "shadow: systemd files",
+        "shadow: files systemd",
         "# mine",
         "hosts: files dns",
     ]
@@ -36,16 +36,17 @@ def test_users_come_from_us_first() -> None:
 @pytest.mark.parametrize("text", ["", "\n", "passwd: files", "passwd"])
 def test_a_sparse_nsswitch(text: str) -> None:
     """A host's file may be empty, or end without a newline; ours is whole."""
-    assert nsswitch(text).startswith("passwd: systemd files\ngroup: files\nshadow: systemd files\n")
+    assert nsswitch(text).startswith("passwd: systemd files\ngroup: files\nshadow: files systemd\n")
     assert nsswitch(text).count("passwd") == 1
 
 
 def test_the_command_that_enters() -> None:
     """The command comes last, as its own words: none of it is read by the shell in between."""
-    argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"])
+    argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"], relay=False)
     assert argv[:2] == ["unshare", "--mount"]
     assert argv[-3:] == ["sshd", "-o", "a b; $(id)"]
-    assert argv[-6:-3] == ["/run/x/private", "/run/x/userdb", "/run/systemd/userdb"]
+    assert argv[-7:-3] == ["/run/x/private", "/run/x/userdb", "/run/systemd/userdb", ""]
+    assert enter(Runtime(Path("/run/x")), ["sshd"], relay=True)[-2] == "/run/x/log.sock"
 
 
 def _answering(line: str) -> list[str]:
@@ -85,7 +86,7 @@ def runtime(tmp_path: Path, do_without: Callable[[str], None]) -> Runtime:
 
 
 def _inside(runtime: Runtime, *argv: str) -> str:
-    return subprocess.run(enter(runtime, [*argv]), capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(enter(runtime, [*argv], relay=False), capture_output=True, text=True, check=True, timeout=30).stdout
 
 
 def test_the_files_that_sshd_sees(runtime: Runtime) -> None:
@@ -129,7 +130,7 @@ def test_the_hosts_record_of_logins_is_out_of_reach(runtime: Runtime) -> None:
 def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> None:
     """Unshare and the shell replace themselves: signals and exit statuses are the command's own."""
     with subprocess.Popen(
-        enter(runtime, ["sh", "-c", "echo $$; exit 7"]), stdout=subprocess.PIPE, text=True
+        enter(runtime, ["sh", "-c", "echo $$; exit 7"], relay=False), stdout=subprocess.PIPE, text=True
     ) as process:
         output, _ = process.communicate()
     assert (output, process.returncode) == (f"{process.pid}\n", 7)
@@ -137,5 +138,5 @@ def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> 
 
 def test_a_command_that_is_not_there(runtime: Runtime) -> None:
     """What cannot be started is a failure, and nothing runs outside in its place."""
-    done = subprocess.run(enter(runtime, ["/no/such"]), capture_output=True, check=False, timeout=30)
+    done = subprocess.run(enter(runtime, ["/no/such"], relay=False), capture_output=True, check=False, timeout=30)
     assert done.returncode == 127

@@ -1,0 +1,63 @@
+"""Takes what sshd says to syslog and writes it to our own stream, a line each.
+
+sshd's ``-e`` would be simpler, and would let anybody forge lines: written to standard error, a newline in a user name
+stays a newline (OpenSSH 9.2, log.c: LOG_STDERR_VIS has no VIS_NL), while for syslog it is escaped. A message to syslog
+also comes whole, as one datagram, and says which process it is from, which is what the broker's ``sid`` begins with.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Callable
+
+MAX_MESSAGE_BYTES = 8192
+"""Longest message, in bytes; sshd's are 1 KiB at most (log.c, MSGBUFSIZ)."""
+
+_UCRED = struct.Struct("3i")
+_LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
+# RFC 3164 as glibc's syslog(3) writes it: priority, local time, tag with process id.
+_MESSAGE = re.compile(
+    rb"<([0-9]{1,3})>(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} )?([A-Za-z0-9._-]{1,32})\[[0-9]+\]: (.*)", re.DOTALL
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Relay:
+    """Relays syslog messages.
+
+    Args:
+        sock: The datagram socket that our sshd knows as /dev/log.
+        trusted: Tells whether a uid's messages count: root's, and those of users, as whom sshd runs their sessions.
+        write: Writes one line: level, program, process id, text.
+    """
+
+    def __init__(
+        self, sock: socket.socket, trusted: Callable[[int], bool], write: Callable[[str, str, int, str], None]
+    ) -> None:
+        """Ask the kernel to say who sends."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._sock, self._trusted, self._write = sock, trusted, write
+
+    def serve(self) -> None:
+        """Relay until the socket is shut down."""
+        while True:
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(_UCRED.size))
+            except OSError:
+                return
+            if not data and not ancillary:
+                return
+            for level, kind, value in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    pid, uid, _gid = _UCRED.unpack(value[: _UCRED.size])
+                    if self._trusted(uid):
+                        self._relay(data, pid)
+
+    def _relay(self, data: bytes, pid: int) -> None:
+        match = _MESSAGE.fullmatch(data.rstrip(b"\0\r\n"))
+        if match is None:
+            return
+        text = _CONTROL.sub(lambda char: f"\\{ord(char[0]):03o}", match[3].decode("utf-8", "backslashreplace"))
+        self._write(_LEVELS[int(match[1]) & 7], match[2].decode("ascii"), pid, text)
