@@ -272,6 +272,40 @@ def test_agent_signs_for_the_callers_own_name_alone(
     assert codes == {attacker.name: (0, attacker.name), victim.name: (255, ""), "root": (255, "")}
 
 
+# Sends one syslog message to where sshd's go.
+_SYSLOG = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.sendto(sys.stdin.buffer.read(), "/dev/log")
+"""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "<38>Jan  1 00:00:00 broker[8]: session_started sid=1-1 user=forged outcome=ok",
+        "<38>Jan  1 00:00:00 gatewayctl[6]: ready user=forged",
+        "<38>Jan  1 00:00:00 sshd[28]: Accepted publickey for forged from 192.0.2.66 port 4711 ssh2",
+    ],
+    ids=["broker", "gatewayctl", "sshd"],
+)
+@pytest.mark.parametrize("who", ["session", "auth", "nobody"])
+def test_nobody_but_sshd_speaks_to_the_log(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: Callable[..., Terminal], *, who: str, message: str
+) -> None:
+    """What a session's uid or a stranger says where sshd's log goes is not taken for sshd's or the broker's word."""
+    uids = {"session": _login(lab, gateway, open_terminal, user), "auth": _broker(gateway).uid + 1, "nobody": 65534}
+    since = gateway.log.mark()
+
+    done = _as_uid(gateway, uids[who], [sys.executable, "-I", "-c", _SYSLOG], stdin=message.encode())
+    lab.run(lab.gateway_argv(gateway, f"after-{user.name}", key=user.key.private, options=["-W", "127.0.0.1:9"]))
+
+    assert done.returncode == 0 or b"Error" in done.stderr
+    gateway.log.wait_for(rf"user=after-{user.name} ", since=since)  # which came later
+    gateway.log.wait_for(rf"Connection closed by .*after-{user.name} ", since=since)
+    assert gateway.log.matches("forged", since=since) == []
+
+
 # Disturbing it
 
 

@@ -86,7 +86,9 @@ def runtime(tmp_path: Path, do_without: Callable[[str], None]) -> Runtime:
 
 
 def _inside(runtime: Runtime, *argv: str) -> str:
-    return subprocess.run(enter(runtime, [*argv], relay=False), capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(
+        enter(runtime, [*argv], relay=False), capture_output=True, text=True, check=True, timeout=30
+    ).stdout
 
 
 def test_the_files_that_sshd_sees(runtime: Runtime) -> None:
