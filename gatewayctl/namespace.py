@@ -39,11 +39,26 @@ if [ -d /run/nscd ]; then mount --bind "$private/empty" /run/nscd; fi
 if [ -f /var/log/lastlog ]; then mount --bind "$private/lastlog" /var/log/lastlog; fi
 if [ -f /run/utmp ]; then mount --bind "$private/utmp" /run/utmp; fi
 if [ -f /var/log/wtmp ]; then mount --bind /dev/null /var/log/wtmp; fi
-# What sshd says to syslog comes to us, not to the host's; a mount needs something to stand on.
-if [ "$log" ]; then
-    [ -e /dev/log ] || : > /dev/log
-    mount --bind "$log" /dev/log
+# What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on: where the host has no
+# syslog, that is a /dev of our own with the host's devices in it, and terminals of our own: a ptmx finds those that
+# are mounted beside it (pts(4)).
+if [ "$log" ] && [ ! -e /dev/log ]; then
+    mount -t tmpfs -o mode=0755 dev "$private/dev"
+    for entry in /dev/*; do
+        ours=$private/dev/${entry#/dev/}
+        case $entry in /dev/pts | /dev/ptmx) continue ;; esac
+        if [ -L "$entry" ]; then cp -P "$entry" "$ours"
+        elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours"
+        else : > "$ours"; mount --bind "$entry" "$ours"
+        fi
+    done
+    mkdir "$private/dev/pts"
+    mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$private/dev/pts"
+    ln -s pts/ptmx "$private/dev/ptmx"
+    : > "$private/dev/log"
+    mount --rbind "$private/dev" /dev
 fi
+if [ "$log" ]; then mount --bind "$log" /dev/log; fi
 exec "$@"
 """
 
@@ -73,7 +88,8 @@ def prepare(runtime: Runtime) -> None:
     (private / "nsswitch.conf").write_text(nsswitch(NSSWITCH.read_text(encoding="utf-8")), encoding="utf-8")
     for name in ("lastlog", "utmp"):
         (private / name).touch(mode=0o644)
-    (private / "empty").mkdir(exist_ok=True)
+    for name in ("empty", "dev"):
+        (private / name).mkdir(exist_ok=True)
     SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 

@@ -12,9 +12,17 @@ import socket
 import struct
 from collections.abc import Callable
 
+from cachetools import LRUCache
+
 MAX_MESSAGE_BYTES = 8192
 """Longest message, in bytes; sshd's are 1 KiB at most (log.c, MSGBUFSIZ)."""
 
+MAX_CHILDREN = 65_536
+"""Sessions' processes that are remembered: more than can live at once."""
+
+_PROGRAMS = frozenset({"sshd", "sshd-session", "sshd-auth"})
+# sshd's monitor, which is root, says which process of a user's is its own (OpenSSH, sshd.c, LogLevel VERBOSE).
+_CHILD = re.compile(r"User child is on pid ([0-9]{1,10})")
 _UCRED = struct.Struct("3i")
 _LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
 # RFC 3164 as glibc's syslog(3) writes it: priority, local time, tag with process id.
@@ -29,16 +37,14 @@ class Relay:
 
     Args:
         sock: The datagram socket that our sshd knows as /dev/log.
-        trusted: Tells whether a uid's messages count: root's, and those of users, as whom sshd runs their sessions.
         write: Writes one line: level, program, process id, text.
     """
 
-    def __init__(
-        self, sock: socket.socket, trusted: Callable[[int], bool], write: Callable[[str, str, int, str], None]
-    ) -> None:
+    def __init__(self, sock: socket.socket, write: Callable[[str, str, int, str], None]) -> None:
         """Ask the kernel to say who sends."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._sock, self._trusted, self._write = sock, trusted, write
+        self._sock, self._write = sock, write
+        self._children: LRUCache[int, bool] = LRUCache(MAX_CHILDREN)
 
     def serve(self) -> None:
         """Relay until the socket is shut down."""
@@ -52,12 +58,16 @@ class Relay:
             for level, kind, value in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, uid, _gid = _UCRED.unpack(value[: _UCRED.size])
-                    if self._trusted(uid):
-                        self._relay(data, pid)
+                    # A session's process speaks as its user, as whom others may run: only root's word makes it sshd.
+                    if uid == 0 or self._children.get(pid):
+                        self._relay(data, pid, root=uid == 0)
 
-    def _relay(self, data: bytes, pid: int) -> None:
+    def _relay(self, data: bytes, pid: int, *, root: bool) -> None:
         match = _MESSAGE.fullmatch(data.rstrip(b"\0\r\n"))
-        if match is None:
+        if match is None or match[2].decode("ascii") not in _PROGRAMS:
             return
         text = _CONTROL.sub(lambda char: f"\\{ord(char[0]):03o}", match[3].decode("utf-8", "backslashreplace"))
         self._write(_LEVELS[int(match[1]) & 7], match[2].decode("ascii"), pid, text)
+        child = _CHILD.fullmatch(text) if root else None
+        if child is not None:
+            self._children[int(child[1])] = True

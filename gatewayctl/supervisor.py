@@ -86,7 +86,7 @@ class Supervisor:
         self._log_socket = None if self._plan.broker.syslog else runtime.listen_log(private=self._private)
         self._relay: threading.Thread | None = None
         if self._log_socket is not None:
-            relay = Relay(self._log_socket, lambda uid: uid == 0 or uid in uids, log.relay)
+            relay = Relay(self._log_socket, log.relay)
             self._relay = threading.Thread(target=relay.serve, daemon=True)
         self._broker = self._sshd = 0
         self._draining: set[int] = set()

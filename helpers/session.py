@@ -36,10 +36,12 @@ def main(argv: list[str]) -> int:
     """
     try:
         (socket_path,) = argv
-        environ = given_environment()  # before the drop: after it, /proc/self is root's alone
+        # Both before the drop: after it, /proc/self and sshd's file are root's alone.
+        environ = given_environment()
+        key = accepted_key(environ.get("SSH_USER_AUTH", ""))
         if os.geteuid() == 0:
             drop_root(socket_path)
-        start(socket_path, environ)
+        start(socket_path, environ, key)
     except GatewayError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         return error.status
@@ -67,12 +69,13 @@ def drop_root(socket_path: str) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def start(socket_path: str, environ: Mapping[str, str]) -> None:
+def start(socket_path: str, environ: Mapping[str, str], key: str) -> None:
     """Check the terminal, ask for a session, become mosh-client, or ssh where there is no terminal.
 
     Args:
         socket_path: The broker's socket.
         environ: What sshd gave the session; LANG, LC_* and TERM in it are the client's and unchecked.
+        key: The key that sshd accepted, see `accepted_key`.
 
     Raises:
         GatewayError: The broker has no session for us, or a program is missing here.
@@ -83,7 +86,7 @@ def start(socket_path: str, environ: Mapping[str, str]) -> None:
         "command": environ.get(CARRIER),
         "original_command": environ.get("SSH_ORIGINAL_COMMAND"),
         "connection": environ.get("SSH_CONNECTION", ""),
-        "key": accepted_key(environ.get("SSH_USER_AUTH", "")),
+        "key": key,
     }
     has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     term = environ.get("TERM", "dumb")

@@ -42,8 +42,9 @@ def test_direct_mosh_survives_29_percent_loss(lab: Lab, user: User, open_termina
 
 
 @pytest.mark.parametrize("name", ["www-data", ".x", "root"])
-def test_odd_users_can_log_in(lab: Lab, name: str) -> None:
+def test_odd_users_can_log_in(make_lab: Callable[..., Lab], name: str) -> None:
     """Names that look like dot files or the system's own are users like any other."""
+    lab = make_lab()
     user = lab.add_user(name)
 
     result = lab.run(lab.direct_ssh_argv(user, "id -un"))

@@ -15,12 +15,12 @@ from gatewayctl.relay import Relay
 _Line = tuple[str, str, int, str]
 
 
-def _relayed(*messages: bytes, trusted: bool = True) -> list[_Line]:
-    """Send messages through a relay, and return the lines it wrote."""
+def _relayed(*messages: bytes) -> list[_Line]:
+    """Send messages through a relay, as root where the tests are root's, and return the lines it wrote."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     lines: list[_Line] = []
     with ours, theirs:
-        relay = Relay(ours, lambda _: trusted, lambda *line: lines.append(line))
+        relay = Relay(ours, lambda *line: lines.append(line))
         thread = threading.Thread(target=relay.serve)
         thread.start()
         for message in messages:
@@ -49,9 +49,42 @@ def test_messages_come_in_their_order() -> None:
     assert [line[3] for line in _relayed(*(b"<38>sshd[1]: %d" % number for number in range(9)))] == list("012345678")
 
 
-def test_strangers_are_not_relayed() -> None:
-    """A uid that is neither root's nor a user's writes no line."""
-    assert _relayed(b"<38>sshd[1]: Accepted publickey for root", trusted=False) == []
+def _say_as(uid: int, sock: socket.socket, message: bytes, announced: bool) -> None:  # noqa: FBT001
+    """Send a message from a process of another uid, which root's sshd has called its own, or not."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setresuid(uid, uid, uid)
+        os.read(told, 1)
+        sock.send(message)
+        os._exit(0)
+    if announced:
+        sock.send(b"<38>sshd[1]: User child is on pid %d" % pid)
+    os.write(tell, b"x")
+    os.waitpid(pid, 0)
+    os.close(told)
+    os.close(tell)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others")
+@pytest.mark.parametrize("announced", [False, True])
+def test_of_others_only_sshds_own_children_are_relayed(*, announced: bool) -> None:
+    """A session's uid writes no line, but for the one process that root's sshd has said is its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    lines: list[_Line] = []
+    with ours, theirs:
+        relay = Relay(ours, lambda *line: lines.append(line))
+        _say_as(4711, theirs, b"<38>sshd[1]: Accepted publickey for root", announced)
+        thread = threading.Thread(target=relay.serve)
+        thread.start()
+        ours.shutdown(socket.SHUT_RD)
+        thread.join()
+    assert ["Accepted" in line[3] for line in lines] == ([False, True] if announced else [])
+
+
+def test_other_programs_are_not_relayed() -> None:
+    """Nothing but sshd speaks there: what calls itself the broker is not the broker."""
+    assert _relayed(b"<38>broker[1]: session_started", b"<38>gatewayctl[1]: ready") == []
 
 
 @pytest.mark.parametrize("message", [b"", b"x", b"<38>", b"<38>no tag", b"<9999>sshd[1]: x", b"<38>s d[1]: x", b"\0"])
