@@ -1,0 +1,179 @@
+"""The other ways in: what each lets in, and what it keeps out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.terminal import Terminal
+    from lab.users import User
+
+
+def _refused(lab: Lab, argv: list[str]) -> bool:
+    done = lab.run(argv)
+    return (done.stdout, done.returncode) == (b"", 255) and b"Permission denied" in done.stderr
+
+
+# Agent pass-through
+
+
+@pytest.fixture
+def pass_through(start_gateway: Callable[..., Gateway]) -> Gateway:
+    """A gateway without a key of its own."""
+    return start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+
+
+def test_a_forwarded_agent_logs_in(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """`ssh -A` gets a shell over mosh, and commands over ssh; on the remote no agent is left."""
+    with lab.agent(user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user.name, options=["-A"])
+        terminal = open_terminal(argv, environment=environment)
+        terminal.wait_for(user.prompt)
+        terminal.run('echo "[$SSH_AUTH_SOCK]"', "[]")
+        assert lab.remote.processes("mosh-server", user=user)
+        done = lab.run(
+            lab.gateway_argv(pass_through, user.name, "echo hi; exit 3", options=["-A"]), environment=environment
+        )
+        assert (done.stdout, done.returncode) == (b"hi\n", 3)
+
+
+def test_only_the_key_the_user_came_with_is_tried_first(lab: Lab, pass_through: Gateway, user: User) -> None:
+    """An agent full of other keys does not use up the remote's patience: one connection, and no failure."""
+    others = [lab.add_user().key.private for _ in range(8)]
+    with lab.agent(*others, user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user, "echo hi", options=["-A"])
+        assert lab.run(argv, environment=environment).stdout == b"hi\n"
+
+
+def test_without_an_agent_a_sentence_says_how(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """The user is told of ssh -A, and nothing has reached the remote."""
+    since = lab.remote.log.mark()
+    terminal = open_terminal(lab.gateway_argv(pass_through, user), columns=150)
+    assert terminal.wait_exit() == 77
+    assert "use 'ssh -A'" in terminal.text
+    assert lab.remote.connections(since=since) == 0
+
+
+def test_a_strangers_agent_opens_nothing(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Any key has a session at the gateway, also while the user is there; the remote refuses it."""
+    stranger = lab.add_user()
+    with lab.agent(user.key.private) as environment:
+        open_terminal(lab.gateway_argv(pass_through, user.name, options=["-A"]), environment=environment).wait_for(
+            user.prompt
+        )
+        assert (
+            lab.run(
+                lab.gateway_argv(pass_through, user.name, "true", options=["-A"]), environment=environment
+            ).returncode
+            == 0
+        )
+        with lab.agent(stranger.key.private) as theirs:
+            terminal = open_terminal(
+                lab.gateway_argv(pass_through, user.name, options=["-A"]), environment=theirs, columns=150
+            )
+            assert terminal.wait_exit() == 77
+            assert "accepts no key of your agent" in terminal.text
+            done = lab.run(lab.gateway_argv(pass_through, user.name, "id", options=["-A"]), environment=theirs)
+            assert (done.stdout, done.returncode) == (b"", 255)
+    assert lab.remote.accepted(stranger) == 0
+
+
+def test_local_keys_pre_screen(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
+    """With a local list, whoever is not on it does not get as far as the remote."""
+    other = lab.add_user()
+    gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": None, "GATEWAY_AUTHORIZED_KEYS_CONTENT": user.key.public})
+    with lab.agent(user.key.private, other.key.private) as environment:
+        assert (
+            lab.run(lab.gateway_argv(gateway, user, "echo hi", options=["-A"]), environment=environment).stdout
+            == b"hi\n"
+        )
+    assert _refused(lab, lab.gateway_argv(gateway, other, "echo hi"))
+
+
+# Passwords
+
+
+@pytest.fixture
+def by_password(lab: Lab, user: User, start_gateway: Callable[..., Gateway]) -> Gateway:
+    """A gateway at which the user has the password s3cr3t, and somebody else another."""
+    del lab
+    return start_gateway({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS": f"{user.name}:s3cr3t,other:0ther"})
+
+
+def _type_password(
+    lab: Lab, gateway: Gateway, user: User, password: str, open_terminal: Callable[..., Terminal]
+) -> Terminal:
+    options = ["-F", "none", "-o", f"UserKnownHostsFile={gateway.known_hosts}", "-o", "PubkeyAuthentication=no"]
+    options += ["-o", "NumberOfPasswordPrompts=1", f"-p{gateway.port}", f"-l{user.name}"]
+    del lab
+    terminal = open_terminal(["ssh", *options, "--", "127.0.0.1"])
+    terminal.wait_for("password:")
+    terminal.type(f"{password}\r")
+    return terminal
+
+
+def test_the_right_password_logs_in(
+    lab: Lab, by_password: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """The user's password opens the user's shell; keys still do too."""
+    _type_password(lab, by_password, user, "s3cr3t", open_terminal).wait_for(user.prompt)
+    assert lab.run(lab.gateway_argv(by_password, user, "echo hi")).stdout == b"hi\n"
+
+
+@pytest.mark.parametrize("password", ["wrong", "", "0ther", "*", "s3cr3t "])
+def test_any_other_password_does_not(
+    lab: Lab, by_password: Gateway, user: User, password: str, open_terminal: Callable[..., Terminal]
+) -> None:
+    """A wrong, an empty, and another user's password are refused."""
+    terminal = _type_password(lab, by_password, user, password, open_terminal)
+    assert terminal.wait_exit() == 255
+    assert "Permission denied" in terminal.text
+
+
+def test_a_user_without_a_password_has_none(
+    lab: Lab, by_password: Gateway, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Names that were given no password are refused like wrong passwords."""
+    assert _type_password(lab, by_password, lab.add_user(), "s3cr3t", open_terminal).wait_exit() == 255
+
+
+def test_passwords_are_nowhere_in_clear(lab: Lab, by_password: Gateway) -> None:
+    """No file below the runtime directory, no child's environment or arguments, no log has the text."""
+    del lab
+    for process in by_password.processes():
+        assert "s3cr3t" not in " ".join(process.argv)
+    for path in (by_password.directory / "run").rglob("*"):
+        assert not path.is_file() or b"s3cr3t" not in path.read_bytes()
+    assert "s3cr3t" not in by_password.log_text()
+
+
+# Any key
+
+
+def test_any_key_is_any_user_and_says_so(lab: Lab, user: User, start_gateway: Callable[..., Gateway]) -> None:
+    """It does what it says, warns at the start and at each login, and root stays out."""
+    stranger, gateway = lab.add_user(), start_gateway({"GATEWAY_ACCEPT_ANY_KEY": "true"})
+    assert (
+        lab.run(lab.gateway_argv(gateway, user, "id -un", key=stranger.key.private)).stdout == f"{user.name}\n".encode()
+    )
+    assert gateway.log.matches("warning accept_any_key .*anyone who reaches the port can become any user")
+    assert gateway.log.matches(f"warning accept_any_key user={user.name} ")
+    assert _refused(lab, lab.gateway_argv(gateway, "root", "id", key=stranger.key.private))
+
+
+def test_without_it_an_unknown_key_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
+    """The default keeps strangers' keys out."""
+    stranger = lab.add_user()
+    assert _refused(lab, lab.gateway_argv(gateway, user, "id", key=stranger.key.private))
