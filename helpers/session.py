@@ -204,6 +204,8 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ForwardX11=no",
         "LogLevel=ERROR",
         "SendEnv=LANG LC_*",
+        # Below the broker's patience; TCP alone would try for two minutes.
+        "ConnectTimeout=15",
         # A remote that fell silent must not keep processes here for ever.
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",

@@ -29,8 +29,9 @@ USERDB_IDLE_S = 30.0
 AGENT_IDLE_S = 60.0
 """Seconds after which a silent connection to the agent is closed; ssh closes its own once it is logged in."""
 
-AGENT_MAX_CONNECTIONS = 8
-"""Connections to the agent that one uid may have at once; ssh has one while it logs in."""
+AGENT_MAX_CONNECTIONS = 32
+"""Connections to the agent that one uid may have at once; ssh has one while it logs in, and a user's first sessions may
+begin together (of twelve at once, a limit of 8 lost two)."""
 
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -149,3 +150,31 @@ def test_a_login_is_signed_for_one_name_only(name: str) -> None:
         assert name != "alice"
     else:
         assert name == "alice"
+
+
+_FIELDS = {
+    "number": st.integers(0, 255),
+    "user": st.sampled_from([b"alice", b"bob", b"", b"alice\0", b"ALICE"]),
+    "service": st.sampled_from([b"ssh-connection", b"ssh-userauth", b""]),
+    "method": st.sampled_from([b"publickey", _HOSTBOUND, b"hostbased", b"password"]),
+    "signed": st.integers(0, 255),
+    "algorithm": st.sampled_from([b"ssh-ed25519", b"ssh-ed25519-cert-v01@openssh.com", b"rsa-sha2-512", b"ssh-dss"]),
+    "key": st.sampled_from([_KEY, _HOST_KEY, b""]),
+    "tail": st.sampled_from([b"", b"x", string(_HOST_KEY), string(_KEY), string(_HOST_KEY) + b"x"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=_FIELDS), st.sampled_from([0, 2, 4]))
+def test_only_the_permitted_form_is_signed(changes: dict[str, Any], flags: int) -> None:
+    """However the fields of a login are combined, what is signed is alice's, by publickey, or bound to the remote."""
+    signer, data = _Signer(), _login(**changes)
+    with contextlib.suppress(GatewayError):
+        signer.ask(_sign(data, flags=flags))
+    algorithms = [(b"ssh-ed25519", flags), (b"ssh-ed25519-cert-v01@openssh.com", flags)]
+    algorithms += [(b"rsa-sha2-512", 4)] if flags == 4 else []
+    permitted = [
+        _login(method=method, tail=tail, algorithm=algorithm)
+        for method, tail in ((b"publickey", b""), (_HOSTBOUND, string(_HOST_KEY)))
+        for algorithm, _ in algorithms
+    ]
+    assert [its for its, _ in signer.signed] == ([data] if data in permitted else [])

@@ -1,0 +1,124 @@
+"""A session helper's request: what is whole becomes a session, everything else is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.broker.keyline import encode_command
+from helpers.broker.sessions import MAX_COMMAND_CHARS, SFTP_REQUEST, SessionRequest, parse_request
+from helpers.errors import ProtocolError
+
+_TERMINAL = {"colors": 256, "locale": {"LANG": "C.UTF-8"}}
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def _request(**fields: Any) -> dict[str, Any]:
+    """Write a request for a shell, with changes."""
+    return {"terminal": None, "command": None, "original_command": None, **fields}
+
+
+def test_a_shell_has_no_command() -> None:
+    """Neither the client nor the key asks for a command."""
+    assert parse_request(_request()) == SessionRequest(None, None, None, forced=False)
+
+
+def test_a_clients_command_rules_where_no_key_has_one() -> None:
+    """It is the command, and there is no other that it was asked for in place of."""
+    wanted = parse_request(_request(original_command="uptime"))
+    assert (wanted.command, wanted.original_command, wanted.forced, wanted.subsystem) == ("uptime", None, False, None)
+
+
+def test_sftp_is_a_subsystem() -> None:
+    """What sshd says for the subsystem sftp asks the remote for the same."""
+    assert parse_request(_request(original_command=SFTP_REQUEST)).subsystem == "sftp"
+    assert parse_request(_request(original_command=f"{SFTP_REQUEST} ")).subsystem is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [(None, None), ("uptime", "uptime"), ("", ""), (SFTP_REQUEST, "internal-sftp")]
+)
+def test_a_keys_command_rules_all(asked: str | None, told: str | None) -> None:
+    """Shell, command or sftp: the key's command runs, and is told what the client asked for."""
+    wanted = parse_request(_request(command=encode_command(b"backup 'a b'"), original_command=asked))
+    assert (wanted.command, wanted.original_command, wanted.forced) == ("backup 'a b'", told, True)
+    assert wanted.subsystem is None
+
+
+def test_a_keys_command_may_have_the_name_of_sshds_word_for_sftp() -> None:
+    """It is a command then, and no subsystem."""
+    assert parse_request(_request(command=encode_command(SFTP_REQUEST.encode()))).subsystem is None
+
+
+@pytest.mark.parametrize("length", [MAX_COMMAND_CHARS, MAX_COMMAND_CHARS + 1])
+def test_commands_have_a_longest(length: int) -> None:
+    """One character more is refused with a sentence."""
+    if length == MAX_COMMAND_CHARS:
+        assert parse_request(_request(original_command="x" * length)).command == "x" * length
+    else:
+        with pytest.raises(ProtocolError, match="longer than 40000 characters"):
+            parse_request(_request(original_command="x" * length))
+
+
+@pytest.mark.parametrize("command", [7, True, [], {}, "a\0b", "\ud800", b"bytes"])
+@pytest.mark.parametrize("field", ["original_command", "command"])
+def test_what_is_no_command_is_refused(field: str, command: object) -> None:
+    """Other types, NUL, and text that stands for no bytes."""
+    with pytest.raises(ProtocolError):
+        parse_request(_request(**{field: command}))
+
+
+def test_bytes_that_are_no_utf8_are_a_command() -> None:
+    """They come as the environment holds them, and are carried as they are."""
+    assert parse_request(_request(original_command="echo \udcff")).command == "echo \udcff"
+
+
+@pytest.mark.parametrize(
+    "terminal",
+    [
+        7,
+        [],
+        {},
+        {"colors": 256},
+        {"locale": {}},
+        {"colors": True, "locale": {}},
+        {"colors": "256", "locale": {}},
+        {"colors": -1, "locale": {}},
+        {"colors": 257, "locale": {}},
+        {"colors": 8, "locale": []},
+        {"colors": 8, "locale": {"PATH": "x"}},
+        {"colors": 8, "locale": {"LC_": "x"}},
+        {"colors": 8, "locale": {"LANG": "C;id"}},
+        {"colors": 8, "locale": {"LANG": "-l"}},
+        {"colors": 8, "locale": {"LANG": "C\n"}},
+        {"colors": 8, "locale": {"LANG": 7}},
+        {"colors": 8, "locale": {"LANG": ""}},
+    ],
+)
+def test_what_is_no_terminal_is_refused(terminal: object) -> None:
+    """Colours out of range, and locales that are no plain words."""
+    with pytest.raises(ProtocolError):
+        parse_request(_request(terminal=terminal))
+
+
+def test_a_terminal_is_taken_as_it_is() -> None:
+    """Colours and locale arrive."""
+    terminal = parse_request(_request(terminal=_TERMINAL)).terminal
+    assert terminal is not None
+    assert (terminal.colors, terminal.locale) == (256, {"LANG": "C.UTF-8"})
+
+
+@given(st.dictionaries(st.sampled_from(["terminal", "command", "original_command", "other"]), _JSON))
+def test_no_request_is_a_fault(request: dict[str, Any]) -> None:
+    """Whatever the fields hold, it is a session or a refusal; nothing else escapes."""
+    with suppress(ProtocolError):
+        wanted = parse_request(request)
+        assert wanted.command is None or "\0" not in wanted.command
