@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from helpers.broker.wire import WireReader, string
 from helpers.errors import GatewayError, ProtocolError
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -47,53 +48,6 @@ class RefusedError(GatewayError):
     status = 77
 
 
-class Reader:
-    """Takes an SSH message apart (RFC 4251 section 5).
-
-    Args:
-        data: The message.
-
-    Raises:
-        ProtocolError: By each method, when the message ends too early.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        """Start at its beginning."""
-        self._data, self._at = data, 0
-
-    def take(self, count: int) -> bytes:
-        """Take some bytes."""
-        end = self._at + count
-        if end > len(self._data):
-            msg = "the message ends too early"
-            raise ProtocolError(msg)
-        taken, self._at = self._data[self._at : end], end
-        return taken
-
-    def byte(self) -> int:
-        """Take a byte."""
-        return self.take(1)[0]
-
-    def uint32(self) -> int:
-        """Take a uint32."""
-        return int(struct.unpack(">I", self.take(4))[0])
-
-    def string(self) -> bytes:
-        """Take a string."""
-        return self.take(self.uint32())
-
-    def end(self) -> None:
-        """Insist that nothing is left."""
-        if self._at != len(self._data):
-            msg = "the message goes on after its end"
-            raise ProtocolError(msg)
-
-
-def string(value: bytes) -> bytes:
-    """Write a string (RFC 4251 section 5)."""
-    return struct.pack(">I", len(value)) + value
-
-
 def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Callable[[str, bytes], None]) -> bytes:
     """Answer one message.
 
@@ -110,7 +64,7 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
         RefusedError: The answer is `FAILURE`, and the caller should not have asked.
         ProtocolError: It is `FAILURE` too, and the message is none.
     """
-    reader = Reader(message)
+    reader = WireReader(message)
     kind = reader.byte()
     if kind == _REQUEST_IDENTITIES:
         reader.end()
@@ -154,7 +108,7 @@ def check_login(data: bytes, user: str, blob: bytes, accepts_host_key: Callable[
         RefusedError: It is a login of somebody else, or on another host, or something else altogether.
         ProtocolError: It is no such message.
     """
-    reader = Reader(data)
+    reader = WireReader(data)
     reader.string()  # the session identifier: a hash that binds the signature to one connection
     if reader.byte() != _USERAUTH_REQUEST:
         msg = "asked to sign what is no login"
@@ -170,7 +124,7 @@ def check_login(data: bytes, user: str, blob: bytes, accepts_host_key: Callable[
     if method == _HOSTBOUND:
         host_key = reader.string()
         try:
-            accepts_host_key(Reader(host_key).string().decode("ascii", "replace"), host_key)
+            accepts_host_key(WireReader(host_key).string().decode("ascii", "replace"), host_key)
         except ProtocolError:
             raise
         except GatewayError as exc:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from helpers.broker.wire import WireReader, string
 from helpers.errors import ProtocolError
-
-MPINT_MAX_BYTES = 2048
-"""Longest RSA number, in bytes. Source: OpenSSH 9.2 sshbuf.h, SSHBUF_MAX_BIGNUM (16384 bits)."""
 
 _ED25519_BYTES = 32  # RFC 8709, section 4
 _UNCOMPRESSED_POINT = 4  # SEC 1, section 2.3.3; OpenSSH refuses the compressed forms (sshbuf-getput-crypto.c)
@@ -62,60 +60,6 @@ class Certificate:
     forced_command: bytes | None
 
 
-class WireReader:
-    """Takes SSH's data types (RFC 4251, section 5) off the front of some bytes.
-
-    Args:
-        data: The bytes.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        """Start at the first byte."""
-        self._data = data
-        self._at = 0
-
-    def take(self, length: int) -> bytes:
-        """Take so many bytes; `ProtocolError` where there are fewer."""
-        taken = self._data[self._at : self._at + length]
-        if len(taken) != length:
-            msg = "a key or certificate ends too early"
-            raise ProtocolError(msg)
-        self._at += length
-        return taken
-
-    def string(self) -> bytes:
-        """Take a string: four bytes of length, then the content."""
-        return self.take(int.from_bytes(self.take(4), "big"))
-
-    def text(self) -> bytes:
-        """Take a string as OpenSSH's sshbuf_get_cstring does: a NUL may only be its last byte, and is left out."""
-        text = self.string().removesuffix(b"\0")
-        if b"\0" in text:
-            msg = "a text in a key or certificate has a NUL in it"
-            raise ProtocolError(msg)
-        return text
-
-    def mpint(self) -> bytes:
-        """Take a number that is not negative, without its leading zeros (OpenSSH: sshbuf_get_bignum2)."""
-        digits = self.string()
-        stripped = digits.lstrip(b"\0")
-        if digits[:1] > b"\x7f" or len(digits) > MPINT_MAX_BYTES + 1 or len(stripped) > MPINT_MAX_BYTES:
-            msg = "a number in a key is negative or too long"
-            raise ProtocolError(msg)
-        return stripped
-
-    @property
-    def at_end(self) -> bool:
-        """Whether every byte is taken."""
-        return self._at == len(self._data)
-
-    def end(self) -> None:
-        """Check that every byte is taken; `ProtocolError` where one is left."""
-        if not self.at_end:
-            msg = "a key or certificate goes on after its end"
-            raise ProtocolError(msg)
-
-
 def canonical_key(blob: bytes) -> tuple[str, bytes]:
     """Write a plain public key the one way in which OpenSSH writes it.
 
@@ -139,7 +83,7 @@ def canonical_key(blob: bytes) -> tuple[str, bytes]:
         raise ProtocolError(msg)
     fields = [_take_field(reader, kind) for kind in _FIELDS[key_type]]
     reader.end()
-    return key_type, b"".join(map(_string, (key_type.encode(), *fields)))
+    return key_type, b"".join(map(string, (key_type.encode(), *fields)))
 
 
 def parse_certificate(key_type: str, blob: bytes) -> Certificate:
@@ -210,7 +154,3 @@ def _take_field(reader: WireReader, kind: str) -> bytes:
         msg = f"a key has no {kind} where it should"
         raise ProtocolError(msg)
     return field
-
-
-def _string(content: bytes) -> bytes:
-    return len(content).to_bytes(4, "big") + content

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.agent import FAILURE, MAX_MESSAGE_BYTES, Identity, RefusedError, answer, string
+from helpers.broker.agent import FAILURE, MAX_MESSAGE_BYTES, Identity, RefusedError, answer
+from helpers.broker.wire import string
 from helpers.errors import GatewayError, HostKeyError, ProtocolError
 
 _KEY = string(b"ssh-ed25519") + string(b"k" * 32)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helpers.broker.certificate import MPINT_MAX_BYTES, canonical_key
+from helpers.broker.certificate import canonical_key
 from helpers.broker.keyline import (
     CARRIER,
     EMPTY_COMMAND,
@@ -28,6 +28,7 @@ from helpers.broker.keyline import (
     parse_offered_key,
     permitted_lines,
 )
+from helpers.broker.wire import MPINT_MAX_BYTES
 from helpers.errors import ProtocolError
 
 
