@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         environ = given_environment()
         key = accepted_key(environ.get("SSH_USER_AUTH", ""))
         if os.geteuid() == 0:
-            drop_root(socket_path)
+            drop_root(socket_path, environ.get("SSH_AUTH_SOCK"))
         start(socket_path, environ, key)
     except GatewayError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
@@ -57,13 +57,21 @@ def given_environment() -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def drop_root(socket_path: str) -> None:
+def drop_root(socket_path: str, agent: str | None) -> None:
     """Become root's own invented uid, so that nothing of ours meets the network as the gateway's root.
+
+    Args:
+        socket_path: The broker's socket.
+        agent: The socket of the agent that sshd forwards, which goes with us.
 
     Raises:
         GatewayError: The broker does not permit root.
     """
     uid = int(ask(socket_path, {"op": "root"})["uid"])
+    if agent is not None:
+        # sshd makes it, and a directory for it alone, as root; nobody else could have put anything in its place.
+        for path in (agent, os.path.dirname(agent)):  # noqa: PTH120 - pathlib costs 4 ms
+            os.chown(path, uid, uid, follow_symlinks=False)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

@@ -90,7 +90,9 @@ class Broker:
             return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/", "/usr/sbin/nologin")
         if isinstance(key, int):
             name = self._users.name_of(key)
-            return None if name is None or name == "root" else self._account(name, key, secrets=peer.uid == 0)
+            if name == "root":
+                name = userdb.ROOT_USER
+            return None if name is None else self._account(name, key, secrets=peer.uid == 0)
         if key == "root":
             return None
         uid = self._users.uid_of(key, allocate=peer.uid == 0)

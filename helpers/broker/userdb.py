@@ -17,6 +17,10 @@ SERVICE = "io.ssh-mosh-gateway"
 AUTH_USER = "gateway+auth"
 """The account that AuthorizedKeysCommand runs as. ``+`` is in no user name, so nobody can log in as it."""
 
+ROOT_USER = "gateway+root"
+"""What the uid that root's sessions run as is called; it is known by its uid alone. ssh refuses to run as a uid without
+an account (OpenSSH 9.2: "No user exists for uid")."""
+
 MAX_REQUEST_BYTES = 4096
 """Longest request, in bytes; nss-systemd's are below 200."""
 

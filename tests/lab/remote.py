@@ -113,6 +113,13 @@ class Remote:
         self.stop_sshd()
         self.start_sshd()
 
+    def set_option(self, line: str) -> None:
+        """Put a line of sshd_config(5) before all others, where it wins, and restart the daemon."""
+        config = self._directory / "sshd_config"
+        config.write_text(f"{line}\n{config.read_text()}")
+        self.stop_sshd()
+        self.start_sshd()
+
     def known_hosts(self, *hosts: str) -> str:
         """Return lines of known_hosts for these names (default: both addresses), one for each host key."""
         names = ",".join(hosts or (FAR_IPV4, FAR_IPV6))

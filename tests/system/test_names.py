@@ -142,6 +142,7 @@ def test_role_is_nobody_else(lab: Lab, gateway: Gateway, user: User) -> None:
         "sshd",
         "nobody",
         "gateway+auth",
+        "gateway+root",
     ],
     ids=ascii,
 )
@@ -167,7 +168,7 @@ def test_quiet_gateway_would_have_let_a_user_in(make_lab: Callable[..., Lab]) ->
 
 
 def test_root_is_permitted_on_request(make_lab: Callable[..., Lab]) -> None:
-    """With GATEWAY_PERMIT_ROOT=true, root@ is the remote's root, and its mosh-client is not the gateway's root."""
+    """With GATEWAY_PERMIT_ROOT=true, root@ is the remote's root, and neither its mosh-client nor its ssh is ours."""
     lab = make_lab(rtt_ms=2)
     user, root = lab.add_user("alice"), lab.add_user("root")
     gateway = lab.start_gateway({"GATEWAY_PERMIT_ROOT": "true"})
@@ -181,6 +182,12 @@ def test_root_is_permitted_on_request(make_lab: Callable[..., Lab]) -> None:
     assert len(uids) == 2
     assert 0 not in uids
     assert _broker(gateway).uid not in uids
+
+    done = lab.run(lab.gateway_argv(gateway, root, "id -u; cat; exit 3"), stdin=b"in")
+    assert (done.stdout, done.stderr, done.returncode) == (b"0\nin", b"", 3)
+    # The connection that root's sessions share stays for a minute.
+    (master,) = gateway.processes("ssh")
+    assert master.uid in uids
 
 
 def test_permitted_root_needs_a_key_as_well(make_lab: Callable[..., Lab]) -> None:

@@ -273,14 +273,17 @@ def test_a_password_is_for_roots_eyes() -> None:
     _run(room, scenario)
 
 
-def test_roots_own_uid_is_not_looked_up() -> None:
-    """The uid that root's sessions run as has no record: nss-systemd answers for root by itself."""
+def test_roots_own_uid_has_a_name_that_nobody_logs_in_by() -> None:
+    """Ssh runs as no uid without an account; by name there is none, as nss-systemd answers for root by itself."""
 
     async def scenario() -> None:
         uid = (await room.broker.root(_SSHD, {}))["uid"]
         assert uid in _UIDS
-        assert room.broker.account(_SSHD, uid) is None
+        account = room.broker.account(_SSHD, uid)
+        assert account is not None
+        assert (account.name, account.uid, account.password) == ("gateway+root", uid, room.config.no_password)
         assert room.broker.account(_SSHD, "root") is None
+        assert room.broker.account(_SSHD, "gateway+root") is None
 
     room = Room(permit_root=True)
     _run(room, scenario)

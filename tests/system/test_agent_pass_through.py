@@ -1,0 +1,230 @@
+"""Agent pass-through: a gateway without a key of its own, and the remote decides by the user's forwarded agent."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.users import make_key
+from lab.wan import FAR_IPV4
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.terminal import Terminal
+    from lab.users import User
+
+
+@pytest.fixture
+def pass_through(start_gateway: Callable[..., Gateway]) -> Gateway:
+    """A gateway without a key of its own."""
+    return start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+
+
+def test_a_forwarded_agent_logs_in(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """`ssh -A` gets a shell over mosh, and commands over ssh; on the remote no agent is left."""
+    with lab.agent(user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user.name, options=["-A"])
+        terminal = open_terminal(argv, environment=environment)
+        terminal.wait_for(user.prompt)
+        terminal.run('echo "[$SSH_AUTH_SOCK]"', "[]")
+        assert lab.remote.processes("mosh-server", user=user)
+        done = lab.run(
+            lab.gateway_argv(pass_through, user.name, "echo hi; exit 3", options=["-A"]), environment=environment
+        )
+        assert (done.stdout, done.returncode) == (b"hi\n", 3)
+
+
+def test_only_the_key_the_user_came_with_is_tried_first(lab: Lab, pass_through: Gateway, user: User) -> None:
+    """An agent full of other keys does not use up the remote's patience: one connection, and no failure."""
+    others = [lab.add_user().key.private for _ in range(8)]
+    with lab.agent(*others, user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user, "echo hi", options=["-A"])
+        assert lab.run(argv, environment=environment).stdout == b"hi\n"
+
+
+def test_without_an_agent_a_sentence_says_how(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """The user is told of ssh -A, and nothing has reached the remote."""
+    since = lab.remote.log.mark()
+    terminal = open_terminal(lab.gateway_argv(pass_through, user), columns=150)
+    assert terminal.wait_exit() == 77
+    assert "use 'ssh -A'" in terminal.text
+    assert lab.remote.connections(since=since) == 0
+
+
+def test_a_strangers_agent_opens_nothing(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Any key has a session at the gateway, also while the user is there; the remote refuses it."""
+    stranger = lab.add_user()
+    with lab.agent(user.key.private) as environment:
+        open_terminal(lab.gateway_argv(pass_through, user.name, options=["-A"]), environment=environment).wait_for(
+            user.prompt
+        )
+        assert (
+            lab.run(
+                lab.gateway_argv(pass_through, user.name, "true", options=["-A"]), environment=environment
+            ).returncode
+            == 0
+        )
+        with lab.agent(stranger.key.private) as theirs:
+            terminal = open_terminal(
+                lab.gateway_argv(pass_through, user.name, options=["-A"]), environment=theirs, columns=150
+            )
+            assert terminal.wait_exit() == 77
+            assert "accepts no key of your agent" in terminal.text
+            done = lab.run(lab.gateway_argv(pass_through, user.name, "id", options=["-A"]), environment=theirs)
+            assert (done.stdout, done.returncode) == (b"", 255)
+    assert lab.remote.accepted(stranger) == 0
+
+
+def test_local_keys_pre_screen(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
+    """With a local list, whoever is not on it does not get as far as the remote."""
+    other = lab.add_user()
+    gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": None, "GATEWAY_AUTHORIZED_KEYS_CONTENT": user.key.public})
+    with lab.agent(user.key.private, other.key.private) as environment:
+        assert (
+            lab.run(lab.gateway_argv(gateway, user, "echo hi", options=["-A"]), environment=environment).stdout
+            == b"hi\n"
+        )
+    refused = lab.run(lab.gateway_argv(gateway, other, "echo hi"))
+    assert (refused.stdout, refused.returncode) == (b"", 255)
+    assert b"Permission denied (publickey)" in refused.stderr
+
+
+# Destination constraints (ssh-add -h): the user's agent knows which hosts a signature is for
+
+
+@contextmanager
+def _constrained_agent(lab: Lab, gateway: Gateway, user: User, *destinations: str) -> Iterator[dict[str, str]]:
+    """Run an agent whose one key may be used on the way to these destinations alone.
+
+    Args:
+        lab: The lab.
+        gateway: GATEWAY in a destination.
+        user: Whose key it is; USER in a destination.
+        destinations: ssh-add's ``-h``, with REMOTE for the remote and ELSEWHERE for a host with another host key.
+    """
+    known_hosts = lab.directory / "keys" / f"known-hosts-of-{user.name}"
+    elsewhere = f"elsewhere {lab.gateway_key.public}\n"
+    known_hosts.write_text(gateway.known_hosts.read_text() + lab.known_hosts.read_text() + elsewhere)
+    names = {"GATEWAY": f"[127.0.0.1]:{gateway.port}", "USER": user.name, "REMOTE": FAR_IPV4, "ELSEWHERE": "elsewhere"}
+    options = []
+    for destination in destinations:
+        for name, value in names.items():
+            destination = destination.replace(name, value)  # noqa: PLW2901 - one name after the other
+        options += ["-h", destination]
+    with lab.agent() as environment:
+        added = lab.run(["ssh-add", "-H", str(known_hosts), *options, str(user.key.private)], environment=environment)
+        assert added.returncode == 0, added.stderr
+        yield environment
+
+
+@pytest.mark.parametrize("destinations", [("GATEWAY", "GATEWAY>REMOTE"), ("GATEWAY", "GATEWAY>USER@REMOTE")])
+def test_a_key_for_this_way_alone_logs_in(
+    lab: Lab,
+    pass_through: Gateway,
+    user: User,
+    open_terminal: Callable[..., Terminal],
+    destinations: tuple[str, ...],
+) -> None:
+    """A key bound to the gateway, and from there to the remote, opens commands and shells."""
+    with _constrained_agent(lab, pass_through, user, *destinations) as environment:
+        command = lab.gateway_argv(pass_through, user.name, "echo hi", options=["-A"])
+        assert lab.run(command, environment=environment).stdout == b"hi\n"
+        shell = lab.gateway_argv(pass_through, user.name, options=["-A"])
+        open_terminal(shell, environment=environment).wait_for(user.prompt)
+    assert lab.remote.processes("mosh-server", user=user)
+
+
+@pytest.mark.parametrize(
+    "destinations",
+    [("GATEWAY",), ("GATEWAY", "GATEWAY>other@REMOTE"), ("GATEWAY", "GATEWAY>ELSEWHERE"), ("GATEWAY", "REMOTE")],
+)
+def test_a_key_for_another_way_does_not(
+    lab: Lab,
+    pass_through: Gateway,
+    user: User,
+    open_terminal: Callable[..., Terminal],
+    destinations: tuple[str, ...],
+) -> None:
+    """The agent refuses what its key is not for, and the user is told that the remote had no key of it."""
+    with _constrained_agent(lab, pass_through, user, *destinations) as environment:
+        command = lab.run(lab.gateway_argv(pass_through, user.name, "id", options=["-A"]), environment=environment)
+        assert (command.stdout, command.returncode) == (b"", 255)
+        assert b"Permission denied (publickey)" in command.stderr
+        shell = lab.gateway_argv(pass_through, user.name, options=["-A"])
+        terminal = open_terminal(shell, environment=environment, columns=150)
+        assert terminal.wait_exit() == 77
+        assert "accepts no key of your agent" in terminal.text
+    assert lab.remote.accepted(user) == 0
+
+
+def test_a_key_that_is_not_for_the_gateway_does_not_get_that_far(lab: Lab, pass_through: Gateway, user: User) -> None:
+    """Bound to the remote alone, it does not even log in here."""
+    with _constrained_agent(lab, pass_through, user, "REMOTE") as environment:
+        done = lab.run(lab.gateway_argv(pass_through, user.name, "id", options=["-A"]), environment=environment)
+    assert (done.stdout, done.returncode) == (b"", 255)
+
+
+# root
+
+
+def test_root_by_its_agent(make_lab: Callable[..., Lab]) -> None:
+    """With GATEWAY_PERMIT_ROOT root's agent serves root's invented uid here, and nothing of ours runs as root."""
+    lab = make_lab(rtt_ms=2)
+    root = lab.add_user("root")
+    gateway = lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None, "GATEWAY_PERMIT_ROOT": "true"})
+    with lab.agent(root.key.private) as environment:
+        command = lab.gateway_argv(gateway, "root", "id -u; exit 3", options=["-A"])
+        done = lab.run(command, environment=environment)
+        assert (done.stdout, done.returncode) == (b"0\n", 3), done.stderr
+        terminal = lab.terminal(lab.gateway_argv(gateway, "root", options=["-A"]), environment=environment)
+        terminal.wait_for(root.prompt)
+        (client,) = gateway.processes("mosh-client")
+        assert client.uid != 0
+
+
+# How many keys the remote has patience for
+
+
+@pytest.mark.parametrize("screened", [True, False], ids=["by-a-local-list", "by-the-clients-i"])
+def test_few_tries_at_the_remote_are_enough(make_lab: Callable[..., Lab], *, screened: bool) -> None:
+    """A remote that hangs up after two wrong keys lets a user in whose agent holds ten, the right one last."""
+    lab = make_lab(rtt_ms=2)
+    lab.remote.set_option("MaxAuthTries 2")
+    user, others = lab.add_user(), [lab.add_user().key.private for _ in range(9)]
+    local = {"GATEWAY_AUTHORIZED_KEYS_CONTENT": user.key.public} if screened else {}
+    gateway = lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None, **local})
+    who = user.name if screened else user
+    with lab.agent(*others, user.key.private) as environment:
+        # Straight to the remote, the agent's first keys use its patience up.
+        direct = lab.run(lab.direct_ssh_argv(user.name, "echo hi"), environment=environment)
+        assert (direct.returncode, b"Too many authentication failures" in direct.stderr) == (255, True)
+        argv = lab.gateway_argv(gateway, who, "echo hi", options=["-A"])
+        assert lab.run(argv, environment=environment).stdout == b"hi\n"
+        shell = lab.terminal(lab.gateway_argv(gateway, who, options=["-A"]), environment=environment)
+        shell.wait_for(user.prompt)
+
+
+# Certificates
+
+
+def test_a_certificate_in_the_agent(lab: Lab, pass_through: Gateway) -> None:
+    """Where the remote knows the user's authority alone, the agent's certificate is what it is shown."""
+    authority = make_key(lab.directory / "keys" / "authority-of-agents")
+    user = lab.add_user(authorized=[f"cert-authority {authority.public}"])
+    sign = ["ssh-keygen", "-q", "-s", str(authority.private), "-I", "test", "-n", user.name]
+    subprocess.run([*sign, f"{user.key.private}.pub"], check=True, capture_output=True)
+    with lab.agent(user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user.name, "echo hi", options=["-A"])
+        assert lab.run(argv, environment=environment).stdout == b"hi\n"
