@@ -81,6 +81,10 @@ def prepare(runtime: Runtime) -> None:
         msg = "there is no account sshd, which sshd needs for itself; install openssh-server"
         raise SettingsError(msg)
     kept = [accounts[name] for name in _SYSTEM_ACCOUNTS if name in accounts]
+    # root@ has a home here as every user has: what sshd writes there (OpenSSH 10.1) is no business of the host's.
+    home = runtime.home / "0"
+    home.mkdir(mode=0o711, exist_ok=True)
+    kept[0] = f"root:x:0:0:root:{home}:/bin/sh"
     (private / "passwd").write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     shadow = private / "shadow"
     shadow.touch(mode=0o600)

@@ -17,14 +17,16 @@ def main(argv: list[str]) -> int:
 
     Args:
         argv: The broker's socket, then sshd's ``%u`` (user name), ``%t`` (key type), ``%k`` (key in base64), and
-            from OpenSSH 9.4 on ``%C`` (connection endpoints).
+            from OpenSSH 9.4 on ``%C``: sshd's address and port, then the client's (seen with OpenSSH 10.0 and 10.6;
+            sshd_config(5) has them the other way round).
 
     Returns:
         0, whatever happened: see above.
     """
     try:
         socket_path, user, key_type, key = argv[:4]
-        connection = " ".join(argv[4:])
+        endpoints = " ".join(argv[4:]).split()
+        connection = " ".join([*endpoints[2:], *endpoints[:2]])
         request = {"op": "authorized_keys", "user": user, "key_type": key_type, "key": key}
         answer = ask(socket_path, request | {"connection": connection})
         lines = "".join(f"{line}\n" for line in answer["lines"])

@@ -6,6 +6,7 @@ It runs as the user's own uid on sshd's PTY. After the ``execve`` no Python is l
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -69,9 +70,13 @@ def drop_root(socket_path: str, agent: str | None) -> None:
     """
     uid = int(ask(socket_path, {"op": "root"})["uid"])
     if agent is not None:
-        # sshd makes it, and a directory for it alone, as root; nobody else could have put anything in its place.
-        for path in (agent, os.path.dirname(agent)):  # noqa: PTH120 - pathlib costs 4 ms
-            os.chown(path, uid, uid, follow_symlinks=False)
+        # sshd made it as root, in directories that are root's alone, so that nobody can have put anything in its place:
+        # /tmp/ssh-XXXX, from OpenSSH 10.1 on ~/.ssh/agent. They need to be passed through, not read.
+        os.chown(agent, uid, uid, follow_symlinks=False)
+        directory = os.path.dirname(agent)  # noqa: PTH120 - pathlib costs 4 ms
+        while not os.stat(directory).st_mode & stat.S_IXOTH:  # noqa: PTH116 - the same
+            os.chmod(directory, 0o711)  # noqa: PTH101, S103 - the same; and to pass through is meant
+            directory = os.path.dirname(directory)  # noqa: PTH120 - the same
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

@@ -79,6 +79,8 @@ def test_lines_of_a_login_belong_together(
     assert 60001 <= int(session["udp_port"]) <= 60999
     assert {"connect_ms", "mosh_server_ms", "ms"} <= session.keys()
     assert {"fetch_ms", "source", "ms"} <= events[0][1].keys()
+    # sshd tells the key command who the client is from OpenSSH 9.4 on.
+    assert {fields["client"] for _, fields in events[:2]} <= {"-", session["client"]}
 
 
 def test_two_logins_have_two_ids(

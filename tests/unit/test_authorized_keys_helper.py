@@ -57,8 +57,8 @@ def test_the_lines_are_printed(tmp_path: Path) -> None:
 
 
 def test_the_connection_is_handed_on(tmp_path: Path) -> None:
-    """Sshd's ``%C``, one word or four, reaches the broker as one string."""
-    for number, words in enumerate((("192.0.2.1 5 192.0.2.2 22",), ("192.0.2.1", "5", "192.0.2.2", "22"))):
+    """Sshd's ``%C``, one word or four, reaches the broker as one string, in the order of SSH_CONNECTION."""
+    for number, words in enumerate((("192.0.2.2 22 192.0.2.1 5",), ("192.0.2.2", "22", "192.0.2.1", "5"))):
         answer = encode({"result": {"lines": []}})
         _, request = _run_with_broker(tmp_path / str(number), answer, *_OFFER, *words)
         assert decode(request)["connection"] == "192.0.2.1 5 192.0.2.2 22"

@@ -79,7 +79,7 @@ def runtime(tmp_path: Path, do_without: Callable[[str], None]) -> Runtime:
     if os.geteuid() != 0 or not may_unshare():
         do_without("no mount namespace may be made here")
     made = Runtime(tmp_path)
-    for directory in (made.private, made.userdb):
+    for directory in (made.private, made.userdb, made.home):
         directory.mkdir()
     namespace.prepare(made)
     return made
@@ -96,6 +96,8 @@ def test_the_files_that_sshd_sees(runtime: Runtime) -> None:
     names = [line.split(":")[0] for line in (runtime.private / "passwd").read_text().splitlines()]
     assert set(names) <= {"root", "sshd", "nobody"}
     assert "sshd" in names
+    root = (runtime.private / "passwd").read_text().splitlines()[0]
+    assert root == f"root:x:0:0:root:{runtime.home}/0:/bin/sh"
     shadow = (runtime.private / "shadow").read_text().splitlines()
     assert [line.split(":")[:2] for line in shadow] == [[name, "*"] for name in names]
     assert stat.S_IMODE((runtime.private / "shadow").stat().st_mode) == 0o600
