@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from gatewayctl.settings import Settings
 
+ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
+"""What people are warned of wherever they look: at the start, in check-config and in every status."""
+
 
 def check(settings: Settings) -> None:
     """Refuse settings that contradict each other, or name files that cannot be read.
@@ -48,6 +51,8 @@ def check(settings: Settings) -> None:
 def warnings(settings: Settings) -> list[str]:
     """Say what is allowed and still likely to be a mistake."""
     found = []
+    if settings.gateway_accept_any_key:
+        found.append(ANYONE)
     if not _has_key(settings):
         found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
     if settings.remote_ignore_host_key:

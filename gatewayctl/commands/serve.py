@@ -17,7 +17,6 @@ from gatewayctl.processes import find
 from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
 from gatewayctl.settings import Settings
 from gatewayctl.supervisor import Plan, Supervisor
-from gatewayctl.warnings import ANYONE
 from helpers.broker.config import BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
@@ -52,8 +51,6 @@ def run(load: Callable[[], Settings]) -> int:
     log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
     for warning in settings.warnings:
         log.warning("setting", text=warning)
-    if settings.gateway_accept_any_key:
-        log.warning("accept_any_key", text=ANYONE)
     for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
         find(program, package)
     check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from gatewayctl.combinations import ANYONE
 from gatewayctl.runtime import Runtime
-from gatewayctl.warnings import ANYONE
 from helpers.client import ask
 
 TIMEOUT_S = 5.0

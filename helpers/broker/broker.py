@@ -156,11 +156,14 @@ class Broker:
                 lines, reason = [], "no home directory could be made"
         if lines and self._config.accept_any_key:
             self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as anyone would be")
+        client = _endpoint(str(request.get("connection", "")))
+        if not lines:
+            await self._even_out(user, client)
         self._log.info(
             "key_permitted" if lines else "key_refused",
             sid=session_id(peer.pid, self._supervisor),
             user=user,
-            client=_endpoint(str(request.get("connection", ""))),
+            client=client,
             key=key,
             type=key_type,
             source=source,
@@ -169,6 +172,11 @@ class Broker:
             **({} if reason is None else {"reason": reason}),
         )
         return {"lines": [line.decode("utf-8", "surrogateescape") for line in lines]}
+
+    async def _even_out(self, user: str, client: str | None) -> None:
+        """Let a refusal take as long as any other: see `helpers.broker.pacing`."""
+        if isinstance(self._keys, RemoteKeys):
+            await asyncio.sleep(self._keys.pacing.left_s(user, _address(client)))
 
     async def _permitted(self, user: str, offered: OfferedKey) -> tuple[list[bytes], str, float]:
         if user != "root" and not (is_user_name(user) and self._users.uid_of(user, allocate=False)):
@@ -200,10 +208,11 @@ class Broker:
         """
         user = self._owner(peer, "session")
         wanted = parse_request(request)
+        client = _endpoint(str(request.get("connection", "")))
         login: dict[str, object] = {
             "sid": session_id(peer.pid, self._supervisor),
             "user": user,
-            "client": _endpoint(str(request.get("connection", ""))),
+            "client": client,
             "key": _key_fingerprint(str(request.get("key", ""))),
         }
         began = time.monotonic()
@@ -216,6 +225,9 @@ class Broker:
             raise
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
+        self._connections.keep(user)
+        if isinstance(self._keys, RemoteKeys) and (address := _address(client)):
+            self._keys.pacing.logged_in(user, address)
         ms = (time.monotonic() - began) * 1000
         self._log.info(
             "session_started",
@@ -299,6 +311,11 @@ def _endpoint(connection: str) -> str | None:
         return None
     address, port = client.split(" ")
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _address(endpoint: str | None) -> str | None:
+    """Cut the port off an endpoint, which is another for each connection."""
+    return None if endpoint is None else endpoint.rpartition(":")[0]
 
 
 def _key_fingerprint(user_auth: str) -> str | None:

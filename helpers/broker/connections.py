@@ -38,6 +38,9 @@ MAX_WARM = 512
 IDLE_S = 600.0
 """Seconds after which an unused connection is closed."""
 
+STRANGER_IDLE_S = 60.0
+"""The same for one over which no session ever began: whoever knows names of users must not hold the remote open."""
+
 MAX_AGE_S = 3600.0
 """Seconds after which a connection is no longer used, so that the remote decides anew who may log in."""
 
@@ -80,6 +83,7 @@ class Warm:
         opened_s: When it was made, on the pool's clock.
         used_s: When it was last used.
         users: How many commands run over it now.
+        kept: Whether its user had a session since it was made.
         retired: Whether it is out of the pool, and closed after its last command.
     """
 
@@ -87,6 +91,7 @@ class Warm:
     opened_s: float
     used_s: float
     users: int = 0
+    kept: bool = False
     retired: bool = False
 
 
@@ -121,6 +126,7 @@ class Connections:
         self._breaker = Breaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
+        self._turns = asyncio.Semaphore(MAX_CONNECTING)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
         self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -208,6 +214,12 @@ class Connections:
             if not warm.users:
                 warm.connection.close()
 
+    def keep(self, user: str) -> None:
+        """Note that a user has a session, and will probably be back."""
+        warm = self._warm.get(user)
+        if warm is not None:
+            warm.kept = True
+
     def address(self, user: str) -> str | None:
         """Tell the remote's numeric address on a user's connection; None where there is none."""
         warm = self._usable(user)
@@ -222,7 +234,8 @@ class Connections:
         """Close what is idle, old or dead; called every now and then."""
         now = self._clock()
         for user, warm in list(self._warm.items()):
-            idle = not warm.users and (now - warm.used_s > IDLE_S or now - warm.opened_s > MAX_AGE_S)
+            idle_s = IDLE_S if warm.kept else STRANGER_IDLE_S
+            idle = not warm.users and (now - warm.used_s > idle_s or now - warm.opened_s > MAX_AGE_S)
             if idle or not warm.connection.alive:
                 self.forget(user)
 
@@ -294,17 +307,19 @@ class Connections:
         return await asyncio.shield(task)
 
     async def _add(self, user: str) -> Warm:
-        self._breaker.check()
-        loop = asyncio.get_running_loop()
-        try:
-            connection = await loop.run_in_executor(self._connectors, self._connect, user)
-        except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
-            self._breaker.failed(error)
-            raise
-        except GatewayError:
+        # Whoever waited for a turn while the remote went down spares it the try.
+        async with self._turns:
+            self._breaker.check()
+            loop = asyncio.get_running_loop()
+            try:
+                connection = await loop.run_in_executor(self._connectors, self._connect, user)
+            except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
+                self._breaker.failed(error)
+                raise
+            except GatewayError:
+                self._breaker.worked()
+                raise
             self._breaker.worked()
-            raise
-        self._breaker.worked()
         now = self._clock()
         warm = Warm(connection, now, now)
         self.forget(user)

@@ -12,6 +12,7 @@ from typing import Protocol
 from cachetools import TTLCache
 
 from helpers.broker.connections import Ran
+from helpers.broker.pacing import Pacing
 from helpers.errors import GatewayError, PermissionDeniedError
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -140,11 +141,15 @@ class RemoteKeys:
         ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
         own_key: The gateway's public key in base64, as a line of the file would hold it.
         clock: Seconds, monotonic.
+
+    Attributes:
+        pacing: Told how long fetches over new connections take.
     """
 
     def __init__(self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing remembered."""
-        self._pool, self._ttl_s, self._own_key = pool, ttl_s, own_key
+        self._pool, self._ttl_s, self._own_key, self._clock = pool, ttl_s, own_key, clock
+        self.pacing = Pacing(clock)
         self._files: TTLCache[str, KeyFile] = TTLCache(
             CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content or b"")
         )
@@ -177,6 +182,7 @@ class RemoteKeys:
 
     def prefetch(self, user: str) -> None:
         """Start to fetch what is not remembered, for a login that has only told its name so far."""
+        self.pacing.looked_up(user)
         if user not in self._files and user not in self._refusals and user not in self._outages:
             self.fetch(user)
 
@@ -186,7 +192,7 @@ class RemoteKeys:
             task.exception()  # whoever waited has it; a prefetch has nobody to tell
 
     async def _fetch(self, user: str) -> KeyFile:
-        age_s = self._pool.age_s(user)
+        age_s, began = self._pool.age_s(user), self._clock()
         try:
             ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
             if ran.connect_ms == 0.0 and self._must_prove_anew(ran.completed.stdout, age_s):
@@ -198,6 +204,8 @@ class RemoteKeys:
         except GatewayError as error:
             self._outages[user] = _anew(error)
             raise
+        if ran.connect_ms > 0.0:
+            self.pacing.fetched(self._clock() - began)
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
         content = ran.completed.stdout if ran.completed.status == 0 else b""
         self._files[user] = KeyFile(content, "remote")

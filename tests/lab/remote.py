@@ -165,6 +165,20 @@ class Remote:
         self._sshd = None
         wait_until(lambda: not doomed & {its.pid for its in self.room.processes()}, "the remote's sshd is gone")
 
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """Let the daemon hang for a while: connections are established by the kernel, and nobody says anything."""
+        assert self._sshd is not None
+        listener = child_of(self._sshd.pid)
+        assert listener is not None
+        os.kill(listener, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            # nsenter(1) stops with what it started.
+            for pid in (listener, self._sshd.pid):
+                os.kill(pid, signal.SIGCONT)
+
     # Users
 
     def add_user(self, name: str, key: KeyPair, *, shell: str = "/bin/bash", authorized: Iterable[str] = ()) -> User:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 def _refused(lab: Lab, argv: list[str]) -> bool:
     done = lab.run(argv)
     return (done.stdout, done.returncode) == (b"", 255) and b"Permission denied" in done.stderr
+
+
+def _gatewayctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "gatewayctl", *arguments]
+    environment |= {"PATH": "/usr/bin:/bin"}
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30, env=environment)
 
 
 # Passwords
@@ -86,8 +95,13 @@ def test_any_key_is_any_user_and_says_so(lab: Lab, user: User, start_gateway: Ca
     assert (
         lab.run(lab.gateway_argv(gateway, user, "id -un", key=stranger.key.private)).stdout == f"{user.name}\n".encode()
     )
-    assert gateway.log.matches("warning accept_any_key .*anyone who reaches the port can become any user")
+    assert gateway.log.matches("warning setting .*anyone who reaches the port can become any user")
     assert gateway.log.matches(f"warning accept_any_key user={user.name} ")
+    warning = "anyone who reaches the port can become any user of the remote host"
+    directory = ["--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"]]
+    assert f"WARNING: GATEWAY_ACCEPT_ANY_KEY is on: {warning}" in _gatewayctl("status", *directory).stdout
+    assert json.loads(_gatewayctl("status", "--json", *directory).stdout)["accept_any_key"] is True
+    assert warning in _gatewayctl("check-config", **gateway.settings).stderr
     assert _refused(lab, lab.gateway_argv(gateway, "root", "id", key=stranger.key.private))
 
 

@@ -17,8 +17,9 @@ from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.keyline import encode_command
-from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource
+from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import fingerprint
+from helpers.broker.pacing import Pacing
 from helpers.broker.peers import Peer
 from helpers.broker.remote import Completed
 from helpers.broker.userdb import AUTH_USER
@@ -350,6 +351,46 @@ def test_keys_of_nobody(user: str) -> None:
         assert [event for event, _ in room.log.events] == ["key_refused"]
 
     room = Room(AnyKey(), accept_any_key=True)
+    _run(room, scenario)
+
+
+class RecordedPacing(Pacing):
+    """Says when it was asked, and lets nobody wait.
+
+    Attributes:
+        refused: Who was refused, and from which address.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        super().__init__()
+        self.refused: list[tuple[str, str | None]] = []
+
+    def left_s(self, user: str, address: str | None) -> float:
+        """Remember the question."""
+        self.refused.append((user, address))
+        return super().left_s(user, address)
+
+
+def test_every_refusal_is_paced_alike() -> None:
+    """A wrong key, a user without keys, an unknown name and root wait for the same time; who gets in does not."""
+    room = Room()
+    keys = RemoteKeys(room.connections, 60.0, b"AAAA")
+    keys.pacing = pacing = RecordedPacing()
+    broker = Broker(room.config, room.users, keys, room.connections, None, None, room._make_home, room.log, 1)
+    room.outcomes = [Completed(f"ssh-ed25519 {_KEY}\n".encode(), b"", 0), Completed(b"", b"cat: no", 1)]
+
+    async def scenario() -> None:
+        for user in ("alice", "bob"):
+            broker.account(_SSHD, user)
+            await keys.fetch(user)
+        asked = [("alice", _KEY), ("alice", _OTHER_KEY), ("bob", _KEY), ("root", _KEY), ("a b", _KEY)]
+        for user, key in asked:
+            connection = "192.0.2.7 50000 192.0.2.8 22"
+            request = {"user": user, "key_type": "ssh-ed25519", "key": key, "connection": connection}
+            await broker.authorized_keys(_AUTH, request)
+        assert pacing.refused == [(user, "192.0.2.7") for user in ("alice", "bob", "root", "a b")]
+
     _run(room, scenario)
 
 

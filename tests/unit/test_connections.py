@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from helpers.broker.breaker import FAILURES
 from helpers.broker.connections import (
     IDLE_S,
     MAX_AGE_S,
@@ -15,6 +16,7 @@ from helpers.broker.connections import (
     MAX_WAITING,
     MAX_WARM,
     RUN_TIMEOUT_S,
+    STRANGER_IDLE_S,
     Connections,
     Ran,
     _first,
@@ -355,6 +357,7 @@ def test_the_sweep_closes_what_is_idle_old_or_dead() -> None:
     async def scenario(pool: Pool) -> None:
         for user in ("idle", "dead", "used", "running"):
             await pool.do(user)
+            pool.keep(user)
         idle, dead, used, running = pool.remote.made
         running.gate.clear()
         task = asyncio.create_task(pool.do("running"))
@@ -370,6 +373,41 @@ def test_the_sweep_closes_what_is_idle_old_or_dead() -> None:
         assert (used.alive, running.alive, len(pool)) == (False, True, 1)
         running.gate.set()
         await task
+
+    _run(scenario)
+
+
+def test_a_connection_that_no_session_came_of_goes_soon() -> None:
+    """Strangers who know a user's name do not hold a connection open for longer than a minute after they left."""
+
+    async def scenario(pool: Pool) -> None:
+        for user in ("stranger", "user"):
+            await pool.do(user)
+        pool.keep("user")
+        pool.keep("nobody")
+        pool.clock.now_s += STRANGER_IDLE_S
+        pool.sweep()
+        assert len(pool) == 2
+        pool.clock.now_s += 1
+        pool.sweep()
+        assert [connection.alive for connection in pool.remote.made] == [False, True]
+
+    _run(scenario)
+
+
+def test_who_waited_while_the_remote_went_down_is_not_tried() -> None:
+    """Once the breaker is open, those that queued for a turn fail with its reason, and cost no connection."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        pool.remote.error = RemoteTimeoutError("no answer")
+        waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 5)]
+        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING)
+        pool.remote.gate.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(result) for result in results} == {RemoteTimeoutError}
+        # Those that were under way, and one for each failure that did not open it yet.
+        assert len(pool.remote.users) < MAX_CONNECTING + FAILURES
 
     _run(scenario)
 

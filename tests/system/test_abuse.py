@@ -1,0 +1,139 @@
+"""Strangers: what they can make the gateway do to the remote and to other users, and what they can learn from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.broker.connections import MAX_CONNECTING
+from lab.gateway import ADDRESS
+from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+
+
+def _refuse(lab: Lab, gateway: Gateway, names: list[str], key: Path) -> list[bytes]:
+    """Offer a key as each of these users, all at once; every one is refused. Returns what each was told."""
+
+    def offer(name: str) -> bytes:
+        done = lab.run(lab.gateway_argv(gateway, name, "id", key=key), timeout_s=60)
+        assert (done.stdout, done.returncode) == (b"", 255)
+        return done.stderr
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(offer, names))
+
+
+def _established(lab: Lab) -> int:
+    """Count the TCP connections to the remote's sshd, those that nobody has accepted yet included."""
+    command = ["ss", "--no-header", "--tcp", "--numeric", "state", "established", "sport", "=", ":22"]
+    found = subprocess.run(lab.remote.room.argv(command), capture_output=True, text=True, check=True)
+    return len(found.stdout.splitlines())
+
+
+def _lookups(gateway: Gateway) -> int:
+    argv = [sys.executable, "-m", "gatewayctl", "status", "--json"]
+    argv += ["--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"]]
+    return int(json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=30).stdout)["lookups"])
+
+
+def test_a_name_costs_the_remote_one_connection(make_lab: Callable[..., Lab]) -> None:
+    """However often and however fast: ten names, existing or not, offered three times, are ten connections."""
+    lab = make_lab(rtt_ms=2)
+    gateway, key = lab.start_gateway(), lab.add_user().key.private
+    names = [f"nobody{number}" for number in range(5)]
+    names += [lab.add_user(authorized=[lab.gateway_key.public]).name for _ in range(3)]
+    names += [lab.add_user(authorized=[]).name for _ in range(2)]
+    _refuse(lab, gateway, names * 2, key)
+    _refuse(lab, gateway, names, key)
+    assert lab.remote.connections() == len(names)
+
+
+def test_refusals_read_alike(make_lab: Callable[..., Lab]) -> None:
+    """A wrong key, a user who does not let the gateway in, and nobody at all are told the same, word for word."""
+    lab = make_lab(rtt_ms=2)
+    gateway, key = lab.start_gateway(), lab.add_user().key.private
+    names = ["nobody1", lab.add_user().name, lab.add_user(authorized=[]).name, "root", "a.valid-name"]
+    said = {
+        text.replace(name.encode(), b"NAME")
+        for name, text in zip(names, _refuse(lab, gateway, names, key), strict=True)
+    }
+    assert said == {b"NAME@127.0.0.1: Permission denied (publickey).\r\n"}
+
+
+def test_only_so_many_connections_are_made_at_once(make_lab: Callable[..., Lab]) -> None:
+    """With a remote that accepts and says nothing, thirty names have ten connections between them."""
+    lab = make_lab(rtt_ms=2)
+    gateway, key = lab.start_gateway(), lab.add_user().key.private
+    with ThreadPoolExecutor(1) as pool:
+        with lab.remote.hung():
+            offers = pool.submit(_refuse, lab, gateway, [f"nobody{number}" for number in range(30)], key)
+            wait_until(lambda: _lookups(gateway) >= 30, "sshd has asked for all names")
+            wait_until(lambda: _established(lab) >= MAX_CONNECTING, "the gateway connects")
+            assert _lookups(gateway) >= 30
+            assert _established(lab) == MAX_CONNECTING
+        offers.result()
+    assert lab.remote.connections() == 30
+
+
+def test_a_remote_that_is_down_is_left_alone(make_lab: Callable[..., Lab]) -> None:
+    """Forty names, while the remote refuses connections, cost it about as many packets as ten; later ones none."""
+    lab = make_lab(rtt_ms=2)
+    gateway, key = lab.start_gateway(), lab.add_user().key.private
+    lab.remote.stop_sshd()
+    before = lab.wan.traffic().up.packets("tcp", 22)
+    _refuse(lab, gateway, [f"nobody{number}" for number in range(40)], key)
+    # One SYN for each connection that was under way before the breaker opened, and for each try after a pause.
+    assert lab.wan.traffic().up.packets("tcp", 22) - before <= 2 * MAX_CONNECTING
+
+
+# The door
+
+
+@pytest.fixture
+def crowd() -> Iterator[ExitStack]:
+    """Holds connections open for the length of a test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def _crowd_in(lab: Lab, gateway: Gateway, stack: ExitStack, number: int) -> list[bytes]:
+    """Open connections that never log in, from one address; returns the first bytes that each was sent."""
+    heard = []
+    for _ in range(number):
+        connection = stack.enter_context(lab.near.connect(ADDRESS, gateway.port, timeout_s=20.0))
+        try:
+            heard.append(connection.recv(4))
+        except ConnectionError:
+            heard.append(b"")
+    return heard
+
+
+def test_a_crowd_from_one_address_leaves_room_for_others(make_lab: Callable[..., Lab], crowd: ExitStack) -> None:
+    """PerSourceMaxStartups turns the fifty-first away; a user from another address gets in."""
+    lab = make_lab(rtt_ms=2)
+    gateway, user = lab.start_gateway(), lab.add_user()
+    heard = _crowd_in(lab, gateway, crowd, 55)
+    assert heard[:50] == [b"SSH-"] * 50
+    assert b"SSH-" not in heard[50:]
+    argv = lab.gateway_argv(gateway, user, "echo in", options=["-b", "127.0.0.3"])
+    assert lab.run(argv).stdout == b"in\n"
+
+
+def test_a_crowd_behind_a_trusted_proxy_is_not_one_source(make_lab: Callable[..., Lab], crowd: ExitStack) -> None:
+    """With GATEWAY_TRUSTED_PROXIES all may come from one address."""
+    lab = make_lab(rtt_ms=2)
+    gateway, user = lab.start_gateway({"GATEWAY_TRUSTED_PROXIES": "127.0.0.0/8"}), lab.add_user()
+    assert _crowd_in(lab, gateway, crowd, 55) == [b"SSH-"] * 55
+    assert lab.run(lab.gateway_argv(gateway, user, "echo in")).stdout == b"in\n"

@@ -1,0 +1,88 @@
+"""Refusals take equally long, whatever the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.broker.pacing import FAMILIAR_S, MAX_S, SAMPLES, Pacing
+
+
+class Clock:
+    """A clock that is set by hand; in seconds."""
+
+    def __init__(self) -> None:
+        """Begin somewhere."""
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Make a clock."""
+    return Clock()
+
+
+@pytest.fixture
+def pacing(clock: Clock) -> Pacing:
+    """Make one that has seen a fetch of 0.8 s."""
+    made = Pacing(clock)
+    made.fetched(0.8)
+    return made
+
+
+def test_before_the_first_fetch_nothing_waits(clock: Clock) -> None:
+    """There is nothing to compare with."""
+    fresh = Pacing(clock)
+    fresh.looked_up("alice")
+    assert fresh.left_s("alice", None) == 0.0
+
+
+@pytest.mark.parametrize("took_s", [0.0, 0.3, 0.79])
+def test_a_quick_refusal_waits_for_the_time_of_a_fetch(pacing: Pacing, clock: Clock, took_s: float) -> None:
+    """Whatever it took, the answer leaves 0.8 s after the login's beginning."""
+    pacing.looked_up("alice")
+    clock.now += took_s
+    assert pacing.left_s("alice", "192.0.2.7") == pytest.approx(0.8 - took_s)
+
+
+def test_a_slow_refusal_does_not_wait(pacing: Pacing, clock: Clock) -> None:
+    """Nor does the second wrong key of one login."""
+    pacing.looked_up("alice")
+    clock.now += 0.9
+    assert pacing.left_s("alice", "192.0.2.7") == 0.0
+
+
+def test_who_keeps_a_login_waiting_gains_nothing(pacing: Pacing, clock: Clock) -> None:
+    """A second login of the name, while the first has learned in secret what there is, takes as long."""
+    pacing.looked_up("alice")
+    clock.now += 10
+    pacing.looked_up("alice")
+    assert pacing.left_s("alice", None) == pytest.approx(0.8)
+
+
+def test_a_name_without_a_lookup_waits_all_the_same(pacing: Pacing) -> None:
+    """Root is not looked up."""
+    assert pacing.left_s("root", None) == pytest.approx(0.8)
+
+
+def test_the_slowest_of_the_last_fetches_counts(pacing: Pacing) -> None:
+    """One that is long past does not, and a stalled one only so far."""
+    pacing.fetched(60.0)
+    pacing.fetched(0.5)
+    assert pacing.left_s("alice", None) == pytest.approx(MAX_S)
+    for _ in range(SAMPLES):
+        pacing.fetched(0.5)
+    assert pacing.left_s("alice", None) == pytest.approx(0.5)
+
+
+def test_where_the_user_has_been_nothing_waits(pacing: Pacing, clock: Clock) -> None:
+    """An agent's wrong keys cost nothing where the user logs in from every day; elsewhere, and for others, they do."""
+    pacing.logged_in("alice", "192.0.2.7")
+    assert pacing.left_s("alice", "192.0.2.7") == 0.0
+    for user, address in (("alice", "192.0.2.8"), ("alice", None), ("bob", "192.0.2.7")):
+        assert pacing.left_s(user, address) == pytest.approx(0.8)
+    clock.now += FAMILIAR_S + 1
+    assert pacing.left_s("alice", "192.0.2.7") == pytest.approx(0.8)
