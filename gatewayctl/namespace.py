@@ -13,7 +13,7 @@ from gatewayctl.runtime import SYSTEM_USERDB, Runtime
 from helpers.broker.userdb import AUTH_USER
 from helpers.errors import SettingsError
 
-CHECK_TIMEOUT_S = 20
+CHECK_TIMEOUT_S = 20.0
 """Longest wait for one user lookup at the start, in seconds; it takes 5 ms."""
 
 NSSWITCH = Path("/etc/nsswitch.conf")
@@ -122,21 +122,32 @@ def enter(runtime: Runtime, argv: list[str], *, relay: bool) -> list[str]:
     return [*unshare, str(runtime.private), str(runtime.userdb), str(SYSTEM_USERDB), log, *argv]
 
 
-def check_users(prefix: list[str], auth_uid: int) -> None:
+def beside(pid: int) -> list[str]:
+    """Write what a command begins with that sees what a running process sees.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    theirs, ours = (Path(f"/proc/{whose}/ns/mnt").readlink() for whose in (pid, "self"))
+    return [] if theirs == ours else ["nsenter", "--mount", f"--target={pid}", "--"]
+
+
+def check_users(prefix: list[str], auth_uid: int, timeout_s: float = CHECK_TIMEOUT_S) -> None:
     """Ask for a user as sshd will, and see that our broker's answer arrives.
 
     Args:
-        prefix: What sshd's command begins with, see `enter`; empty where it shares our namespace.
+        prefix: What sshd's command begins with, see `enter` and `beside`; empty where it shares our namespace.
         auth_uid: The uid that the answer must hold.
+        timeout_s: Longest wait, in seconds.
 
     Raises:
         SettingsError: It does not arrive; the sentence says what is missing.
     """
     argv = [*prefix, "getent", "passwd", AUTH_USER]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CHECK_TIMEOUT_S)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired as exc:
-        msg = f"looking up the gateway's own account took more than {CHECK_TIMEOUT_S} s; is nss-systemd waiting?"
+        msg = f"looking up the gateway's own account took more than {timeout_s:.0f} s; is nss-systemd waiting?"
         raise SettingsError(msg) from exc
     if done.stdout.split(":")[2:3] == [str(auth_uid)]:
         return

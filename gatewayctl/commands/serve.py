@@ -89,6 +89,8 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     passwords = {} if secret is None else hashed_passwords(secret.get_secret_value())
     known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
     local_keys = settings.gateway_authorized_keys_path
+    sshd_program = Path(find("sshd", "openssh-server"))
+    sshd = render.sshd_context(settings, render.sshd_version(sshd_program))
     broker = BrokerConfig(
         remote_host=settings.remote_host,
         remote_port=settings.remote_port,
@@ -115,9 +117,10 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         session_timeout_s=settings.gateway_session_timeout,
         log_level=settings.gateway_log_level,
         syslog=settings.gateway_log == "syslog",
+        listen_address=sshd.address,
+        listen_port=sshd.port,
     )
-    sshd = Path(find("sshd", "openssh-server"))
-    return Plan(broker, render.sshd_context(settings, render.sshd_version(sshd)), first)
+    return Plan(broker, sshd, first)
 
 
 def read_key(settings: Settings) -> tuple[str | None, str | None]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from gatewayctl.combinations import ANYONE
-from gatewayctl.runtime import Runtime
-from helpers.client import ask
+from gatewayctl.running import runtime_option, status_of
 
 TIMEOUT_S = 5.0
 """Longest wait for the broker, in seconds; it answers from memory."""
@@ -26,23 +25,14 @@ _WORDS = {
 
 
 @click.command()
-@click.option(
-    "--gateway-runtime-dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    envvar="GATEWAY_RUNTIME_DIR",
-    default=Path("/run/gateway"),
-    show_default=True,
-    metavar="DIRECTORY",
-    help="The runtime directory of the gateway.",
-)
+@runtime_option
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def status(directory: Path, *, as_json: bool) -> None:
     """Say what a running gateway is doing.
 
     Only root may ask. Ends with 71 when its broker does not answer.
     """
-    found = ask(str(Runtime(directory).broker_socket), {"op": "status"}, TIMEOUT_S)
+    found = status_of(directory, TIMEOUT_S)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

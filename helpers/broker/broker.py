@@ -296,6 +296,9 @@ class Broker:
             "uptime_s": round(time.monotonic() - self._started, 1),
             "connections": len(self._connections),
             "accept_any_key": self._config.accept_any_key,
+            "listen_address": self._config.listen_address,
+            "listen_port": self._config.listen_port,
+            "auth_uid": self._config.auth_uid,
             **vars(self.counters),
         }
 

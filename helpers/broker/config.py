@@ -41,6 +41,8 @@ class BrokerConfig:
         session_timeout_s: GATEWAY_SESSION_TIMEOUT, seconds.
         log_level: GATEWAY_LOG_LEVEL.
         syslog: Whether to log to syslog.
+        listen_address: Where sshd listens, for whoever asks for the status.
+        listen_port: GATEWAY_PORT, for the same.
     """
 
     remote_host: str
@@ -68,6 +70,8 @@ class BrokerConfig:
     session_timeout_s: int
     log_level: str
     syslog: bool
+    listen_address: str
+    listen_port: int
 
     @property
     def users_path(self) -> Path:

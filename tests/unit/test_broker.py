@@ -148,6 +148,8 @@ class Room:
             "session_timeout_s": 600,
             "log_level": "info",
             "syslog": False,
+            "listen_address": "192.0.2.8",
+            "listen_port": 2222,
         }
         config = BrokerConfig(**(values | settings))
         self.config = config

@@ -1,0 +1,39 @@
+"""A gateway that runs on this machine: where it is, and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gatewayctl.runtime import Runtime
+from helpers.client import ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--gateway-runtime-dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    envvar="GATEWAY_RUNTIME_DIR",
+    default=Path("/run/gateway"),
+    show_default=True,
+    metavar="DIRECTORY",
+    help="The runtime directory of the gateway.",
+)
+"""Says which gateway, where there are several."""
+
+
+def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
+    """Ask a gateway's broker how it is.
+
+    Args:
+        directory: GATEWAY_RUNTIME_DIR.
+        timeout_s: Longest wait, in seconds; it answers from memory.
+
+    Raises:
+        GatewayError: It does not answer, or we are not root.
+    """
+    return ask(str(Runtime(directory).broker_socket), {"op": "status"}, timeout_s)

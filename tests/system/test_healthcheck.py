@@ -1,0 +1,116 @@
+"""``gatewayctl healthcheck``: green while somebody could log in, red as soon as nobody could, and cheap."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lab.gateway import GATEWAYCTL
+from lab.room import PLAIN_ENVIRONMENT
+from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.processes import Process
+
+
+def _check(gateway: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it where the gateway runs, as a container engine would."""
+    environment = {**PLAIN_ENVIRONMENT, "GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]}
+    command = gateway.room.argv([str(GATEWAYCTL), "healthcheck", *arguments])
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+
+
+def _broker(gateway: Gateway) -> Process:
+    return next(process for process in gateway.processes() if "helpers.broker" in process.argv)
+
+
+def _sshd(gateway: Gateway) -> Process:
+    return next(process for process in gateway.processes("sshd") if process.parent_pid == gateway.pid)
+
+
+@contextmanager
+def _stopped(process: Process) -> Iterator[None]:
+    """Freeze a process for a while."""
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_healthy(make_lab: Callable[..., Lab]) -> None:
+    """All three answer; the remote hears nothing of it, the log two lines, and nobody is penalized for it."""
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway()
+    since = gateway.log.mark()
+    done = _check(gateway)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
+    gateway.log.wait_for("Connection (closed|reset) by 127.0.0.1", since=since)
+    assert len(gateway.log.lines(since=since)) == 2
+    as_json = json.loads(_check(gateway, "--json").stdout)
+    assert as_json == {"healthy": True, "checks": {"broker": "ok", "sshd": "ok", "users": "ok"}}
+    assert lab.wan.traffic().up.packets() == 0
+
+
+def test_a_broker_that_hangs(make_lab: Callable[..., Lab]) -> None:
+    """A broker that does not answer is unhealthy, and green again once it does."""
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway()
+    with _stopped(_broker(gateway)):
+        done = _check(gateway)
+    assert done.returncode == 1
+    assert done.stdout.startswith("unhealthy: broker: ")
+    assert done.stdout.count("\n") == 1
+    wait_until(lambda: _check(gateway).returncode == 0, "the gateway is healthy again")
+
+
+def test_an_sshd_that_hangs(make_lab: Callable[..., Lab]) -> None:
+    """An sshd that accepts and says nothing is unhealthy."""
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway()
+    with _stopped(_sshd(gateway)):
+        done = _check(gateway, "--json")
+    assert done.returncode == 1
+    checks = json.loads(done.stdout)["checks"]
+    assert (checks["broker"], checks.get("users")) == ("ok", None)
+    assert checks["sshd"] == f"port {gateway.port} on 127.0.0.1 does not answer (timed out)"
+
+
+def test_an_sshd_that_has_ended(make_lab: Callable[..., Lab]) -> None:
+    """Without sshd nothing is left that could answer."""
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway()
+    os.kill(_sshd(gateway).pid, signal.SIGKILL)
+    gateway.wait_exit()
+    done = _check(gateway)
+    assert done.returncode == 1
+    assert done.stdout.startswith("unhealthy: broker: the gateway's broker is not running")
+
+
+def test_users_that_are_not_found(make_lab: Callable[..., Lab]) -> None:
+    """A user database that sshd would not see is unhealthy, though both processes are well."""
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway()
+    where = ["nsenter", "--mount", f"--target={_sshd(gateway).pid}", "--"]
+    subprocess.run([*where, "mount", "--no-mtab", "--bind", "/dev/null", "/etc/nsswitch.conf"], check=True)
+    done = _check(gateway)
+    assert done.returncode == 1
+    assert done.stdout.startswith("unhealthy: users: sshd would not find the gateway's users")
+
+
+def test_nobody_else_may_ask(gateway: Gateway) -> None:
+    """The broker tells its state to root alone."""
+    environment = {**PLAIN_ENVIRONMENT, "GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]}
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "--", str(GATEWAYCTL), "healthcheck"]
+    done = subprocess.run(
+        gateway.room.argv(command), capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stdout) == (1, "unhealthy: broker: only root may ask for the gateway's status\n")
