@@ -43,7 +43,7 @@ def secrets_note() -> str:
     names = " and ".join(info.variable for info in describe(Settings) if info.secret)
     return (
         "Every flag is also an environment variable and a key of the file:"
-        " --remote-port, REMOTE_PORT, remote_port."
+        " --remote-port, REMOTE_PORT, remote_port. REMOTE_PORT_FILE would name a file that holds the value."
         f" {names} hold secrets and have no flag, because everyone on the machine can read a command line."
     )
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
 
     import yaml
 
 # More than any configuration, and little enough to read before it is judged.
 MAX_CONFIG_BYTES = 1_048_576
+
+# SETTING_FILE names a file that holds the setting's value.
+FILE_SUFFIX = "_FILE"
 
 _OURS = re.compile(r"(?:GATEWAY|REMOTE)_[A-Z0-9_]+", re.ASCII)
 # Kubernetes and Docker links describe a Service called "gateway" or "remote" in such variables.
@@ -55,9 +58,37 @@ def flag_of(name: str) -> str:
 
 
 def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict[str, Given]:
-    """Take the variables that are settings. An empty one counts as not set."""
-    upper = {name.upper(): name for name in names}
-    return {upper[key]: Given(value, f"environment {key}") for key, value in environ.items() if key in upper and value}
+    """Take the variables that are settings, and the files that variables of the form SETTING_FILE name.
+
+    The latter is how container engines hand over secrets. An empty variable counts as not set.
+
+    Raises:
+        SettingsError: A file cannot be read, or a setting is given both ways.
+    """
+    given = {}
+    for name in names:
+        key = name.upper()
+        if value := environ.get(key):
+            given[name] = Given(value, f"environment {key}")
+        if path := environ.get(key + FILE_SUFFIX):
+            if name in given:
+                raise SettingsError(f"{key} and {key}{FILE_SUFFIX} exclude each other: give one")
+            given[name] = Given(_content(path, key + FILE_SUFFIX), f"{path}, environment {key}{FILE_SUFFIX}")
+    return given
+
+
+def _content(path: str, variable: str) -> str:
+    """Read a setting's file; the line break at its end is the editor's, and not part of the value."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise SettingsError(f"{variable}: {path} is larger than {MAX_CONFIG_BYTES} bytes")
+        return text.decode("utf-8").rstrip("\r\n")
+    except OSError as exc:
+        raise SettingsError(f"{variable}: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise SettingsError(f"{variable}: {path} is no text in UTF-8") from None
 
 
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
@@ -69,7 +100,7 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tup
     return tuple(
         f"environment {key} is no setting and is ignored{did_you_mean(key, upper)}"
         for key in sorted(environ)
-        if key not in upper and _OURS.fullmatch(key) and not _SERVICE_LINK.fullmatch(key)
+        if key.removesuffix(FILE_SUFFIX) not in upper and _OURS.fullmatch(key) and not _SERVICE_LINK.fullmatch(key)
     )
 
 

@@ -78,6 +78,44 @@ def test_an_empty_variable_is_not_set() -> None:
     assert "REMOTE_HOST is missing" in refusal({"REMOTE_HOST": ""})
 
 
+def test_a_file_may_hold_a_value(tmp_path: Path) -> None:
+    """SETTING_FILE names it, as container engines hand over secrets; a flag still wins, and it is not unknown."""
+    file = tmp_path / "port"
+    file.write_text("2022\r\n")
+    settings = load({"REMOTE_PORT_FILE": str(file), "REMOTE_MOSH_SERVER_FILE": ""})
+    assert settings.remote_port == 2022
+    assert not [line for line in settings.warnings if "_FILE" in line]
+    assert settings.origin("remote_port") == f"{file}, environment REMOTE_PORT_FILE"
+    assert load({"REMOTE_PORT_FILE": str(file)}, remote_port="3").remote_port == 3
+
+
+def test_a_secrets_file(tmp_path: Path) -> None:
+    """Passwords come out of it whole, and never show in an error."""
+    file = tmp_path / "passwords"
+    file.write_text("alice: s3cr3t \n")
+    settings = load({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS_FILE": str(file)})
+    assert settings.gateway_passwords is not None
+    assert settings.gateway_passwords.get_secret_value() == "alice: s3cr3t "
+    file.write_text("s3cr3t")
+    said = refusal({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS_FILE": str(file)})
+    assert "s3cr3t" not in said
+    assert "pair 1 is wrong" in said
+
+
+def test_files_refused(tmp_path: Path) -> None:
+    """What is missing, no text, or given twice, in one line with the variable's name."""
+    assert (
+        refusal({"REMOTE_PORT_FILE": "/no/such"})
+        == "REMOTE_PORT_FILE: /no/such cannot be read: No such file or directory"
+    )
+    assert "cannot be read: Is a directory" in refusal({"REMOTE_PORT_FILE": str(tmp_path)})
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff")
+    assert refusal({"REMOTE_PORT_FILE": str(binary)}) == f"REMOTE_PORT_FILE: {binary} is no text in UTF-8"
+    twice = refusal({"REMOTE_PORT": "22", "REMOTE_PORT_FILE": str(binary)})
+    assert twice == "REMOTE_PORT and REMOTE_PORT_FILE exclude each other: give one"
+
+
 def test_every_example_is_right(tmp_path: Path) -> None:
     """What the documentation shows as an example is accepted, by itself, and is not the default."""
     for info in describe(Settings):
