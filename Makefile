@@ -14,7 +14,7 @@ WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
 PYTEST_ARGS ?=
 
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
-DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd ncurses-term util-linux python3-venv \
+DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
 	iproute2 mount procps ca-certificates vim less tmux putty-tools dropbear-bin
 
 # The checkout is not on Python's path: what runs is the wheel that was installed from it.

@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "check-config": Subcommand("check", "check_config", "Check the settings and say what is in effect."),
     "hash-password": Subcommand("hash_password", "hash_password", "Hash a password for GATEWAY_PASSWORDS."),
     "healthcheck": Subcommand("healthcheck", "healthcheck", "Say whether a running gateway would let somebody in."),
+    "install": Subcommand("install", "install", "Make the gateway a service of this machine."),
     "render-config": Subcommand(
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),

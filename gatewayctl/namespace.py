@@ -129,7 +129,7 @@ def beside(pid: int) -> list[str]:
         OSError: There is no such process.
     """
     theirs, ours = (Path(f"/proc/{whose}/ns/mnt").readlink() for whose in (pid, "self"))
-    return [] if theirs == ours else ["nsenter", "--mount", f"--target={pid}", "--"]
+    return [] if theirs == ours else ["nsenter", "--mount", "--root", f"--target={pid}", "--"]
 
 
 def check_users(prefix: list[str], auth_uid: int, timeout_s: float = CHECK_TIMEOUT_S) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatewayctl import namespace, processes, render
+from gatewayctl import namespace, notify, processes, render
 from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
 from gatewayctl.runtime import Runtime
@@ -132,6 +132,7 @@ class Supervisor:
             openssh=".".join(map(str, sshd.version)),
             namespace="private" if self._private else "shared",
         )
+        notify.ready()
 
     def _entered(self, argv: list[str]) -> list[str]:
         if not self._private:
@@ -229,7 +230,9 @@ class Supervisor:
             if number == signal.SIGINT:
                 return INTERRUPTED
             if number == signal.SIGHUP:
+                notify.reloading()
                 self._reload()
+                notify.ready()
             self._reap()
             if self._restart_at_s is not None and time.monotonic() >= self._restart_at_s:
                 self._restart_broker()
@@ -314,6 +317,7 @@ class Supervisor:
         The brokers are the last to go: sshd's monitors look their user up once more when a session ends, and would
         wait for as long as somebody holds the user database's socket and nobody answers.
         """
+        notify.stopping()
         deadline = time.monotonic() + GRACE_S
         brokers = {self._broker, *self._draining}
         self._end_all(lambda: [pid for pid in processes.descendants(os.getpid()) if pid not in brokers], deadline)

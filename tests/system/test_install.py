@@ -99,7 +99,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     }
     templates = {f"gatewayctl/sshd_config.d/{path.name}" for path in (_CHECKOUT / "sshd_config.d").iterdir()}
     assert len(templates) >= 6
-    assert names == modules | templates
+    assert names == modules | templates | {"gatewayctl/systemd/ssh-mosh-gateway.service"}
 
 
 def test_installed_command_is_the_wheels(scripts: Path) -> None:

@@ -1,0 +1,203 @@
+"""``gatewayctl install --systemd``, on a machine that systemd has booted and whose own sshd is at work."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.directory import own_directory
+from lab.machine import SYSTEMD, Machine
+from lab.users import make_key
+from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_GATEWAYCTL = (sys.executable, "-I", "-m", "gatewayctl")
+_UNIT = "ssh-mosh-gateway.service"
+_PORT = "2222"
+_CLIENT = ["-F", "none", "-p", _PORT, "-i", "/root/client", "-o", "StrictHostKeyChecking=accept-new"]
+
+MOST_EXPOSURE = 4.0
+"""Highest score of systemd-analyze security that README may state, of 10."""
+
+
+@pytest.fixture(scope="module")
+def machine(_able: None, do_without: Callable[[str | None], None]) -> Iterator[Machine]:
+    """A machine with a user alice, who lets the gateway in, and settings that make it its own remote."""
+    do_without(None if SYSTEMD.exists() else "systemd is not installed")
+    with own_directory() as directory:
+        files = directory / "machine"
+        files.mkdir()
+        made = Machine(files)
+        try:
+            _set_up(made, directory)
+            yield made
+        finally:
+            made.close()
+
+
+def _set_up(machine: Machine, directory: Path) -> None:
+    machine.run("useradd", "--create-home", "--shell", "/bin/bash", "alice")
+    keys = [make_key(directory / name) for name in ("gateway", "client")]
+    machine.run("mkdir", "-p", "/etc/gateway", "/home/alice/.ssh", "/root")
+    for key, path in zip(keys, ("/etc/gateway/id_ed25519", "/root/client"), strict=True):
+        machine.run("install", "-m", "600", "/dev/stdin", path, stdin=key.private.read_text())
+    machine.run("tee", "/home/alice/.ssh/authorized_keys", stdin="".join(f"{key.public}\n" for key in keys))
+    machine.run("chown", "-R", "alice:", "/home/alice/.ssh")
+    host_key = machine.run("cat", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.split()
+    machine.run("tee", "/etc/ssh/ssh_known_hosts", stdin=f"127.0.0.1 {' '.join(host_key[:2])}\n")
+
+
+def _configure(machine: Machine, text: str) -> None:
+    machine.run("tee", "/etc/gateway/config.yaml", stdin=text)
+
+
+def _journal(machine: Machine) -> str:
+    return machine.run("journalctl", "--no-pager", "--output=cat", f"--unit={_UNIT}").stdout
+
+
+def _property(machine: Machine, unit: str, name: str) -> str:
+    return machine.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def before(machine: Machine) -> list[str]:
+    """What the host's own sshd was like before any gateway was installed."""
+    return _sshd_of_the_host(machine)
+
+
+@pytest.fixture
+def service(machine: Machine, before: list[str]) -> Iterator[Machine]:
+    """The service, installed and started."""
+    assert before
+    _configure(machine, "remote_host: 127.0.0.1\ngateway_ssh_key_path: /etc/gateway/id_ed25519\n")
+    done = machine.run(*_GATEWAYCTL, "install", "--systemd")
+    assert done.stdout.splitlines() == [
+        f"Wrote /etc/systemd/system/{_UNIT}.",
+        f"Then: systemctl enable --now {_UNIT}",
+    ]
+    machine.run("systemctl", "start", _UNIT)
+    yield machine
+    machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")
+
+
+def _sshd_of_the_host(machine: Machine) -> list[str]:
+    """Return all that shows whether somebody touched it: its process, its files, what it answers."""
+    seen = [_property(machine, "ssh.service", name) for name in ("MainPID", "ActiveState", "NRestarts", "InvocationID")]
+    seen.append(
+        machine.run(
+            "sh", "-c", "find /etc/ssh /etc/passwd /etc/shadow /etc/nsswitch.conf -type f | xargs sha256sum"
+        ).stdout
+    )
+    seen.append(machine.run("stat", "--format=%a %u %Y", "/run/sshd").stdout)
+    seen.append(machine.run("ssh-keyscan", "-t", "ed25519", "127.0.0.1").stdout)
+    return seen
+
+
+def test_the_service_serves_and_leaves_the_hosts_sshd_alone(service: Machine, before: list[str]) -> None:
+    """Start, logins by mosh and ssh, reload, stop: and sshd on port 22 is as it was, and knows no user of ours."""
+    machine = service
+    # Type=notify: started means that it takes logins.
+    assert machine.run(*_GATEWAYCTL, "healthcheck").stdout == "healthy\n"
+    done = machine.run("ssh", *_CLIENT, "alice@127.0.0.1", "id -un; exit 3", check=False)
+    assert (done.stdout, done.returncode) == ("alice\n", 3), done.stderr + _journal(machine)
+    line = f"ssh {' '.join(_CLIENT)} -t alice@127.0.0.1 'echo by $(ps -o comm= -p $PPID); sleep 1'"
+    shown = machine.run("script", "-qec", f"stty rows 24 cols 80; TERM=xterm {line}", "/dev/null")
+    assert "by mosh-server" in shown.stdout
+    broker = machine.run("pgrep", "-f", "helpers.broker").stdout
+    machine.run("systemctl", "reload", _UNIT)
+    wait_until(lambda: machine.run("pgrep", "-f", "helpers.broker").stdout not in {"", broker}, "a new broker")
+    assert _property(machine, _UNIT, "ActiveState") == "active"
+    assert machine.run("getent", "passwd", "gateway+auth", check=False).returncode == 2
+    assert _sshd_of_the_host(machine) == before
+    machine.run("systemctl", "stop", _UNIT)
+    assert _property(machine, _UNIT, "Result") == "success"
+    assert machine.run("ls", "/run/gateway").stdout.find(".sock") == -1
+    machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")
+    assert _sshd_of_the_host(machine) == before
+
+
+def test_installing_again_changes_nothing(service: Machine) -> None:
+    """A second run says so, and the service goes on."""
+    pid = _property(service, _UNIT, "MainPID")
+    again = service.run(*_GATEWAYCTL, "install", "--systemd")
+    assert again.stdout.splitlines()[0] == f"/etc/systemd/system/{_UNIT} is up to date."
+    assert _property(service, _UNIT, "MainPID") == pid
+
+
+def test_a_gateway_that_is_killed_comes_back(service: Machine) -> None:
+    """``kill -9`` of the main process takes all of it down, and systemd starts it anew."""
+    service.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", _UNIT)
+    wait_until(lambda: _property(service, _UNIT, "NRestarts") == "1", "systemd restarts it")
+    wait_until(lambda: _property(service, _UNIT, "ActiveState") == "active", "it is ready")
+    assert service.run(*_GATEWAYCTL, "healthcheck").stdout == "healthy\n"
+
+
+def test_a_typo_is_told_once(machine: Machine) -> None:
+    """A wrong setting fails the start with its line in the journal, and is not tried again."""
+    _configure(machine, "remote_hots: 127.0.0.1\n")
+    machine.run(*_GATEWAYCTL, "install", "--systemd")
+    started = machine.run("systemctl", "start", _UNIT, check=False)
+    try:
+        assert started.returncode == 1
+        assert _property(machine, _UNIT, "ExecMainStatus") == "78"
+        assert (_property(machine, _UNIT, "ActiveState"), _property(machine, _UNIT, "NRestarts")) == ("failed", "0")
+        line = "gatewayctl: /etc/gateway/config.yaml line 1: 'remote_hots' is no setting; did you mean remote_host?"
+        assert _journal(machine).count(line) == 1
+    finally:
+        machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")
+
+
+def test_removing_what_is_not_there(machine: Machine) -> None:
+    """It says so, and that is all."""
+    done = machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")
+    assert done.stdout == f"/etc/systemd/system/{_UNIT} is not there.\n"
+
+
+# The unit by itself
+
+
+def _unit(directory: Path) -> Path:
+    path = directory / _UNIT
+    command = [*_GATEWAYCTL, "install", "--systemd", "--print"]
+    path.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return path
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """``systemd-analyze verify`` has nothing to say."""
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(_unit(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_is_hardened(tmp_path: Path) -> None:
+    """``systemd-analyze security`` gives no worse score than README states."""
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(_unit(tmp_path))]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert match is not None, said
+    assert float(match[1]) <= MOST_EXPOSURE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--config", "settings.yaml"], "must be an absolute path"),
+        ([], "Missing option '--systemd'"),
+    ],
+)
+def test_refused(arguments: list[str], reason: str) -> None:
+    """What cannot be a service is refused before anything is written."""
+    command = [*_GATEWAYCTL, "install", *(["--systemd", "--print"] if arguments else []), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert reason in done.stderr
