@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from helpers.broker.breaker import Breaker
-from helpers.broker.remote import Completed
 from helpers.errors import (
     GatewayError,
     RemoteLostError,
@@ -52,6 +51,21 @@ WARM_TIMEOUT_S = 4.0
 busy repeating what the network lost, and whichever answers first is as good."""
 
 
+@dataclass(frozen=True)
+class Completed:
+    """What a command on the remote did.
+
+    Attributes:
+        stdout: Its output, or, where reading stopped early, what had come.
+        stderr: What it wrote to standard error, 8 KiB at most.
+        status: Its exit status; None when reading stopped early or the remote told none.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    status: int | None
+
+
 class RemoteConnection(Protocol):
     """What is needed of `helpers.broker.remote.Connection`."""
 
@@ -64,14 +78,21 @@ class RemoteConnection(Protocol):
     def close(self) -> None:
         """Hang up."""
 
-    def prepare(self, timeout_s: float) -> bool:
-        """Open the next command's channel, and tell whether the remote answered."""
+    def prepare(self, timeout_s: float) -> None:
+        """Have a channel ready for the next command."""
+
+    def answers(self, timeout_s: float) -> bool:
+        """Tell whether the remote answers."""
         ...
 
     def run(
         self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
     ) -> Completed:
         """Run a command."""
+
+
+Connect = Callable[[str, Callable[[str], str] | None], RemoteConnection]
+"""Makes a connection for a user name, and begins a command."""
 
 
 @dataclass
@@ -116,11 +137,12 @@ class Connections:
     """The pool.
 
     Args:
-        connect: Makes a connection for a user name; blocks; raises `GatewayError`.
+        connect: Makes a connection for a user name, and begins a command (see `helpers.broker.remote.Remote.connect`);
+            blocks; raises `GatewayError`.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, connect: Callable[[str], RemoteConnection], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, connect: Connect, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with no connection."""
         self._connect, self._clock = connect, clock
         self._breaker = Breaker(clock)
@@ -177,7 +199,7 @@ class Connections:
     ) -> Ran:
         """Run a command over a new connection, which takes the place of the old one."""
         began = self._clock()
-        warm = await self._new(user)
+        warm = await self._new(user, command)
         connect_ms = (self._clock() - began) * 1000
         ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
         return replace(ran, connect_ms=connect_ms)
@@ -198,7 +220,7 @@ class Connections:
         if warm is None:
             return False
         loop = asyncio.get_running_loop()
-        asked = loop.run_in_executor(self._runners, warm.connection.prepare, timeout_s)
+        asked = loop.run_in_executor(self._runners, warm.connection.answers, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(asked)
@@ -288,31 +310,31 @@ class Connections:
         return Ran(completed, warm.connection.address, 0.0, (warm.used_s - began) * 1000)
 
     async def _warm_up(self, user: str) -> None:
-        await self._new(user)
+        await self._new(user, None)
 
     async def _prepare(self, warm: Warm) -> None:
         await asyncio.get_running_loop().run_in_executor(self._runners, warm.connection.prepare, RUN_TIMEOUT_S)
 
-    async def _new(self, user: str) -> Warm:
-        """Connect, once for all who ask at the same time."""
+    async def _new(self, user: str, command: Callable[[str], str] | None) -> Warm:
+        """Connect, once for all who ask at the same time; the first one's command is begun."""
         task = self._connecting.get(user)
         if task is None:
             if len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
                 msg = "the gateway is busy with other logins; try again in a moment"
                 raise RemoteTimeoutError(msg)
-            task = asyncio.create_task(self._add(user))
+            task = asyncio.create_task(self._add(user, command))
             self._connecting[user] = task
             task.add_done_callback(lambda _: self._connecting.pop(user, None))
         # An asker who leaves must not take the connection from the others.
         return await asyncio.shield(task)
 
-    async def _add(self, user: str) -> Warm:
+    async def _add(self, user: str, command: Callable[[str], str] | None) -> Warm:
         # Whoever waited for a turn while the remote went down spares it the try.
         async with self._turns:
             self._breaker.check()
             loop = asyncio.get_running_loop()
             try:
-                connection = await loop.run_in_executor(self._connectors, self._connect, user)
+                connection = await loop.run_in_executor(self._connectors, self._connect, user, command)
             except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
                 self._breaker.failed(error)
                 raise

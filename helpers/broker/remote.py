@@ -7,14 +7,16 @@ import logging
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import paramiko
-from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from helpers.broker.agent import Identity
+from helpers.broker.connections import Completed
 from helpers.broker.known_hosts import KnownHosts, fingerprint
+from helpers.broker.transport import PipelinedTransport
 from helpers.errors import (
     GatewayError,
     PermissionDeniedError,
@@ -39,26 +41,14 @@ DEAD_AFTER_MS = 10_000
 """Milliseconds that sent data may stay unacknowledged before the kernel gives the connection up (tcp(7),
 TCP_USER_TIMEOUT)."""
 
+BEGUN_FRESH_S = 1.0
+"""Seconds for which the output of a command that began with the connection may be taken: at once, that is."""
+
 KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
 """What errors call it."""
 
 _READ_BYTES = 32768
 _STDERR_MAX_BYTES = 8192
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What a command on the remote did.
-
-    Attributes:
-        stdout: Its output, or, where reading stopped early, what had come.
-        stderr: What it wrote to standard error, 8 KiB at most.
-        status: Its exit status; None when reading stopped early or the remote told none.
-    """
-
-    stdout: bytes
-    stderr: bytes
-    status: int | None
 
 
 def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
@@ -112,12 +102,14 @@ class Connection:
     Args:
         transport: An authenticated transport.
         address: The remote's numeric address, which UDP is to use too.
+        command: The command that runs on the transport's ``begun`` channel; None where none was begun.
     """
 
-    def __init__(self, transport: paramiko.Transport, address: str) -> None:
+    def __init__(self, transport: PipelinedTransport, address: str, command: str | None = None) -> None:
         """Take the transport over."""
         self._transport, self.address = transport, address
-        self._spare: paramiko.Channel | None = None
+        self._spare, self._begun = transport.spare, transport.begun
+        self._begun_command, self._begun_s = command, time.monotonic()
         self._lock = threading.Lock()
 
     @property
@@ -129,8 +121,8 @@ class Connection:
         """Hang up."""
         self._transport.close()
 
-    def prepare(self, timeout_s: float) -> bool:
-        """Open the next command's channel ahead of time: it costs one round trip that no login then waits for.
+    def answers(self, timeout_s: float) -> bool:
+        """Ask for a channel, which is the next command's then: one round trip.
 
         Returns:
             Whether the remote answered, in time: the connection is alive.
@@ -144,6 +136,13 @@ class Connection:
         if unused is not None:
             unused.close()
         return True
+
+    def prepare(self, timeout_s: float) -> None:
+        """Have a channel ready for the next command: it costs one round trip that no login then waits for."""
+        with self._lock:
+            ready = self._spare is not None and not self._spare.closed
+        if not ready:
+            self.answers(timeout_s)
 
     def run(
         self,
@@ -166,12 +165,16 @@ class Connection:
             RemoteLostError: The connection broke, or the remote wrote more than ``max_bytes``.
         """
         deadline = time.monotonic() + timeout_s
-        with self._lock:
-            channel, self._spare = self._spare, None
-        if channel is None or channel.closed:
+        channel = self._take_begun(command)
+        begun = channel is not None
+        if channel is None:
+            with self._lock:
+                channel, self._spare = self._spare, None
+        if channel is None or (channel.closed and not begun):
             channel = self._open(timeout_s)
         try:
-            self._exec(channel, command)
+            if not begun:
+                self._transport.exec_unanswered(channel.remote_chanid, command)
             return _read(channel, max_bytes, deadline, until)
         except TimeoutError as exc:
             msg = f"the remote host did not answer within {timeout_s:.0f} s"
@@ -182,6 +185,18 @@ class Connection:
         finally:
             channel.close()
 
+    def _take_begun(self, command: str) -> paramiko.Channel | None:
+        """Take the channel of the command that began with the connection, if it is this command."""
+        with self._lock:
+            channel, self._begun = self._begun, None
+        if channel is None:
+            return None
+        # What it says is as old as the connection. Keys that nobody asked for then are not news to who asks later.
+        if command == self._begun_command and time.monotonic() - self._begun_s < BEGUN_FRESH_S:
+            return channel
+        channel.close()
+        return None
+
     def _open(self, timeout_s: float) -> paramiko.Channel:
         try:
             return self._transport.open_session(timeout=timeout_s)
@@ -191,17 +206,6 @@ class Connection:
                 raise RemoteTimeoutError(msg) from exc
             msg = "the connection to the remote host broke"
             raise RemoteLostError(msg) from exc
-
-    def _exec(self, channel: paramiko.Channel, command: str) -> None:
-        # Channel.exec_command asks for a reply and waits for it: a round trip, since sshd's Nagle then holds the
-        # first data back until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
-        message = paramiko.Message()
-        message.add_byte(cMSG_CHANNEL_REQUEST)
-        message.add_int(channel.remote_chanid)
-        message.add_string("exec")
-        message.add_boolean(False)  # noqa: FBT003 - paramiko's API
-        message.add_string(command)
-        self._transport._send_user_message(message)  # type: ignore[attr-defined]  # noqa: SLF001 - no public call leaves the reply out
 
 
 def _read(
@@ -231,6 +235,10 @@ def _read(
     return Completed(bytes(output), bytes(stderr), None if status < 0 else status)
 
 
+class _ForesightError(RemoteLostError):
+    """The handshake broke, perhaps because another key exchange method was agreed on than was foreseen."""
+
+
 @dataclass(frozen=True)
 class Remote:
     """The one remote host, and how to get in.
@@ -241,6 +249,7 @@ class Remote:
         known_hosts: Where its host keys are looked up; None means that any host key will do.
         key: The gateway's private key; None where it has none, and connects for nobody.
         unchecked: Told the type and fingerprint of each host key that was believed without a look.
+        foreseen: The key exchange method that was agreed on with the remote last; empty before the first time.
     """
 
     host: str
@@ -248,12 +257,15 @@ class Remote:
     known_hosts: KnownHosts | None
     key: paramiko.PKey | None
     unchecked: Callable[[str], None] = lambda _: None
+    foreseen: deque[str] = field(default_factory=lambda: deque(maxlen=1))
 
-    def connect(self, user: str) -> Connection:
+    def connect(self, user: str, command: Callable[[str], str] | None = None) -> Connection:
         """Connect and authenticate as one user.
 
         Args:
             user: A valid user name.
+            command: Writes the command line, given the remote's numeric address, that is run first; it is begun with
+                the login, where the remote is OpenSSH. None for none.
 
         Raises:
             RemoteUnresolvedError: The host has no address.
@@ -268,18 +280,35 @@ class Remote:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         if self.known_hosts is not None:
             self.known_hosts.keys()
+        foreseen = self.foreseen[-1] if self.foreseen else None
+        try:
+            return self._connect(user, self.key, command, foreseen, deadline)
+        except _ForesightError:
+            # The remote's settings have changed since the last time.
+            self.foreseen.clear()
+            return self._connect(user, self.key, command, None, deadline)
+
+    def _connect(
+        self,
+        user: str,
+        key: paramiko.PKey,
+        command: Callable[[str], str] | None,
+        foreseen: str | None,
+        deadline: float,
+    ) -> Connection:
         sock = self._connect_tcp()
         address = sock.getpeername()[0]
         transport = None
         try:
-            transport = paramiko.Transport(sock)
+            transport = PipelinedTransport(sock, foreseen)
             self._handshake(transport, deadline)
-            self._authenticate(transport, user, self.key, deadline)
+            line = None if command is None else command(address)
+            self._authenticate(transport, user, key, line, deadline)
             transport.set_keepalive(KEEPALIVE_S)
         except BaseException:
             (transport or sock).close()
             raise
-        return Connection(transport, address)
+        return Connection(transport, address, line)
 
     def _connect_tcp(self) -> socket.socket:
         try:
@@ -311,7 +340,7 @@ class Remote:
             return RemoteTimeoutError(f"{where} does not answer")
         return RemoteLostError(f"{where} cannot be reached ({error.strerror or error})")
 
-    def _handshake(self, transport: paramiko.Transport, deadline: float) -> None:
+    def _handshake(self, transport: PipelinedTransport, deadline: float) -> None:
         known = self.known_hosts.keys() if self.known_hosts is not None else None
         if known is not None and known.trusted:
             _prefer(transport, known.key_types)
@@ -327,16 +356,21 @@ class Remote:
                 msg = f"the remote host {self.host} did not finish the SSH handshake in time"
                 raise RemoteTimeoutError(msg) from exc
             msg = f"the remote host {self.host} port {self.port} broke off the SSH handshake"
-            raise RemoteLostError(msg) from exc
+            # One that hangs up on everybody (MaxStartups) does so before it says who it is.
+            lost = _ForesightError if transport.foreseen and transport.remote_version else RemoteLostError
+            raise lost(msg) from exc
+        if transport.agreed is not None:
+            self.foreseen.append(transport.agreed)
         if self.known_hosts is not None:
             self.known_hosts.verify(key.get_name(), key.asbytes())
         else:
             self.unchecked(f"{key.get_name()} {fingerprint(key.asbytes())}")
 
-    def _authenticate(self, transport: paramiko.Transport, user: str, key: paramiko.PKey, deadline: float) -> None:
-        transport.auth_timeout = max(0.1, deadline - time.monotonic())
+    def _authenticate(
+        self, transport: PipelinedTransport, user: str, key: paramiko.PKey, command: str | None, deadline: float
+    ) -> None:
         try:
-            partial = transport.auth_publickey(user, key)
+            partial = transport.authenticate(user, key, command, max(0.1, deadline - time.monotonic()))
         except (OSError, EOFError, paramiko.SSHException) as exc:
             if time.monotonic() >= deadline - 0.1:
                 msg = f"the remote host {self.host} did not finish authentication in time"

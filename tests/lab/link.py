@@ -52,12 +52,14 @@ class Header:
         source_port: Source port, 0 where there is none.
         destination_port: Destination port, 0 where there is none.
         multicast: The kernel's own IPv6 chatter (router solicitation, MLD), which is no one's traffic.
+        has_data: Whether a TCP packet carries more than its header.
     """
 
     protocol: str
     source_port: int
     destination_port: int
     multicast: bool = False
+    has_data: bool = False
 
 
 def read_header(packet: bytes) -> Header:
@@ -74,7 +76,27 @@ def read_header(packet: bytes) -> Header:
         return Header(OTHER, 0, 0, multicast)
     source = int.from_bytes(packet[start : start + 2], "big")
     destination = int.from_bytes(packet[start + 2 : start + 4], "big")
-    return Header(protocol, source, destination, multicast)
+    has_data = protocol == TCP and len(packet) > start + 12 and len(packet) > start + (packet[start + 12] >> 4) * 4
+    return Header(protocol, source, destination, multicast, has_data)
+
+
+class Turns:
+    """Counts how often the two sides took turns to say something: two turns are a round trip.
+
+    Attributes:
+        by_port: Turns by the remote's TCP port, over all connections to it.
+    """
+
+    def __init__(self) -> None:
+        """Nobody has said anything."""
+        self.by_port: Counter[int] = Counter()
+        self._last: dict[int, str] = {}
+
+    def note(self, port: int, direction: str) -> None:
+        """Note a packet with data."""
+        if self._last.get(port) != direction:
+            self._last[port] = direction
+            self.by_port[port] += 1
 
 
 class Link:
@@ -85,10 +107,12 @@ class Link:
         seed: The n-th packet offered in a run is lost or not by the seed and ``direction`` alone.
         direction: ``up`` (towards the remote) or ``down``: the two lose independently of each other, and the
             counters name the remote's port, which is the destination upwards and the source downwards.
+        turns: Counts both directions' turns.
     """
 
-    def __init__(self, conditions: Conditions, seed: int, direction: str) -> None:
+    def __init__(self, conditions: Conditions, seed: int, direction: str, turns: Turns | None = None) -> None:
         """Start with nothing under way."""
+        self.turns = turns or Turns()
         self.conditions = conditions
         self.packets: Counter[tuple[str, int]] = Counter()
         self.bytes = 0
@@ -108,6 +132,8 @@ class Link:
         port = header.destination_port if self._direction == "up" else header.source_port
         self.packets[header.protocol, port] += 1
         self.bytes += len(packet)
+        if header.has_data:
+            self.turns.note(port, self._direction)
         weather = self.conditions
         # Drawn for every packet, so that a blackout does not shift what happens to those after it.
         unlucky = self._chance.random() < weather.loss

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.link import Conditions, Link
+from lab.link import Conditions, Link, Turns
 from lab.room import DIE_WITH_PARENT, PLAIN_ENVIRONMENT, Room, entered_network
 
 if TYPE_CHECKING:
@@ -66,10 +66,17 @@ class Direction:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The counters of both directions: ``up`` is towards the remote."""
+    """The counters of both directions.
+
+    Attributes:
+        up: Towards the remote.
+        down: From it.
+        turns: How often the sides took turns to send data, by the remote's TCP port: two are a round trip.
+    """
 
     up: Direction
     down: Direction
+    turns: dict[int, int]
 
 
 class Wan:
@@ -115,11 +122,12 @@ class Wan:
         if not line:
             message = "the WAN emulator has ended; its reasons are in the lab's errors"
             raise RuntimeError(message)
+        *directions, turns = json.loads(line)
         up, down = (
             Direction({(protocol, port): count for protocol, port, count in by_port}, total_bytes, lost)
-            for by_port, total_bytes, lost in json.loads(line)
+            for by_port, total_bytes, lost in directions
         )
-        return Traffic(up, down)
+        return Traffic(up, down, dict(turns))
 
     def change(self, **changes: Any) -> None:
         """Change the weather; it holds when this returns."""
@@ -191,7 +199,7 @@ def _obey(line: bytes, links: list[Link]) -> bytes:
             if link.conditions.blackout:
                 link.clear()
     counters = [[[(*key, count) for key, count in link.packets.items()], link.bytes, link.lost] for link in links]
-    return json.dumps(counters).encode() + b"\n"
+    return json.dumps([*counters, list(links[0].turns.by_port.items())]).encode() + b"\n"
 
 
 def main() -> None:
@@ -200,7 +208,8 @@ def main() -> None:
         _open_tun(sys.argv[1], (NEAR_IPV4, NEAR_IPV6), (FAR_IPV4, FAR_IPV6)),
         _open_tun(sys.argv[2], (FAR_IPV4, FAR_IPV6), (NEAR_IPV4, NEAR_IPV6)),
     )
-    up, down = (Link(Conditions(), int(sys.argv[3]), direction) for direction in ("up", "down"))
+    turns = Turns()
+    up, down = (Link(Conditions(), int(sys.argv[3]), direction, turns) for direction in ("up", "down"))
     # The delay is the product: come before the programs whose waiting is measured.
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)

@@ -15,13 +15,12 @@ import pytest
 from helpers.broker import agent
 from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
 from helpers.broker.config import BrokerConfig
-from helpers.broker.connections import Connections
+from helpers.broker.connections import Completed, Connections
 from helpers.broker.keyline import encode_command
 from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import fingerprint
 from helpers.broker.pacing import Pacing
 from helpers.broker.peers import Peer
-from helpers.broker.remote import Completed
 from helpers.broker.userdb import AUTH_USER
 from helpers.broker.users import UserTable
 from helpers.errors import (
@@ -72,8 +71,11 @@ class FakeConnection:
     def close(self) -> None:
         """Do nothing."""
 
-    def prepare(self, timeout_s: float) -> bool:
+    def prepare(self, timeout_s: float) -> None:
         """Do nothing."""
+
+    def answers(self, timeout_s: float) -> bool:
+        """Be there."""
         return timeout_s > 0
 
     def run(
@@ -159,7 +161,8 @@ class Room:
         source = keys or ContentKeys(f"ssh-ed25519 {_KEY} alice\n".encode())
         self.broker = Broker(config, self.users, source, self.connections, None, None, self._make_home, self.log, 1)
 
-    def _connect(self, user: str) -> FakeConnection:
+    def _connect(self, user: str, command: Callable[[str], str] | None) -> FakeConnection:
+        del command
         self.connected.append(user)
         return FakeConnection(self)
 

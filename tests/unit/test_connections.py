@@ -17,11 +17,11 @@ from helpers.broker.connections import (
     MAX_WARM,
     RUN_TIMEOUT_S,
     STRANGER_IDLE_S,
+    Completed,
     Connections,
     Ran,
     _first,
 )
-from helpers.broker.remote import Completed
 from helpers.errors import (
     GatewayError,
     MoshServerError,
@@ -48,14 +48,14 @@ class FakeConnection:
 
     Attributes:
         error: What each command raises; None for success.
-        answers: Whether opening a channel ahead works.
+        responds: Whether the remote answers.
         lines: The commands that ran.
         timeouts_s: Their timeouts.
     """
 
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
-        self.address, self.alive, self.answers = address, True, True
+        self.address, self.alive, self.responds = address, True, True
         self.error: GatewayError | None = None
         self.lines: list[str] = []
         self.timeouts_s: list[float] = []
@@ -67,11 +67,15 @@ class FakeConnection:
         """Die."""
         self.alive = False
 
-    def prepare(self, timeout_s: float) -> bool:
+    def prepare(self, timeout_s: float) -> None:
         """Note that the next channel was opened ahead."""
         assert timeout_s > 0
         self.prepared.set()
-        return self.answers
+
+    def answers(self, timeout_s: float) -> bool:
+        """Answer, or not."""
+        assert timeout_s > 0
+        return self.responds
 
     def run(
         self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
@@ -92,6 +96,7 @@ class FakeRemote:
     Attributes:
         made: The connections, in order.
         users: For whom.
+        begun: The commands that were begun with them.
         error: What connecting raises; None for success.
         gate: Connecting waits for it.
     """
@@ -100,13 +105,15 @@ class FakeRemote:
         """Have no connection."""
         self.made: list[FakeConnection] = []
         self.users: list[str] = []
+        self.begun: list[str | None] = []
         self.error: GatewayError | None = None
         self.gate = threading.Event()
         self.gate.set()
 
-    def connect(self, user: str) -> FakeConnection:
+    def connect(self, user: str, command: Callable[[str], str] | None = None) -> FakeConnection:
         """Connect."""
         self.users.append(user)
+        self.begun.append(None if command is None else command("192.0.2.1"))
         assert self.gate.wait(20)
         if self.error is not None:
             raise self.error
@@ -159,6 +166,20 @@ def test_a_connection_is_made_once_and_stays_warm() -> None:
         assert pool.remote.made[0].timeouts_s == [RUN_TIMEOUT_S, RUN_TIMEOUT_S]
         await _until(pool.remote.made[0].prepared.is_set)
         assert (len(pool), pool.address("alice"), pool.age_s("alice")) == (1, "192.0.2.1", 0.0)
+
+    _run(scenario)
+
+
+def test_the_first_command_begins_with_the_connection() -> None:
+    """Whoever has a connection made has the command begun with it; warming up begins none, and nobody else does."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.warm_up("alice")
+        await _until(lambda: pool.remote.users == ["alice"])
+        await pool.do("alice")
+        await pool.do("bob")
+        await pool.do("bob", "mosh")
+        assert pool.remote.begun == [None, "cat 192.0.2.1"]
 
     _run(scenario)
 
@@ -326,7 +347,7 @@ def test_whether_a_connection_answers() -> None:
         await pool.do()
         (connection,) = pool.remote.made
         assert await pool.answers("alice", 10.0)
-        connection.answers = False
+        connection.responds = False
         assert not await pool.answers("alice", 10.0)
         connection.alive = False
         assert not await pool.answers("alice", 10.0)

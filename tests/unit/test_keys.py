@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.broker.connections import Ran
+from helpers.broker.connections import Completed, Ran
 from helpers.broker.keys import (
     FETCH_COMMAND,
     MAX_FILE_BYTES,
@@ -21,7 +21,6 @@ from helpers.broker.keys import (
     PathKeys,
     RemoteKeys,
 )
-from helpers.broker.remote import Completed
 from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, RemoteLostError, RemoteTimeoutError
 
 _OWN_KEY = b"AAAAgateway"

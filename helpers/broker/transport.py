@@ -1,0 +1,215 @@
+"""SSH's handshake in few round trips: nothing is waited for that is known already.
+
+RFC 4253 and 4252 let a client send its KEXINIT and its half of the key exchange with its identification, and its login
+with the service request; sshd takes channels and a command with the login, too. Counting TCP's, a login with a
+command's output takes 4 round trips, where paramiko by itself takes 9. Nothing that authenticates is sent before
+`PipelinedTransport.authenticate`, which whoever holds the transport calls once the host key is verified.
+
+paramiko has no public way to any of this, so this module overrides and calls methods of its that begin with ``_``.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Any
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.common import cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
+
+_MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
+_FORESEEABLE = ("mlkem768x25519-", "curve25519-")
+_POLL_S = 0.1  # paramiko tells of a transport's end by no event
+
+
+class PipelinedTransport(paramiko.Transport):
+    """A client's transport that waits for nothing that it does not need.
+
+    Args:
+        sock: A connected socket.
+        foreseen: The key exchange method that will be agreed on, so that our half of it need not wait for the server's
+            KEXINIT: that of the last time. None, or one that this class cannot begin so, waits. Where it turns out to
+            be wrong the server hangs up.
+
+    Attributes:
+        foreseen: The method that was begun early; None for none.
+        agreed: The method that was agreed on.
+        begun: The channel on which the first command runs; None where none was begun.
+        spare: A channel that is open for the next command; None where there is none.
+    """
+
+    def __init__(self, sock: socket.socket, foreseen: str | None = None) -> None:
+        """Prepare; `start_client` begins."""
+        super().__init__(sock)
+        is_usable = foreseen is not None and foreseen.startswith(_FORESEEABLE) and foreseen in self.preferred_kex
+        self.foreseen = foreseen if is_usable else None
+        self.agreed: str | None = None
+        self.begun: paramiko.Channel | None = None
+        self.spare: paramiko.Channel | None = None
+        self._early: Any = None
+
+    @property
+    def is_openssh(self) -> bool:
+        """Whether the server says that it is OpenSSH."""
+        return str(self.remote_version).startswith("SSH-2.0-OpenSSH_")
+
+    def _check_banner(self) -> None:
+        # Our identification has just been sent. RFC 4253 section 7.1: KEXINIT may follow it at once.
+        self._send_kex_init()
+        if self.foreseen is not None:
+            # Without first_kex_packet_follows: the packet is what comes next, once the method is the one agreed on.
+            self._early = self._kex_info[self.foreseen](self)
+            self._early.start_kex()
+        super()._check_banner()
+
+    def _send_kex_init(self) -> None:
+        # paramiko's run() sends it too, when it has read the server's identification. After each exchange it is None.
+        if self.local_kex_init is None:
+            super()._send_kex_init()
+
+    def _negotiate_keys(self, message: paramiko.Message) -> None:
+        early, self._early = self._early, None
+        if early is None:
+            super()._negotiate_keys(message)
+        else:
+            self._parse_kex_init(message)
+            if type(self.kex_engine) is not type(early):
+                raise paramiko.SSHException("another key exchange method was agreed on than was foreseen")
+            self.kex_engine = early
+            self._expect_packet(_MSG_KEX_ECDH_REPLY)
+        if self.agreed is None:
+            methods = [name for name in self.preferred_kex if self._kex_info[name] is type(self.kex_engine)]
+            self.agreed = methods[0] if methods else None
+
+    def _parse_ext_info(self, message: paramiko.Message) -> None:
+        super()._parse_ext_info(message)
+        if isinstance(self.auth_handler, _PipelinedAuth):
+            self.auth_handler.proceed()
+
+    def authenticate(self, user: str, key: paramiko.PKey, command: str | None, timeout_s: float) -> list[str]:
+        """Log in; with OpenSSH, begin a command and open a channel for the next one with the same packets.
+
+        A channel that is asked for before the login has succeeded is answered after it. sshd (9.2, 10.0) does so; other
+        servers may take it for a breach of the protocol, so they are not asked.
+
+        Args:
+            user: The user name.
+            key: The private key.
+            command: The command to begin; None for none.
+            timeout_s: Longest time, in seconds.
+
+        Returns:
+            The methods by which authentication would have to go on; none when it is complete.
+
+        Raises:
+            paramiko.SSHException: The server refuses, or the transport broke.
+        """
+        self.auth_timeout = timeout_s
+        done = threading.Event()
+        self.auth_handler = handler = _PipelinedAuth(self, command)
+        handler.auth_publickey(user, key, done)
+        # What EXT_INFO has to say is how to sign with an RSA key; and sshd's Nagle may hold it back for a round trip.
+        if self.server_extensions or (self.is_openssh and "rsa" not in key.get_name()):
+            handler.proceed()
+        partial: list[str] = handler.wait_for_response(done)
+        if handler.opened and not partial:
+            self._await_channels(handler.opened, command is not None, timeout_s)
+        return partial
+
+    def _await_channels(self, opened: list[paramiko.Channel], is_begun: bool, timeout_s: float) -> None:  # noqa: FBT001
+        """Wait for the answers to what was asked for with the login: they come right behind its own."""
+        deadline = time.monotonic() + timeout_s
+        for channel in opened:
+            # The event is gone once the answer is there.
+            event = self.channel_events.get(channel.chanid)
+            while event is not None and not event.wait(_POLL_S):
+                if not self.is_active() or time.monotonic() > deadline:
+                    raise paramiko.SSHException("no answer to the request of a channel")
+        live = [channel if self._channels.get(channel.chanid) is channel else None for channel in opened]
+        if is_begun:
+            self.begun = live.pop(0)
+            if self.begun is None or self.begun.remote_chanid != 0:
+                raise paramiko.SSHException("the server opened another channel than its first")
+        self.spare = live[0]
+
+    def ask_for_channel(self) -> paramiko.Channel:
+        """Ask for a session's channel, without waiting: `paramiko.Transport.open_channel` up to where it waits."""
+        with self.lock:
+            number = self._next_channel()
+            window, packet = self.default_window_size, self.default_max_packet_size
+            channel = paramiko.Channel(number)
+            self._channels.put(number, channel)
+            self.channel_events[number] = threading.Event()
+            self.channels_seen[number] = True
+            channel._set_transport(self)
+            channel._set_window(window, packet)
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_OPEN)
+        message.add_string("session")
+        for value in (number, window, packet):
+            message.add_int(value)
+        self._send_message(message)
+        return channel
+
+    def exec_unanswered(self, remote_channel: int, command: str) -> None:
+        """Ask for a command and for no reply.
+
+        `paramiko.Channel.exec_command` waits for one: a round trip, since sshd's Nagle then holds the first data back
+        until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
+
+        Args:
+            remote_channel: The server's number of the channel.
+            command: The command line.
+        """
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(remote_channel)
+        message.add_string("exec")
+        message.add_boolean(False)  # noqa: FBT003 - paramiko's API
+        message.add_string(command)
+        self._send_user_message(message)
+
+
+class _PipelinedAuth(AuthHandler):
+    """Sends the login as soon as it is known how to sign it: at once, or at EXT_INFO.
+
+    A server that is not OpenSSH, and sends no EXT_INFO, is heard out: at SERVICE_ACCEPT, as paramiko has it.
+
+    Attributes:
+        opened: The channels that were asked for.
+    """
+
+    def __init__(self, transport: PipelinedTransport, command: str | None) -> None:
+        super().__init__(transport)
+        self._command = command
+        self._lock = threading.Lock()
+        self._requested = self._sent = False
+        self.opened: list[paramiko.Channel] = []
+
+    def _request_auth(self) -> None:
+        super()._request_auth()
+        self._requested = True
+
+    def _parse_service_accept(self, message: paramiko.Message) -> None:
+        if message.get_text() == "ssh-userauth":
+            self.proceed()
+
+    def proceed(self) -> None:
+        """Log in, once, when the service was requested: called by paramiko's thread and by the caller's."""
+        with self._lock:
+            if self._sent or not self._requested:
+                return
+            self._sent = True
+            service = paramiko.Message()
+            service.add_string("ssh-userauth")
+            super()._parse_service_accept(paramiko.Message(service.asbytes()))
+            transport = self.transport
+            if not transport.is_openssh:
+                return
+            self.opened = [transport.ask_for_channel()]
+            if self._command is not None:
+                # sshd numbers channels from 0 up, and this is its first.
+                transport.exec_unanswered(0, self._command)
+                self.opened.append(transport.ask_for_channel())

@@ -1,0 +1,204 @@
+"""How many times a login crosses the WAN, counted; and that no remote is upset by what is said ahead of time."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.broker.known_hosts import KnownHosts
+from helpers.broker.remote import Remote, load_key
+from helpers.errors import HostKeyError, PermissionDeniedError
+from lab.remote import PORT
+from lab.room import PLAIN_ENVIRONMENT, entered_network
+from lab.users import make_key
+from lab.waiting import wait_until
+from lab.wan import FAR_IPV4
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from lab.bench import Lab
+    from lab.gateway import Gateway
+    from lab.users import User
+
+_COMMAND = "cat .ssh/authorized_keys"
+
+
+@pytest.fixture
+def own(make_lab: Callable[..., Lab]) -> Lab:
+    """A lab whose remote the test may change."""
+    return make_lab(rtt_ms=20)
+
+
+def _log_in(lab: Lab, argv: list[str], user: User) -> None:
+    terminal = lab.terminal(argv)
+    try:
+        terminal.wait_for(user.prompt)
+    finally:
+        terminal.close()
+
+
+def _turns(lab: Lab, argv: list[str], user: User) -> int:
+    """Log in, and tell how often the two ends of port 22 took turns: two are a round trip, TCP's own not counted."""
+    before = lab.wan.traffic().turns.get(PORT, 0)
+    _log_in(lab, argv, user)
+    return lab.wan.traffic().turns.get(PORT, 0) - before
+
+
+def test_round_trips_of_a_login(own: Lab) -> None:
+    """A cold login has 3 round trips over SSH, a warm one has 1; ssh itself, dialled directly, has more than 6."""
+    gateway, known, user = own.start_gateway(), own.add_user(), own.add_user()
+    _log_in(own, own.gateway_argv(gateway, known), known)  # the gateway learns which key exchange the remote wants
+    # One round trip more each where the channel for the next login is asked for, and where one is closed, meanwhile.
+    assert _turns(own, own.gateway_argv(gateway, user), user) <= 2 * (3 + 1)
+    wait_until(lambda: len(own.remote.processes("mosh-server")) == 0, "the sessions are over")
+    assert _turns(own, own.gateway_argv(gateway, user), user) <= 2 * (1 + 1)
+    assert _turns(own, own.direct_ssh_argv(user), user) > 2 * 6
+
+
+def test_another_key_exchange_than_foreseen(own: Lab) -> None:
+    """A remote that was told to agree on something else since is tried once more, and the login works."""
+    gateway, first, second, third = own.start_gateway(), own.add_user(), own.add_user(), own.add_user()
+    _log_in(own, own.gateway_argv(gateway, first), first)
+    own.remote.set_option("KexAlgorithms ecdh-sha2-nistp256")
+    since = own.remote.log.mark()
+    _log_in(own, own.gateway_argv(gateway, second), second)
+    assert len(own.remote.log.matches("^Connection from ", since=since)) == 2
+    _log_in(own, own.gateway_argv(gateway, third), third)
+    assert len(own.remote.log.matches("^Connection from ", since=since)) == 3
+
+
+@pytest.mark.parametrize("line", ["MaxSessions 1", "RekeyLimit 16K 1s", "LogLevel DEBUG3", "Banner /etc/hostname"])
+def test_a_remote_with_other_settings(own: Lab, line: str) -> None:
+    """First and later logins work where the remote opens one channel at a time, changes keys often, or says more."""
+    own.remote.set_option(line)
+    gateway, user = own.start_gateway(), own.add_user()
+    for _ in range(2):
+        _log_in(own, own.gateway_argv(gateway, user), user)
+    assert own.remote.accepted(user) == 1
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+def test_keys_of_other_types(own: Lab, kind: str) -> None:
+    """An RSA key, which is signed with as EXT_INFO says, and an ECDSA one get the gateway in."""
+    key = make_key(own.directory / "keys" / kind, kind=kind)
+    gateway = own.start_gateway({"GATEWAY_SSH_KEY_PATH": str(key.private)})
+    user = own.add_user()
+    own.remote.authorize(user, [user.key.public, key.public])
+    for each in (user, user):
+        _log_in(own, own.gateway_argv(gateway, each), each)
+    assert own.remote.log.matches(rf"Accepted publickey for {user.name} from \S+ port \d+ ssh2: {kind.upper()} ")
+
+
+class Dialled:
+    """The broker's way to the remote, without the rest of the gateway, and an sshd that is not OpenSSH's.
+
+    Args:
+        lab: Where the remote is.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        """Start dropbear on a port of its own."""
+        self.lab, self.port = lab, 2022
+        key = lab.directory / "remote" / "dropbear"
+        subprocess.run(["dropbearkey", "-t", "ed25519", "-f", str(key)], check=True, capture_output=True)
+        self.process = subprocess.Popen(
+            lab.remote.room.argv(["dropbear", "-F", "-E", "-s", "-p", str(self.port), "-r", str(key)]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=PLAIN_ENVIRONMENT,
+            start_new_session=True,
+        )
+        wait_until(self._listens, "dropbear listens")
+
+    def _listens(self) -> bool:
+        with entered_network(f"/proc/{self.lab.near.pid}/ns/net"):
+            try:
+                Remote(FAR_IPV4, self.port, None, None)._connect_tcp().close()
+            except Exception:  # noqa: BLE001 - not yet
+                return False
+        return True
+
+    def remote(self, port: int, known_hosts: Path | None = None) -> Remote:
+        """Make the broker's remote for a port, with the gateway's key."""
+        known = None if known_hosts is None else KnownHosts(known_hosts, FAR_IPV4, port)
+        return Remote(FAR_IPV4, port, known, load_key(self.lab.gateway_key.private.read_text()))
+
+
+@pytest.fixture
+def dialled(own: Lab) -> Iterator[Dialled]:
+    """Dropbear beside the remote's own sshd."""
+    dialled = Dialled(own)
+    with entered_network(f"/proc/{own.near.pid}/ns/net"):
+        yield dialled
+    dialled.process.terminate()
+    dialled.process.wait()
+
+
+def test_a_remote_that_is_not_openssh(dialled: Dialled) -> None:
+    """Dropbear is told nothing ahead of its own words, lets the gateway in, and refuses it, in its own time."""
+    remote, user, stranger = dialled.remote(dialled.port), dialled.lab.add_user(), dialled.lab.add_user(authorized=[])
+    for _ in range(2):
+        connection = remote.connect(user.name, lambda _: _COMMAND)
+        for _ in range(2):
+            done = connection.run(_COMMAND, max_bytes=10_000, timeout_s=10)
+            assert (done.stdout.decode(), done.status) == (
+                dialled.lab.remote.read_file(user, ".ssh/authorized_keys"),
+                0,
+            )
+        connection.close()
+    with pytest.raises(PermissionDeniedError):
+        remote.connect(stranger.name, lambda _: _COMMAND)
+
+
+def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command's output is taken once, and only at once: keys that were revoked since are not seen again."""
+    lab, user = dialled.lab, dialled.lab.add_user()
+    remote = dialled.remote(PORT)
+    connection = remote.connect(user.name, lambda _: _COMMAND)
+    lab.remote.authorize(user, ["changed"])
+    assert lab.gateway_key.public.encode() in connection.run(_COMMAND, max_bytes=10_000, timeout_s=10).stdout
+    assert connection.run(_COMMAND, max_bytes=10_000, timeout_s=10).stdout == b"changed\n"
+    connection.close()
+
+    lab.remote.authorize(user, [lab.gateway_key.public])
+    for command in (_COMMAND, "echo other"):
+        if command == _COMMAND:
+            monkeypatch.setattr("helpers.broker.remote.BEGUN_FRESH_S", 0.0)
+        connection = remote.connect(user.name, lambda _: _COMMAND)
+        done = connection.run("echo now", max_bytes=100, timeout_s=10)
+        assert (done.stdout, done.status) == (b"now\n", 0)
+        connection.close()
+        monkeypatch.undo()
+
+
+def test_nothing_authenticates_before_the_host_key_is_known(dialled: Dialled, tmp_path: Path) -> None:
+    """A host that shows the wrong key is never told a user's name, however early the rest is said."""
+    lab, user = dialled.lab, dialled.lab.add_user()
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    right.write_text(lab.remote.known_hosts())
+    wrong.write_text(f"{FAR_IPV4} {' '.join(lab.gateway_key.public.split()[:2])}\n")
+    before = dialled.remote(PORT, right)
+    before.connect(user.name, lambda _: _COMMAND).close()
+    remote = dialled.remote(PORT, wrong)
+    remote.foreseen.extend(before.foreseen)
+    assert remote.foreseen
+    since = lab.remote.log.mark()
+    with pytest.raises(HostKeyError):
+        remote.connect(user.name, lambda _: _COMMAND)
+    closed = lab.remote.log.wait_for(r"(Connection (closed|reset) by|Disconnected from) .*\[preauth\]", since=since)
+    assert "user" not in closed.string
+    assert not [line for line in lab.remote.log.lines(since=since) if user.name in line]
+
+
+def test_a_refused_login_says_so(own: Lab, gateway: Gateway) -> None:
+    """What was sent behind a login that is refused does not hide why: nobody has the gateway's key there."""
+    del gateway
+    user = own.add_user(authorized=[])
+    other = own.start_gateway({"GATEWAY_AUTHORIZED_KEYS_CONTENT": user.key.public})
+    done = own.run(own.gateway_argv(other, user, options=["-tt"]))
+    assert b"does not let the gateway's key in as" in done.stdout + done.stderr
