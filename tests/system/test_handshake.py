@@ -48,15 +48,16 @@ def _turns(lab: Lab, argv: list[str], user: User) -> int:
     return lab.wan.traffic().turns.get(PORT, 0) - before
 
 
-def test_round_trips_of_a_login(own: Lab) -> None:
-    """A cold login has 3 round trips over SSH, a warm one has 1; ssh itself, dialled directly, has more than 6."""
-    gateway, known, user = own.start_gateway(), own.add_user(), own.add_user()
-    _log_in(own, own.gateway_argv(gateway, known), known)  # the gateway learns which key exchange the remote wants
-    # One round trip more each where the channel for the next login is asked for, and where one is closed, meanwhile.
-    assert _turns(own, own.gateway_argv(gateway, user), user) <= 2 * (3 + 1)
-    wait_until(lambda: len(own.remote.processes("mosh-server")) == 0, "the sessions are over")
-    assert _turns(own, own.gateway_argv(gateway, user), user) <= 2 * (1 + 1)
-    assert _turns(own, own.direct_ssh_argv(user), user) > 2 * 6
+def test_round_trips_of_a_login(make_lab: Callable[..., Lab]) -> None:
+    """A cold login takes fewer than 5 round trips over SSH, a warm one fewer than 3; ssh itself takes more than 8."""
+    # Far enough for what a side does between two packets to be short beside it.
+    lab = make_lab(rtt_ms=100)
+    gateway, known, user = lab.start_gateway(), lab.add_user(), lab.add_user()
+    _log_in(lab, lab.gateway_argv(gateway, known), known)  # the gateway learns which key exchange the remote wants
+    # Each has a turn or two for the channel that is closed, and the one that is asked for ahead, meanwhile.
+    assert _turns(lab, lab.gateway_argv(gateway, user), user) < 2 * 5
+    assert _turns(lab, lab.gateway_argv(gateway, user), user) < 2 * 3
+    assert _turns(lab, lab.direct_ssh_argv(user), user) > 2 * 8
 
 
 def test_another_key_exchange_than_foreseen(own: Lab) -> None:
