@@ -127,7 +127,8 @@ class PipelinedTransport(paramiko.Transport):
             while event is not None and not event.wait(_POLL_S):
                 if not self.is_active() or time.monotonic() > deadline:
                     raise paramiko.SSHException("no answer to the request of a channel")
-        live = [channel if self._channels.get(channel.chanid) is channel else None for channel in opened]
+        # It is set when the channel is opened, and stays when it closes: the command may be over by now.
+        live = [channel if channel.active else None for channel in opened]
         if is_begun:
             self.begun = live.pop(0)
             if self.begun is None or self.begun.remote_chanid != 0:

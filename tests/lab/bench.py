@@ -22,7 +22,7 @@ from lab.waiting import LogFile
 from lab.wan import FAR_IPV4, Wan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import IO
 
 _FIRST_PORT = 2222
@@ -88,6 +88,10 @@ class Lab:
         atexit.unregister(self.close)
         with _uninterrupted():
             self._stack.close()
+
+    def defer(self, end: Callable[[], None]) -> None:
+        """Have something that a caller started end with the lab."""
+        self._stack.callback(end)
 
     def pin_host_keys(self) -> None:
         """Write the remote's present host keys to ``known_hosts``, as after ``remote.rotate_host_keys``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, load_key
+from helpers.broker.transport import PipelinedTransport
 from helpers.errors import HostKeyError, PermissionDeniedError
 from lab.remote import PORT
 from lab.room import PLAIN_ENVIRONMENT, entered_network
@@ -19,6 +20,8 @@ from lab.wan import FAR_IPV4
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import paramiko
 
     from lab.bench import Lab
     from lab.gateway import Gateway
@@ -175,6 +178,22 @@ def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, mo
         assert (done.stdout, done.status) == (b"now\n", 0)
         connection.close()
         monkeypatch.undo()
+
+
+def test_a_first_command_that_is_over_before_anybody_looks(dialled: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the command's output, end and status may be there before the login's caller goes on."""
+    user = dialled.lab.add_user()
+    look = PipelinedTransport._await_channels
+
+    def late(transport: PipelinedTransport, opened: list[paramiko.Channel], *arguments: Any) -> None:
+        wait_until(lambda: opened[0].closed, "the command is over")
+        look(transport, opened, *arguments)
+
+    monkeypatch.setattr(PipelinedTransport, "_await_channels", late)
+    connection = dialled.remote(PORT).connect(user.name, lambda _: "echo early; exit 3")
+    done = connection.run("echo early; exit 3", max_bytes=100, timeout_s=10)
+    assert (done.stdout, done.status) == (b"early\n", 3)
+    connection.close()
 
 
 def test_nothing_authenticates_before_the_host_key_is_known(dialled: Dialled, tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""``make bench``: measures the gateway beside ssh, mosh and ``ssh -J`` in the lab, and prints one table."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bench.bare import GREETING, BareSshd
+from bench.cost import CostBench
+from bench.keystrokes import RTT_MS, TypingBench
+from bench.load import LoadBench
+from bench.logins import LoginBench, fits
+from bench.report import Results
+from lab.bench import Lab
+from lab.needs import what_is_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lab.gateway import Gateway
+    from lab.processes import Process
+
+_JUMP_PORT, _FORCED_PORT = 2301, 2302
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        logins: Logins of each way at each round-trip time.
+        bad_logins: The same where packets are lost.
+        losses: Shares of packets lost each way.
+        keystrokes: Keystrokes of each way at each loss.
+        helper_runs: Runs of each helper.
+        rate_logins: Logins by which the rate is measured.
+        crowd: Users of the burst.
+        idle_s: Seconds for which idle sessions are watched.
+    """
+
+    logins: int = 9
+    bad_logins: int = 5
+    losses: tuple[float, ...] = (0.01, 0.05, 0.29)
+    keystrokes: int = 200
+    helper_runs: int = 25
+    rate_logins: int = 60
+    crowd: int = 200
+    idle_s: float = 20.0
+
+
+_WHOLE = Effort()
+_QUICK = Effort(
+    logins=3, bad_logins=2, losses=(0.05,), keystrokes=60, helper_runs=7, rate_logins=20, crowd=30, idle_s=5.0
+)
+_RTTS_MS = (30.0, 100.0, 300.0)
+_AT_ONCE = 6
+
+
+def _sshd_uid(gateway: Gateway) -> int:
+    """Return the uid that the one session on a gateway has."""
+
+    def is_session(process: Process) -> bool:
+        return process.name == "mosh-client"
+
+    return next(process.uid for process in gateway.processes() if is_session(process))
+
+
+def _measure_logins(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
+    jump, bare = BareSshd(lab, _JUMP_PORT, forced=False), BareSshd(lab, _FORCED_PORT, forced=True)
+    gateway = lab.start_gateway()
+    bench = LoginBench(lab, gateway, jump, say)
+    by_rtt = []
+    for rtt_ms in _RTTS_MS:
+        by_rtt.append((rtt_ms, bench.measure(effort.logins, rtt_ms=rtt_ms)))
+        results.logins[f"{rtt_ms:g} ms RTT"] = by_rtt[-1][1]
+    results.fits = fits(by_rtt)
+    results.bare_login = bench.local(effort.logins, bare, GREETING)
+    for loss in effort.losses:
+        results.logins[f"100 ms RTT, {loss:.0%} loss"] = bench.measure(effort.bad_logins, rtt_ms=100.0, loss=loss)
+    results.logins["100 ms RTT, 64 kB/s"] = bench.measure(effort.bad_logins, rtt_ms=100.0, rate_kb_s=64.0)
+    user = lab.add_user()
+    session = lab.terminal(lab.gateway_argv(gateway, user))
+    session.wait_for(user.prompt)
+    results.cost = CostBench(lab, gateway, user, _sshd_uid(gateway)).measure(effort.helper_runs, say)
+    session.close()
+
+
+def _measure_typing(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
+    predicting, plain = (lab.start_gateway({"GATEWAY_MOSH_PREDICT": predict}) for predict in ("always", "never"))
+    bench = TypingBench(lab, predicting, plain, say)
+    for loss in (0.0, *effort.losses):
+        results.typing[f"{RTT_MS:g} ms RTT, {loss:.0%} loss"] = bench.measure(effort.keystrokes, loss)
+
+
+def _measure_load(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
+    gateway, bare = lab.start_gateway(), BareSshd(lab, _FORCED_PORT, forced=True)
+    bench = LoadBench(lab, gateway, bare, effort.crowd, say)
+    results.burst, results.burst_connections = bench.burst()
+    results.idle = bench.idle(effort.idle_s)
+    results.rates = bench.rates(effort.rate_logins, _AT_ONCE)
+
+
+def _ended(*_: object) -> None:
+    """End on SIGTERM or SIGHUP as on Ctrl-C: with everything taken down."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Measure, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few of each, in some four minutes")
+    parser.add_argument("--only", choices=("logins", "typing", "load"), help="one part")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture there (.svg or .png)")
+    arguments = parser.parse_args()
+    if missing := what_is_missing():
+        print(f"bench: {missing}", file=sys.stderr)
+        return 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _ended)
+    effort, results, console = (_QUICK if arguments.quick else _WHOLE), Results(), Console(highlight=False, width=120)
+
+    def say(what: str) -> None:
+        print(f"bench: {what}", file=sys.stderr, flush=True)
+
+    parts = {"logins": _measure_logins, "typing": _measure_typing, "load": _measure_load}
+    for name, measure in parts.items():
+        if arguments.only in {None, name}:
+            # A lab of its own each, so that no part finds what another left.
+            with Lab(rtt_ms=20) as lab:
+                measure(lab, effort, results, say)
+            if arguments.json:
+                results.write_json(arguments.json)
+    results.print(console)
+    if arguments.plot and results.fits and results.typing:
+        results.plot(arguments.plot, list(results.typing)[-1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""What was measured, as a table, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from bench import keystrokes, logins
+from bench.stats import Fit, Sample
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_COLORS = {
+    logins.COLD: "#1b6ca8",
+    logins.WARM: "#18a558",
+    logins.SSH: "#c0392b",
+    logins.MOSH: "#8e44ad",
+    logins.JUMP: "#e67e22",
+    keystrokes.GATEWAY_PREDICTING: "#18a558",
+    keystrokes.MOSH_PREDICTING: "#2c3e50",
+    keystrokes.GATEWAY_PLAIN: "#1b6ca8",
+    keystrokes.MOSH_PLAIN: "#8e44ad",
+    keystrokes.SSH: "#c0392b",
+}
+
+
+def machine() -> dict[str, str | int | float]:
+    """Name the machine and what runs on it."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr.split(",")[0].strip()
+    mosh = (
+        subprocess.run(["mosh", "--version"], capture_output=True, text=True, check=False).stdout.split("[")[0].strip()
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 0,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "ssh": ssh,
+        "mosh": mosh,
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+@dataclass
+class Results:
+    """All that was measured.
+
+    Attributes:
+        machine: Where.
+        logins: Times of logins in seconds, by weather.
+        fits: The line through each way's times over the round-trip time.
+        bare_login: A login on a bare sshd nearby, in seconds.
+        typing: Times of echoes in milliseconds, by the share of lost packets.
+        cost: Processor time of the helpers in milliseconds.
+        rates: Logins per second.
+        burst: Times of simultaneous logins in seconds.
+        burst_connections: The most logins that the remote saw of one user meanwhile.
+        idle: What idle sessions cost.
+    """
+
+    machine: dict[str, str | int | float] = field(default_factory=machine)
+    logins: dict[str, dict[str, Sample]] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+    bare_login: Sample | None = None
+    typing: dict[str, dict[str, Sample]] = field(default_factory=dict)
+    cost: dict[str, Sample] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    burst: Sample | None = None
+    burst_connections: int = 0
+    idle: dict[str, float] = field(default_factory=dict)
+
+    def write_json(self, path: Path) -> None:
+        """Write everything, each measurement included."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Sample):
+                return value.as_json()
+            if isinstance(value, Fit):
+                return asdict(value)
+            if isinstance(value, dict):
+                return {key: plain(its) for key, its in value.items()}
+            return round(value, 4) if isinstance(value, float) else value
+
+        path.write_text(json.dumps({name: plain(value) for name, value in vars(self).items()}, indent=1) + "\n")
+
+    def print(self, console: Console) -> None:
+        """Print one table."""
+        console.print(", ".join(f"{name} {value}" for name, value in self.machine.items()))
+        table = Table("what", "way", "median", "25 % - 75 %", "of ssh's", "n", "given up")
+        for weather, ways in self.logins.items():
+            for way, sample in ways.items():
+                table.add_row(
+                    f"login, s, {weather}",
+                    way,
+                    _number(sample.median),
+                    _spread(sample),
+                    _ratio(sample, ways[logins.SSH]),
+                    str(len(sample.values)),
+                    str(sample.given_up or ""),
+                )
+            table.add_section()
+        for way, line in self.fits.items():
+            table.add_row("login = a + n x RTT", way, f"a {line.fixed_s:.2f} s, n {line.round_trips:.1f}")
+        if self.bare_login:
+            table.add_row("login, s", "bare sshd nearby", _number(self.bare_login.median), _spread(self.bare_login))
+        table.add_section()
+        for weather, ways in self.typing.items():
+            for way, sample in ways.items():
+                mean_p99 = f"mean {_number(sample.mean)}, 99 % {_number(sample.quantile(0.99))}"
+                table.add_row(
+                    f"echo of a key, ms, {weather}",
+                    way,
+                    _number(sample.median),
+                    mean_p99,
+                    _ratio(sample, ways[keystrokes.SSH]),
+                    str(len(sample.values)),
+                    str(sample.given_up or ""),
+                )
+            table.add_section()
+        self._add_machine_rows(table)
+        console.print(table)
+
+    def _add_machine_rows(self, table: Table) -> None:
+        for name, sample in self.cost.items():
+            table.add_row("CPU, ms", name, _number(sample.median), _spread(sample), "", str(len(sample.values)))
+        for name, rate in self.rates.items():
+            table.add_row("logins per second", name, _number(rate))
+        if self.burst:
+            words = f"slowest {_number(max(self.burst.values))}; {self.burst_connections} connection a user"
+            table.add_row(
+                f"burst of {len(self.burst.values)}, s",
+                "gateway, first login of each user",
+                _number(self.burst.median),
+                words,
+                "",
+                "",
+                str(self.burst.given_up or ""),
+            )
+        for name, value in self.idle.items():
+            table.add_row("idle sessions", name, _number(value))
+
+    def plot(self, path: Path, loss: str) -> None:
+        """Draw logins over the round-trip time, and the distribution of echoes at one loss."""
+        # Only here: tests and demo do without it.
+        from matplotlib.figure import Figure  # noqa: PLC0415
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        by_rtt = {float(name.split()[0]): ways for name, ways in self.logins.items() if name.endswith("ms RTT")}
+        for way in logins.WAYS:
+            medians = [ways[way].median for ways in by_rtt.values()]
+            low = [ways[way].median - ways[way].quantile(0.25) for ways in by_rtt.values()]
+            high = [ways[way].quantile(0.75) - ways[way].median for ways in by_rtt.values()]
+            line = self.fits[way]
+            label = f"{way}: {line.fixed_s:.2f} s + {line.round_trips:.1f} RTT"
+            left.errorbar(list(by_rtt), medians, [low, high], label=label, color=_COLORS[way], marker="o", capsize=3)
+        left.set(title="Login to the remote prompt", xlabel="round-trip time, ms", ylabel="seconds", ylim=(0, None))
+        left.legend(fontsize=7)
+        for way, sample in self.typing[loss].items():
+            ordered = sorted(value for value in sample.values if math.isfinite(value))
+            shares = [(place + 1) / len(sample.values) for place in range(len(ordered))]
+            right.plot(ordered, shares, label=way, color=_COLORS[way], drawstyle="steps-post")
+        right.set(
+            title=f"Echo of a keystroke, {loss}", xlabel="milliseconds", ylabel="share of keystrokes seen by then"
+        )
+        right.set_xscale("log")
+        right.set_ylim(0, 1)
+        right.legend(fontsize=7)
+        for axes in (left, right):
+            axes.grid(visible=True, alpha=0.3)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "never"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _spread(sample: Sample) -> str:
+    return f"{_number(sample.quantile(0.25))} - {_number(sample.quantile(0.75))}"
+
+
+def _ratio(sample: Sample, reference: Sample) -> str:
+    value = sample.median / reference.median
+    return f"{value:.2f}" if math.isfinite(value) else "less" if math.isinf(reference.median) else "more"
