@@ -46,9 +46,14 @@ MAX_AGE_S = 3600.0
 RUN_TIMEOUT_S = 10.0
 """Longest run of one command, in seconds."""
 
+ACKNOWLEDGE_S = 0.2
+"""Seconds, on top of the round trip that was measured, after which the remote's kernel must have acknowledged what was
+sent over a warm connection: Linux waits no longer before it does (40 to 200 ms). A connection on which it has not may
+have died, or be busy repeating what the network lost; a new one is tried beside it, and whichever answers first is as
+good."""
+
 WARM_TIMEOUT_S = 4.0
-"""Seconds without an answer over a warm connection after which a new one is tried beside it: it may have died, or be
-busy repeating what the network lost, and whichever answers first is as good."""
+"""The same for a remote whose kernel lives and whose programs do not answer."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ class RemoteConnection(Protocol):
     """What is needed of `helpers.broker.remote.Connection`."""
 
     address: str
+
+    @property
+    def round_trip_s(self) -> float:
+        """How long an acknowledgement takes at the worst that is likely."""
+        ...
+
+    @property
+    def unacknowledged(self) -> bool:
+        """Whether the remote's kernel has still to acknowledge what was sent."""
+        ...
 
     @property
     def alive(self) -> bool:
@@ -183,8 +198,7 @@ class Connections:
             return await self._run_cold(user, command, max_bytes, until)
         attempt = asyncio.create_task(self._run(user, warm, command, max_bytes=max_bytes, until=until))
         attempt.add_done_callback(_observe)
-        done, _ = await asyncio.wait({attempt}, timeout=WARM_TIMEOUT_S)
-        if not done:
+        if not await _is_done(attempt, warm.connection):
             other = asyncio.create_task(self._run_cold(user, command, max_bytes, until))
             other.add_done_callback(_observe)
             return await _first({attempt, other})
@@ -357,6 +371,15 @@ class Connections:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_observe)
+
+
+async def _is_done(attempt: asyncio.Task[Ran], connection: RemoteConnection) -> bool:
+    """Wait for an attempt for as long as its connection deserves, and tell whether it is done."""
+    patience_s = min(WARM_TIMEOUT_S, connection.round_trip_s + ACKNOWLEDGE_S)
+    done, _ = await asyncio.wait({attempt}, timeout=patience_s)
+    if not done and not connection.unacknowledged:
+        done, _ = await asyncio.wait({attempt}, timeout=WARM_TIMEOUT_S - patience_s)
+    return bool(done)
 
 
 async def _first(attempts: set[asyncio.Task[Ran]]) -> Ran:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -48,6 +49,9 @@ KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTE
 """What errors call it."""
 
 _READ_BYTES = 32768
+# Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
+_TCP_INFO = struct.Struct("8x17I")
+_UNACKED, _RTT, _RTTVAR = 4, 15, 16
 _STDERR_MAX_BYTES = 8192
 
 
@@ -120,6 +124,26 @@ class Connection:
     def close(self) -> None:
         """Hang up."""
         self._transport.close()
+
+    @property
+    def round_trip_s(self) -> float:
+        """How long the remote's kernel takes to answer, in seconds, at the worst that is likely (RFC 6298)."""
+        info = self._tcp_info()
+        return 0.0 if info is None else (info[_RTT] + 4 * info[_RTTVAR]) / 1e6
+
+    @property
+    def unacknowledged(self) -> bool:
+        """Whether the remote's kernel has still to say that it has got what was sent."""
+        info = self._tcp_info()
+        return info is not None and info[_UNACKED] > 0
+
+    def _tcp_info(self) -> tuple[int, ...] | None:
+        sock = self._transport.sock
+        assert isinstance(sock, socket.socket)  # noqa: S101 - a channel only where a transport runs over another
+        try:
+            return _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+        except OSError:  # closed
+            return None
 
     def answers(self, timeout_s: float) -> bool:
         """Ask for a channel, which is the next command's then: one round trip.

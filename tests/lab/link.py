@@ -32,6 +32,7 @@ class Conditions:
         rtt_ms: Round-trip time in milliseconds; each direction holds a packet for half of it.
         loss: Probability that a packet is lost, 0-1, in each direction.
         rate_kb_s: Bottleneck in kilobytes (1000 bytes) a second and direction; None means no bottleneck.
+        forgotten_ports: TCP ports of the near side whose connections a NAT has forgotten: their packets vanish.
         blackout: Nothing passes, and what was under way is lost.
         udp_blocked: A firewall drops UDP both ways.
     """
@@ -39,6 +40,7 @@ class Conditions:
     rtt_ms: float = 0.0
     loss: float = 0.0
     rate_kb_s: float | None = None
+    forgotten_ports: tuple[int, ...] = ()
     blackout: bool = False
     udp_blocked: bool = False
 
@@ -137,7 +139,9 @@ class Link:
         weather = self.conditions
         # Drawn for every packet, so that a blackout does not shift what happens to those after it.
         unlucky = self._chance.random() < weather.loss
-        blocked = weather.blackout or (weather.udp_blocked and header.protocol == UDP)
+        near_port = header.source_port if self._direction == "up" else header.destination_port
+        is_forgotten = header.protocol == TCP and near_port in weather.forgotten_ports
+        blocked = weather.blackout or is_forgotten or (weather.udp_blocked and header.protocol == UDP)
         leaves_at_s = self._through_bottleneck(len(packet), now_s)
         if unlucky or blocked or leaves_at_s is None:
             self.lost += 1

@@ -104,6 +104,22 @@ def test_connection_lost_in_a_blackout_is_replaced(
     assert lab.remote.accepted(user) == 2
 
 
+def test_connection_that_died_in_silence_is_replaced(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """A warm connection that a NAT has forgotten costs the next login no more than a new one, and it is then kept."""
+    _visit(lab, gateway, user, open_terminal)
+    accepted = lab.remote.log.matches(rf"Accepted \S+ for {user.name} from \S+ port (\d+) ")
+    with lab.wan.weather(forgotten_ports=[int(accepted[0][1])]):
+        since = gateway.log.mark()
+        _visit(lab, gateway, user, open_terminal)
+        started = gateway.log.wait_for(rf"session_started .*user={user.name} .*connect_ms=(\d+)", since=since)
+        assert int(started[1]) > 0
+        _visit(lab, gateway, user, open_terminal)
+
+    assert lab.remote.accepted(user) == 2
+
+
 def test_connection_that_hangs_is_replaced(lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal) -> None:
     """A warm connection that is there and silent does not hang the next login: a new one takes its place."""
     _visit(lab, gateway, user, open_terminal)

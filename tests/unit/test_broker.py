@@ -63,6 +63,7 @@ class FakeConnection:
 
     address = "192.0.2.1"
     alive = True
+    round_trip_s, unacknowledged = 0.1, False
 
     def __init__(self, room: Room) -> None:
         """Belong to a room."""

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.broker.breaker import FAILURES
 from helpers.broker.connections import (
+    ACKNOWLEDGE_S,
     IDLE_S,
     MAX_AGE_S,
     MAX_CONNECTING,
@@ -56,6 +57,7 @@ class FakeConnection:
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
         self.address, self.alive, self.responds = address, True, True
+        self.round_trip_s, self.unacknowledged = 0.1, False
         self.error: GatewayError | None = None
         self.lines: list[str] = []
         self.timeouts_s: list[float] = []
@@ -306,6 +308,41 @@ def test_a_new_connection_that_fails_is_not_tried_again() -> None:
         with pytest.raises(RemoteTimeoutError):
             await task
         assert len(pool.remote.users) == 2
+
+    _run(scenario)
+
+
+def test_what_nobody_acknowledges_gets_a_rival() -> None:
+    """A command that the remote's kernel has not got is tried over a new connection, which then takes its place."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        (old,) = pool.remote.made
+        old.round_trip_s, old.unacknowledged = -ACKNOWLEDGE_S, True
+        old.gate.clear()
+        assert (await pool.do()).completed.stdout == b"ok"
+        assert pool.remote.users == ["alice", "alice"]
+        await pool.do()
+        assert [len(connection.lines) for connection in pool.remote.made] == [2, 2]
+
+    _run(scenario)
+
+
+def test_what_is_acknowledged_is_waited_for() -> None:
+    """A remote that has got the command may take its time: there is one connection, and one answer."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        (connection,) = pool.remote.made
+        connection.round_trip_s = -ACKNOWLEDGE_S
+        connection.gate.clear()
+        task = asyncio.create_task(pool.do())
+        await _until(lambda: len(connection.lines) == 2)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        connection.gate.set()
+        assert (await task).completed.stdout == b"ok"
+        assert pool.remote.users == ["alice"]
 
     _run(scenario)
 
