@@ -63,6 +63,8 @@ class BareSshd:
                     ["mount", "--no-mtab", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/log"],
                     ["touch", "/var/log/wtmp", "/var/log/lastlog"],
                     ["mkdir", "-p", "/run/sshd"],
+                    # Root's shell would read what the machine's owner has in ~/.bashrc.
+                    ["mount", "--no-mtab", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", "/root"],
                 ],
                 network_of=lab.near,
             )
