@@ -12,6 +12,8 @@ VENV ?= $(CACHE)/$(shell printf %s "$(CURDIR)" | sha256sum | cut -c1-12)
 # One worker each CPU; the tests wait for the network most of the time, so two at the least.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+QUICK ?=
 
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
@@ -23,7 +25,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test lint format clean
+.PHONY: help deps demo bench test lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -35,6 +37,10 @@ deps: ## Install what is missing: Debian packages, and a virtual environment out
 
 demo: deps ## Show a login through a gateway over a bad WAN, all on this machine
 	@PYTHONPATH=tests "$(VENV)/bin/python" tests/demo.py
+
+bench: deps ## Measure logins, typing and load beside ssh and mosh (QUICK=1 for a few of each; BENCH_ARGS='--json FILE')
+	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group bench
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
 	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)

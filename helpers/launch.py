@@ -17,4 +17,7 @@ if __name__ == "__main__":
         from helpers.session import main
     else:
         sys.exit(f"launch.py: no helper is called {name!r}")
-    sys.exit(main(sys.argv[2:]))
+    status = main(sys.argv[2:])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)  # nothing is left to do, and Python's own way out takes 3 ms to put everything in order

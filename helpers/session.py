@@ -10,11 +10,14 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from helpers.client import Question, ask
 from helpers.errors import GatewayError
 from helpers.terminal import ensure_window, locale_of, usable_term
+
+TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
+if TYPE_CHECKING:
+    from typing import Any
 
 PROGRESS_AFTER_S = 0.5
 """Seconds without an answer after which the user is told what is being waited for."""
