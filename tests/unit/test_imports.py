@@ -19,7 +19,8 @@ _STANDARD_LIBRARY_ALONE = [
         for name in ("certificate", "config", "keyline", "known_hosts", "mosh", "peers", "server", "userdb", "users")
     ),
 ]
-_EXPENSIVE = {"asyncio", "ctypes", "dataclasses", "hashlib", "inspect", "logging", "pathlib", "subprocess", "tempfile", "typing"}
+_EXPENSIVE = {"asyncio", "ctypes", "dataclasses", "hashlib", "inspect", "logging", "pathlib", "subprocess", "tempfile"}
+_EXPENSIVE.add("typing")
 
 
 def _loaded_by(*arguments: str) -> set[str]:

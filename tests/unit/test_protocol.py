@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, ProtocolError
@@ -109,6 +109,7 @@ def test_a_status_that_would_pass_for_success(status: object) -> None:
     assert caught.value.code == "internal"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # it is no clock, and machines are busy
 @given(st.dictionaries(st.sampled_from(["result", "error", "x"]), _JSON, max_size=3))
 def test_any_answer_is_a_result_or_one_of_our_errors(answer: dict[str, Any]) -> None:
     """No answer, however odd, raises anything but a `GatewayError` with a status that says failure."""
