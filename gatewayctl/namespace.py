@@ -46,7 +46,8 @@ if [ "$log" ] && [ ! -e /dev/log ]; then
     mount -t tmpfs -o mode=0755 dev "$private/dev"
     for entry in /dev/*; do
         ours=$private/dev/${entry#/dev/}
-        case $entry in /dev/pts | /dev/ptmx) continue ;; esac
+        # /dev/log: journald's link, where journald does not run.
+        case $entry in /dev/pts | /dev/ptmx | /dev/log) continue ;; esac
         if [ -L "$entry" ]; then cp -P "$entry" "$ours"
         elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours"
         else : > "$ours"; mount --bind "$entry" "$ours"

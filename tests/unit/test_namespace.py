@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 from collections.abc import Callable
@@ -129,6 +130,25 @@ def test_the_hosts_record_of_logins_is_out_of_reach(runtime: Runtime) -> None:
             before = path.stat().st_size
             _inside(runtime, "sh", "-c", 'echo x >>"$1"', "sh", str(path))
             assert path.stat().st_size == before
+
+
+_DANGLING = """
+mount -t tmpfs dev /dev
+mknod /dev/null c 1 3
+mkdir /dev/pts
+ln -s /run/systemd/no-such-journal/log /dev/log
+exec "$@"
+"""
+
+
+def test_a_host_whose_journal_is_down(runtime: Runtime) -> None:
+    """``/dev/log`` may be a link that leads nowhere; our socket is there all the same."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(runtime.log_socket))
+        inside = enter(runtime, ["test", "-S", "/dev/log"], relay=True)
+        outside = ["unshare", "--mount", "sh", "-c", _DANGLING, "sh"]
+        done = subprocess.run([*outside, *inside], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> None:
