@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.homes import UNUSED_S, Homes
+from gatewayctl.homes import SWEEP_S, UNUSED_S, Homes
 from helpers.broker.homes import HomeMaker
 
 _UID = 70_001
@@ -119,6 +119,20 @@ def test_the_broker_has_homes_made(place: Place, served: socket.socket) -> None:
 
     assert asyncio.run(ask()) == [True, False, True]
     assert {path.name for path in place.root.iterdir()} == {str(_UID), str(_UID + 1)}
+
+
+def test_homes_go_while_others_come(place: Place, served: socket.socket) -> None:
+    """Logins that never let up keep nobody else's home there."""
+
+    async def ask() -> None:
+        maker = HomeMaker(served)
+        assert await maker.make(_UID)
+        place.later_s = UNUSED_S + SWEEP_S
+        # What was answered before the second of these was swept after.
+        assert [await maker.make(_UID + 1) for _ in range(2)] == [True, True]
+
+    asyncio.run(ask())
+    assert not (place.root / str(_UID)).exists()
 
 
 @pytest.mark.parametrize("request_", [b"x", b"\0\0\0", bytes(4), bytes(5)])
