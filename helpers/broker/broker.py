@@ -19,7 +19,7 @@ from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.server import Handler
 from helpers.broker.sessions import Sessions, parse_request
-from helpers.broker.users import UserTable
+from helpers.broker.users import RESERVED_NAMES, UserTable
 from helpers.errors import GatewayError, PermissionDeniedError, UserNameError
 from helpers.log import EventLog
 from helpers.protocol import is_user_name
@@ -97,6 +97,8 @@ class Broker:
             return None
         uid = self._users.uid_of(key, allocate=peer.uid == 0)
         if uid is None:
+            if peer.uid == 0 and is_user_name(key) and key not in RESERVED_NAMES:
+                self._log.warning("refused", op="lookup", user=key, reason="every uid of GATEWAY_UID_RANGE is in use")
             return None
         if peer.uid == 0:
             self.counters.lookups += 1

@@ -245,6 +245,16 @@ def test_names_that_are_not_ours_to_answer(name: str, room: Room) -> None:
     assert (room.broker.account(_SSHD, name) is None) == (name != "gateway")
 
 
+def test_names_without_a_uid_left_are_told_of(room: Room) -> None:
+    """Once every uid is somebody's, the operator hears why new names are refused; what is no name is no news."""
+    for number in range(len(_UIDS)):
+        room.login(f"name{number}")
+    assert room.broker.account(_SSHD, "root") is room.broker.account(_SSHD, "a b") is None
+    assert room.log.events == []
+    assert room.broker.account(_SSHD, "alice") is None
+    assert [event for event, _ in room.log.events] == ["refused"]
+
+
 @pytest.mark.parametrize("uid", [0, -1, 1000, _BROKER_UID, _UIDS[0], _UIDS.stop, 2**70])
 def test_uids_that_are_nobodys(uid: int, room: Room) -> None:
     """No uid is anybody's before it is given away: not root's, not the broker's."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.broker.users import RESERVED_NAMES, REUSE_AFTER_S, UserTable, uids_with_processes
+from helpers.broker.users import RESERVED_NAMES, REUSE_AFTER_S, STRANGER_REUSE_AFTER_S, UserTable, uids_with_processes
 
 _UIDS = range(70_000, 70_004)
 
@@ -132,16 +132,30 @@ def test_a_full_table_gives_nothing_away(world: World) -> None:
     assert _fill(table) == uids
 
 
-def test_a_uid_is_reused_after_a_while_and_not_before(world: World) -> None:
-    """At REUSE_AFTER_S a uid is still its owner's; after it the oldest goes to the new name."""
+@pytest.mark.parametrize(("session", "after_s"), [(True, REUSE_AFTER_S), (False, STRANGER_REUSE_AFTER_S)])
+def test_a_uid_is_reused_after_a_while_and_not_before(world: World, *, session: bool, after_s: float) -> None:
+    """A uid is its owner's for so long; then the oldest goes to the new name. It takes less where nobody got in."""
     table = world.table()
-    _fill(table)
-    world.clock.now_s += REUSE_AFTER_S
+    for uid in _fill(table):
+        if session:
+            table.note_session(uid or 0)
+    world.clock.now_s += after_s
     assert table.uid_of("e", allocate=True) is None
     world.clock.now_s += 1
     assert table.uid_of("e", allocate=True) == _UIDS[0]
     assert table.name_of(_UIDS[0]) == "e"
     assert table.uid_of("a", allocate=False) is None
+
+
+def test_invented_names_take_no_users_uid(world: World) -> None:
+    """While there are uids of names that never had a session, a user's outlives them, however long it was not used."""
+    table = world.table()
+    _fill(table, "abcd")
+    table.note_session(_UIDS[0])
+    world.clock.now_s += REUSE_AFTER_S - 1
+    for name in ("stranger1", "stranger2", "stranger3"):
+        assert table.uid_of(name, allocate=True) not in {None, _UIDS[0]}
+    assert table.uid_of("a", allocate=False) == _UIDS[0]
 
 
 def test_a_busy_uid_is_never_reused(world: World) -> None:
