@@ -63,7 +63,12 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
-    connections = Connections(remote.connect)
+    try:
+        users = UserTable(config.users_path, range(config.uid_start, config.uid_stop))
+    except sqlite3.Error as exc:
+        msg = f"the table of users {config.users_path} cannot be used ({exc})"
+        raise SettingsError(msg) from exc
+    connections = Connections(remote.connect, known=users.had_session)
     keys: KeySource
     if config.authorized_keys_content is not None:
         keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))
@@ -80,11 +85,6 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         keys = AnyKey()
     else:
         keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
-    try:
-        users = UserTable(config.users_path, range(config.uid_start, config.uid_stop))
-    except sqlite3.Error as exc:
-        msg = f"the table of users {config.users_path} cannot be used ({exc})"
-        raise SettingsError(msg) from exc
     homes = HomeMaker(socket.socket(fileno=HOMES_FD))
     broker = Broker(
         config,

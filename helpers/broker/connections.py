@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,8 +26,12 @@ from helpers.errors import (
 MAX_CONNECTING = 10
 """Connections under way at once: sshd's MaxStartups begins to drop unauthenticated ones at 10 (sshd_config(5))."""
 
+MAX_STRANGERS = 7
+"""How many of these may be for names that never had a session: whoever invents names faster than the remote refuses
+them leaves room for users whose connection has gone cold."""
+
 MAX_WAITING = 200
-"""Connections that may wait for their turn; one more is refused at once."""
+"""Connections that may wait for their turn; a stranger's beyond that is refused at once."""
 
 MAX_RUNNING = 32
 """Commands under way at once over warm connections."""
@@ -155,15 +160,22 @@ class Connections:
         connect: Makes a connection for a user name, and begins a command (see `helpers.broker.remote.Remote.connect`);
             blocks; raises `GatewayError`.
         clock: Seconds, monotonic.
+        known: Tells whether a user name ever had a session.
     """
 
-    def __init__(self, connect: Connect, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        clock: Callable[[], float] = time.monotonic,
+        known: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Start with no connection."""
-        self._connect, self._clock = connect, clock
+        self._connect, self._clock, self._known = connect, clock, known
         self._breaker = Breaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
         self._turns = asyncio.Semaphore(MAX_CONNECTING)
+        self._strangers = asyncio.Semaphore(MAX_STRANGERS)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
         self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -333,18 +345,19 @@ class Connections:
         """Connect, once for all who ask at the same time; the first one's command is begun."""
         task = self._connecting.get(user)
         if task is None:
-            if len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
+            known = self._known(user)
+            if not known and len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
                 msg = "the gateway is busy with other logins; try again in a moment"
                 raise RemoteTimeoutError(msg)
-            task = asyncio.create_task(self._add(user, command))
+            task = asyncio.create_task(self._add(user, command, known=known))
             self._connecting[user] = task
             task.add_done_callback(lambda _: self._connecting.pop(user, None))
         # An asker who leaves must not take the connection from the others.
         return await asyncio.shield(task)
 
-    async def _add(self, user: str, command: Callable[[str], str] | None) -> Warm:
+    async def _add(self, user: str, command: Callable[[str], str] | None, *, known: bool) -> Warm:
         # Whoever waited for a turn while the remote went down spares it the try.
-        async with self._turns:
+        async with nullcontext() if known else self._strangers, self._turns:
             self._breaker.check()
             loop = asyncio.get_running_loop()
             try:

@@ -124,6 +124,11 @@ class UserTable:
         """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""
         self._db.execute("UPDATE users SET sessions = 1, seen = ? WHERE uid = ?", (self._clock(), uid))
 
+    def had_session(self, name: str) -> bool:
+        """Tell whether a name that has a uid got a session since."""
+        row = self._db.execute("SELECT sessions FROM users WHERE name = ?", (name,)).fetchone()
+        return row is not None and bool(row[0])
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

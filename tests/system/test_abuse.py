@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.broker.connections import MAX_CONNECTING
+from helpers.broker.connections import MAX_CONNECTING, MAX_STRANGERS
 from lab.gateway import ADDRESS
 from lab.waiting import wait_until
 
@@ -73,18 +74,38 @@ def test_refusals_read_alike(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_only_so_many_connections_are_made_at_once(make_lab: Callable[..., Lab]) -> None:
-    """With a remote that accepts and says nothing, thirty names have ten connections between them."""
+    """With a remote that accepts and says nothing, thirty names have seven connections between them."""
     lab = make_lab(rtt_ms=2)
     gateway, key = lab.start_gateway(), lab.add_user().key.private
     with ThreadPoolExecutor(1) as pool:
         with lab.remote.hung():
             offers = pool.submit(_refuse, lab, gateway, [f"nobody{number}" for number in range(30)], key)
             wait_until(lambda: _lookups(gateway) >= 30, "sshd has asked for all names")
-            wait_until(lambda: _established(lab) >= MAX_CONNECTING, "the gateway connects")
+            wait_until(lambda: _established(lab) >= MAX_STRANGERS, "the gateway connects")
             assert _lookups(gateway) >= 30
-            assert _established(lab) == MAX_CONNECTING
+            assert _established(lab) == MAX_STRANGERS
         offers.result()
     assert lab.remote.connections() == 30
+
+
+def test_strangers_leave_room_for_users(make_lab: Callable[..., Lab]) -> None:
+    """While invented names wait for a remote that is slow, a user without a warm connection is not behind them."""
+    lab = make_lab(rtt_ms=2)
+    gateway, user = lab.start_gateway(), lab.add_user()
+    argv = lab.gateway_argv(gateway, user, "echo in")
+    assert lab.run(argv).stdout == b"in\n"
+    gateway.signal(signal.SIGHUP)
+    gateway.log.wait_for(" reloaded")
+    with ThreadPoolExecutor(2) as pool:
+        with lab.remote.hung():
+            offers = pool.submit(_refuse, lab, gateway, [f"nobody{number}" for number in range(20)], user.key.private)
+            wait_until(lambda: _lookups(gateway) >= 20, "sshd has asked for all names")
+            # Beside them there is the one that the user's ssh left for the next.
+            wait_until(lambda: _established(lab) == 1 + MAX_STRANGERS, "the gateway connects for some of them")
+            login = pool.submit(lab.run, argv)
+            wait_until(lambda: _established(lab) == 1 + MAX_STRANGERS + 1, "the gateway connects for the user")
+        assert login.result().stdout == b"in\n"
+        offers.result()
 
 
 def test_a_remote_that_is_down_is_left_alone(make_lab: Callable[..., Lab]) -> None:

@@ -14,6 +14,8 @@ from helpers.broker.connections import (
     IDLE_S,
     MAX_AGE_S,
     MAX_CONNECTING,
+    MAX_STRANGERS,
+    MAX_STRANGERS,
     MAX_WAITING,
     MAX_WARM,
     RUN_TIMEOUT_S,
@@ -124,12 +126,12 @@ class FakeRemote:
 
 
 class Pool(Connections):
-    """The pool under test, with its remote and its clock at hand."""
+    """The pool under test, with its remote and its clock at hand. Of its users, alice alone had a session before."""
 
     def __init__(self) -> None:
         """Make an empty one."""
         self.remote, self.clock = FakeRemote(), Clock()
-        super().__init__(self.remote.connect, self.clock)
+        super().__init__(self.remote.connect, self.clock, lambda name: name == "alice")
 
     async def do(self, user: str = "alice", line: str = "cat") -> Ran:
         """Run something."""
@@ -460,7 +462,7 @@ def test_who_waited_while_the_remote_went_down_is_not_tried() -> None:
         pool.remote.gate.clear()
         pool.remote.error = RemoteTimeoutError("no answer")
         waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 5)]
-        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING)
+        await _until(lambda: len(pool.remote.users) == MAX_STRANGERS)
         pool.remote.gate.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(result) for result in results} == {RemoteTimeoutError}
@@ -497,11 +499,11 @@ def test_the_queue_is_bounded() -> None:
         pool.remote.gate.clear()
         most = MAX_CONNECTING + MAX_WAITING
         waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(most)]
-        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING and len(pool._connecting) == most)
+        await _until(lambda: len(pool.remote.users) == MAX_STRANGERS and len(pool._connecting) == most)
         with pytest.raises(RemoteTimeoutError, match="busy"):
             await pool.do("one-more")
         joined = asyncio.create_task(pool.do("u7"))
-        assert len(pool.remote.users) == MAX_CONNECTING
+        assert len(pool.remote.users) == MAX_STRANGERS
         pool.remote.gate.set()
         assert len(await asyncio.gather(joined, *waiting)) == most + 1
         assert len(pool.remote.users) == most
@@ -517,9 +519,45 @@ def test_a_strangers_slow_connection_holds_up_no_warm_one() -> None:
         await pool.do()
         pool.remote.gate.clear()
         strangers = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 2)]
-        await _until(lambda: len(pool.remote.users) == MAX_CONNECTING + 1)
+        await _until(lambda: len(pool.remote.users) == MAX_STRANGERS + 1)
         assert (await pool.do()).completed.stdout == b"ok"
         pool.remote.gate.set()
+        await asyncio.gather(*strangers)
+
+    _run(scenario)
+
+
+def test_strangers_leave_room_for_users() -> None:
+    """With as many invented names waiting as may, a user's cold connection begins at once."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        names = [f"u{number}" for number in range(MAX_CONNECTING + MAX_WAITING)]
+        strangers = [asyncio.create_task(pool.do(name)) for name in names]
+        await _until(lambda: len(pool._connecting) == len(names))
+        user = asyncio.create_task(pool.do("alice"))
+        await _until(lambda: pool.remote.users[-1:] == ["alice"])
+        assert len(pool.remote.users) == MAX_STRANGERS + 1 <= MAX_CONNECTING
+        pool.remote.gate.set()
+        assert (await user).completed.stdout == b"ok"
+        await asyncio.gather(*strangers)
+
+    _run(scenario)
+
+
+def test_strangers_leave_room_for_users() -> None:
+    """With as many invented names waiting as may, a user's cold connection begins at once."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        names = [f"u{number}" for number in range(MAX_CONNECTING + MAX_WAITING)]
+        strangers = [asyncio.create_task(pool.do(name)) for name in names]
+        await _until(lambda: len(pool._connecting) == len(names))
+        user = asyncio.create_task(pool.do("alice"))
+        await _until(lambda: pool.remote.users[-1:] == ["alice"])
+        assert len(pool.remote.users) == MAX_STRANGERS + 1 <= MAX_CONNECTING
+        pool.remote.gate.set()
+        assert (await user).completed.stdout == b"ok"
         await asyncio.gather(*strangers)
 
     _run(scenario)
