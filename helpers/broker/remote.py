@@ -379,7 +379,10 @@ class Remote:
             if time.monotonic() >= deadline - 0.1 or isinstance(exc, TimeoutError):
                 msg = f"the remote host {self.host} did not finish the SSH handshake in time"
                 raise RemoteTimeoutError(msg) from exc
-            msg = f"the remote host {self.host} port {self.port} broke off the SSH handshake"
+            msg = (
+                f"the remote host {self.host} port {self.port} broke off the SSH handshake; if its sshd is OpenSSH 9.8 "
+                "or newer, is the gateway's address in PerSourcePenaltyExemptList there?"
+            )
             # One that hangs up on everybody (MaxStartups) does so before it says who it is.
             lost = _ForesightError if transport.foreseen and transport.remote_version else RemoteLostError
             raise lost(msg) from exc

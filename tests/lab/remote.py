@@ -98,11 +98,11 @@ class Remote:
         self.host_keys = [make_key(where / f"ssh_host_{kind}_key", kind=kind) for kind in kinds]
         config = _SSHD_CONFIG + "".join(f"HostKey {key.private}\n" for key in self.host_keys)
         # PerSourcePenalties came with OpenSSH 9.8 and would ban the gateway's address for what tests provoke.
-        if self._understands("PerSourcePenalties=no"):
+        if self.understands("PerSourcePenalties=no"):
             config += "PerSourcePenalties no\n"
         (self._directory / "sshd_config").write_text(config)
 
-    def _understands(self, option: str) -> bool:
+    def understands(self, option: str) -> bool:
         """Tell whether this sshd knows an option."""
         command = ["/usr/sbin/sshd", "-G", "-f", "/dev/null", "-o", option]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0

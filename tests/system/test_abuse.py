@@ -15,6 +15,7 @@ import pytest
 from helpers.broker.connections import MAX_CONNECTING, MAX_STRANGERS
 from lab.gateway import ADDRESS
 from lab.waiting import wait_until
+from lab.wan import NEAR_IPV4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +118,23 @@ def test_a_remote_that_is_down_is_left_alone(make_lab: Callable[..., Lab]) -> No
     _refuse(lab, gateway, [f"nobody{number}" for number in range(40)], key)
     # One SYN for each connection that was under way before the breaker opened, and for each try after a pause.
     assert lab.wan.traffic().up.packets("tcp", 22) - before <= 2 * MAX_CONNECTING
+
+
+def test_a_remote_that_penalizes_is_told_to_spare_the_gateway(make_lab: Callable[..., Lab]) -> None:
+    """A new sshd bans the gateway for strangers' names, and the log says what to set; once it is set, users get in."""
+    lab = make_lab(rtt_ms=2)
+    if not lab.remote.understands("PerSourcePenalties=yes"):
+        pytest.skip("the remote's sshd penalizes nobody before OpenSSH 9.8")
+    lab.remote.set_option("PerSourcePenalties yes")
+    key = lab.add_user().key.private
+    for exempt in (False, True):
+        if exempt:
+            lab.remote.set_option(f"PerSourcePenaltyExemptList {NEAR_IPV4}")
+        gateway, user = lab.start_gateway(), lab.add_user()
+        for number in range(6):
+            _refuse(lab, gateway, [f"nobody{number}"], key)
+        assert lab.run(lab.gateway_argv(gateway, user, "echo in")).stdout == (b"in\n" if exempt else b"")
+        assert ("PerSourcePenaltyExemptList" in gateway.log_text()) == (not exempt)
 
 
 # The door

@@ -15,7 +15,6 @@ from helpers.broker.connections import (
     MAX_AGE_S,
     MAX_CONNECTING,
     MAX_STRANGERS,
-    MAX_STRANGERS,
     MAX_WAITING,
     MAX_WARM,
     RUN_TIMEOUT_S,
@@ -522,24 +521,6 @@ def test_a_strangers_slow_connection_holds_up_no_warm_one() -> None:
         await _until(lambda: len(pool.remote.users) == MAX_STRANGERS + 1)
         assert (await pool.do()).completed.stdout == b"ok"
         pool.remote.gate.set()
-        await asyncio.gather(*strangers)
-
-    _run(scenario)
-
-
-def test_strangers_leave_room_for_users() -> None:
-    """With as many invented names waiting as may, a user's cold connection begins at once."""
-
-    async def scenario(pool: Pool) -> None:
-        pool.remote.gate.clear()
-        names = [f"u{number}" for number in range(MAX_CONNECTING + MAX_WAITING)]
-        strangers = [asyncio.create_task(pool.do(name)) for name in names]
-        await _until(lambda: len(pool._connecting) == len(names))
-        user = asyncio.create_task(pool.do("alice"))
-        await _until(lambda: pool.remote.users[-1:] == ["alice"])
-        assert len(pool.remote.users) == MAX_STRANGERS + 1 <= MAX_CONNECTING
-        pool.remote.gate.set()
-        assert (await user).completed.stdout == b"ok"
         await asyncio.gather(*strangers)
 
     _run(scenario)
