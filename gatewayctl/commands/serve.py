@@ -115,6 +115,7 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         pty_commands=settings.gateway_pty_commands,
         mosh_predict=settings.gateway_mosh_predict,
         session_timeout_s=settings.gateway_session_timeout,
+        trusted_proxies=settings.gateway_trusted_proxies,
         log_level=settings.gateway_log_level,
         syslog=settings.gateway_log == "syslog",
         listen_address=sshd.address,

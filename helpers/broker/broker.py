@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -70,6 +71,7 @@ class Broker:
         self._known_hosts, self._identity, self._make_home = known_hosts, identity, make_home
         self._sessions = Sessions(config, connections, known_hosts)
         self._log, self._supervisor = log, supervisor
+        self._proxies = [ipaddress.ip_network(text) for text in config.trusted_proxies.split(",") if text]
         self._tasks: set[asyncio.Future[bool]] = set()
         self.counters = Counters()
         self._started = time.monotonic()
@@ -178,7 +180,18 @@ class Broker:
     async def _even_out(self, user: str, client: str | None) -> None:
         """Let a refusal take as long as any other: see `helpers.broker.pacing`."""
         if isinstance(self._keys, RemoteKeys):
-            await asyncio.sleep(self._keys.pacing.left_s(user, _address(client)))
+            await asyncio.sleep(self._keys.pacing.left_s(user, self._address(client)))
+
+    def _address(self, endpoint: str | None) -> str | None:
+        """Cut the port off a client's endpoint; None where it is a proxy's, and so no sign of who is behind it."""
+        if endpoint is None:
+            return None
+        text = endpoint.rpartition(":")[0].strip("[]")
+        try:
+            address = ipaddress.ip_address(text.partition("%")[0])
+        except ValueError:
+            return None
+        return None if any(address in proxies for proxies in self._proxies) else text
 
     async def _permitted(self, user: str, offered: OfferedKey) -> tuple[list[bytes], str, float]:
         if user != "root" and not (is_user_name(user) and self._users.uid_of(user, allocate=False)):
@@ -228,7 +241,7 @@ class Broker:
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
         self._connections.keep(user)
-        if isinstance(self._keys, RemoteKeys) and (address := _address(client)):
+        if isinstance(self._keys, RemoteKeys) and (address := self._address(client)):
             self._keys.pacing.logged_in(user, address)
         ms = (time.monotonic() - began) * 1000
         self._log.info(
@@ -316,11 +329,6 @@ def _endpoint(connection: str) -> str | None:
         return None
     address, port = client.split(" ")
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _address(endpoint: str | None) -> str | None:
-    """Cut the port off an endpoint, which is another for each connection."""
-    return None if endpoint is None else endpoint.rpartition(":")[0]
 
 
 def _key_fingerprint(user_auth: str) -> str | None:

@@ -39,6 +39,7 @@ class BrokerConfig:
         pty_commands: GATEWAY_PTY_COMMANDS.
         mosh_predict: GATEWAY_MOSH_PREDICT.
         session_timeout_s: GATEWAY_SESSION_TIMEOUT, seconds.
+        trusted_proxies: GATEWAY_TRUSTED_PROXIES, networks with commas between; "" for none.
         log_level: GATEWAY_LOG_LEVEL.
         syslog: Whether to log to syslog.
         listen_address: Where sshd listens, for whoever asks for the status.
@@ -68,6 +69,7 @@ class BrokerConfig:
     pty_commands: str
     mosh_predict: str
     session_timeout_s: int
+    trusted_proxies: str
     log_level: str
     syslog: bool
     listen_address: str

@@ -149,6 +149,7 @@ class Room:
             "pty_commands": "mosh",
             "mosh_predict": "adaptive",
             "session_timeout_s": 600,
+            "trusted_proxies": "",
             "log_level": "info",
             "syslog": False,
             "listen_address": "192.0.2.8",
@@ -406,6 +407,27 @@ def test_every_refusal_is_paced_alike() -> None:
             request = {"user": user, "key_type": "ssh-ed25519", "key": key, "connection": connection}
             await broker.authorized_keys(_AUTH, request)
         assert pacing.refused == [(user, "192.0.2.7") for user in ("alice", "bob", "root", "a b")]
+
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(
+    ("client", "familiar"),
+    [("192.0.2.7", True), ("2001:db8::7", True), ("198.51.100.7", False), ("2001:db8:1::7", False)],
+)
+def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
+    """Behind GATEWAY_TRUSTED_PROXIES one user's session does not make strangers' refusals quicker than others'."""
+    room = Room(trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
+    keys = RemoteKeys(room.connections, 60.0, b"AAAA")
+    keys.pacing = pacing = RecordedPacing()
+    broker = Broker(room.config, room.users, keys, room.connections, None, None, room._make_home, room.log, 1)
+    room.outcomes = [Completed(f"MOSH CONNECT 60001 {_MOSH_KEY}\n".encode(), b"", 0)]
+
+    async def scenario() -> None:
+        await broker.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
+        pacing.fetched(1.0)
+        address = broker._address(f"[{client}]:50001")
+        assert (address, pacing.left_s("alice", address)) == ((client, 0.0) if familiar else (None, 1.0))
 
     _run(room, scenario)
 
