@@ -6,6 +6,9 @@ Statuses are those of ``sysexits.h``, one per cause, so that a script can tell t
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
 
 class GatewayError(Exception):
     """The root of the gateway's own errors.

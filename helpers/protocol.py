@@ -31,6 +31,12 @@ MAX_STATUS = 255
 USER_NAME = re.compile(r"[a-zA-Z0-9._-]{1,64}", re.ASCII)
 """What a user name is, as a whole string; everything else is refused before a packet leaves for the remote."""
 
+MAX_COLORS = 256
+"""mosh-server knows 256 colours or fewer (mosh 1.4.0, ``-c``); a terminal with more is told 256."""
+
+LOCALE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
+"""What a value of LANG or LC_* is, as a whole string, where it is handed to mosh-server."""
+
 
 class BrokerError(GatewayError):
     """An error that the broker answered, with the broker's own code and status.

@@ -1,6 +1,6 @@
-"""sshd's ForceCommand: gets a mosh session from the broker and becomes mosh-client.
+"""sshd's ForceCommand: asks the broker for a session and becomes mosh-client, or ssh for what mosh cannot carry.
 
-It runs as the user's own uid on sshd's PTY. After the ``execve`` no Python is left.
+It runs as the user's own uid, on sshd's PTY if there is one. After the ``execve`` no Python is left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from helpers.client import Question, ask
-from helpers.errors import GatewayError
+from helpers.errors import INTERRUPTED, GatewayError
 from helpers.terminal import ensure_window, locale_of, usable_term
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 PROGRESS_AFTER_S = 0.5
 """Seconds without an answer after which the user is told what is being waited for."""
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+LEAVE_WITH_CLIENT = ("setpriv", "--pdeathsig", "HUP", "--")
+"""Ends ssh with the sshd that serves its client: without a terminal nobody else tells it that the client is gone, and
+it would wait as long as the remote's command takes."""
 
 CARRIER = "GATEWAY_COMMAND"
 """Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit status when there is no session: that of the error (`helpers.errors`), or 130 after Ctrl-C.
     """
+    client = os.getppid()
     try:
         (socket_path,) = argv
         # Both before the drop: after it, /proc/self and sshd's file are root's alone.
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
         key = accepted_key(environ.get("SSH_USER_AUTH", ""))
         if os.geteuid() == 0:
             drop_root(socket_path, environ.get("SSH_AUTH_SOCK"))
-        start(socket_path, environ, key)
+        start(socket_path, environ, key, client)
     except GatewayError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         return error.status
@@ -85,16 +87,17 @@ def drop_root(socket_path: str, agent: str | None) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def start(socket_path: str, environ: Mapping[str, str], key: str) -> None:
+def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -> None:
     """Check the terminal, ask for a session, become mosh-client, or ssh where there is no terminal.
 
     Args:
         socket_path: The broker's socket.
         environ: What sshd gave the session; LANG, LC_* and TERM in it are the client's and unchecked.
         key: The key that sshd accepted, see `accepted_key`.
+        client: The sshd that serves the client.
 
     Raises:
-        GatewayError: The broker has no session for us, or a program is missing here.
+        GatewayError: The broker has no session for us, a program is missing here, or the client is gone.
     """
     request: dict[str, Any] = {
         "op": "session",
@@ -114,7 +117,9 @@ def start(socket_path: str, environ: Mapping[str, str], key: str) -> None:
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
         become_mosh_client(session, term, path)
-    ssh = {**locale_of(environ), "PATH": path, "HOME": str(session["home"]), "TERM": term}
+    # As the client sent them: the remote is as if dialled directly. mosh alone is particular about them.
+    sent = {name: value for name, value in environ.items() if name in {"LANG", "TERM"} or name.startswith("LC_")}
+    ssh = {**sent, "PATH": path, "HOME": str(session["home"])}
     if session["agent"] is None:
         # Apart, because most gateways have a key, and importing it costs every login 8 ms.
         from helpers import pass_through  # noqa: PLC0415
@@ -124,8 +129,15 @@ def start(socket_path: str, environ: Mapping[str, str], key: str) -> None:
         if "mosh" in session:
             commands = pass_through.MoshServer(session["mosh"], ssh_argv(session), ssh)
             become_mosh_client({**session, **wait_with_progress(commands.wait, shown=True)}, term, path)
+    elif session["share"]:
+        from helpers import sharing  # noqa: PLC0415 - the same: mosh needs it not
+
+        session["sharing"] = sharing.options(ssh["HOME"], os.getpid())
+    if os.getppid() != client:
+        msg = "the client has gone"
+        raise GatewayError(msg)
     command = session["command"]
-    become([*ssh_argv(session), *(() if command is None else (str(command),))], ssh)
+    become([*LEAVE_WITH_CLIENT, *ssh_argv(session), *(() if command is None else (str(command),))], ssh)
 
 
 def accepted_key(user_auth_path: str) -> str:
@@ -201,7 +213,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     It is ssh itself, so that bytes, status and both ends' closing are OpenSSH's own.
 
     Args:
-        session: The broker's answer.
+        session: The broker's answer, with ``sharing``: options of `helpers.sharing`.
     """
     known_hosts = session["known_hosts"]
     options = [
@@ -226,9 +238,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
-    if session["share"]:
-        # The master leaves a minute after its last session; the directory is the user's own.
-        options += ["ControlMaster=auto", "ControlPersist=60", f"ControlPath={session['home']}/master"]
+    options += session.get("sharing", ())
     argv = [
         "ssh",
         "-F",

@@ -13,17 +13,15 @@ import struct
 import termios
 from collections.abc import Mapping
 
+from helpers.protocol import LOCALE_VALUE, MAX_COLORS
+
 FALLBACK_TERM = "xterm-256color"
 """What an unknown TERM becomes: every terminal emulator that is in use understands it."""
 
 FALLBACK_SIZE = (24, 80)
 """Rows and columns of a window that has none, as of a VT100."""
 
-MAX_COLORS = 256
-"""mosh-server knows 256 colours or fewer (mosh 1.4.0, ``-c``); a terminal with more is told 256."""
-
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
-_LOCALE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
 _LOCALE_NAMES = (
     "LANG",
     "LC_ALL",
@@ -84,6 +82,6 @@ def locale_of(environ: Mapping[str, str]) -> dict[str, str]:
         The variables that are well-formed locale names, or none of them when the character set that follows from
         them (LC_ALL before LC_CTYPE before LANG, locale(7)) is not UTF-8.
     """
-    wanted = {name: environ[name] for name in _LOCALE_NAMES if _LOCALE_VALUE.fullmatch(environ.get(name, ""))}
+    wanted = {name: environ[name] for name in _LOCALE_NAMES if LOCALE_VALUE.fullmatch(environ.get(name, ""))}
     ctype = wanted.get("LC_ALL") or wanted.get("LC_CTYPE") or wanted.get("LANG") or ""
     return wanted if _UTF8.match(ctype) else {}

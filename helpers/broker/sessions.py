@@ -16,16 +16,13 @@ from helpers.broker.connections import Connections
 from helpers.broker.keyline import decode_command
 from helpers.broker.known_hosts import KnownHosts
 from helpers.errors import GatewayError, NoLocaleError, ProtocolError, RemoteUnresolvedError
+from helpers.protocol import LOCALE_VALUE, MAX_COLORS
 
 MOSH_OUTPUT_MAX_BYTES = 64 * 1024
 """Most output, in bytes, that a login shell may write before mosh-server's line."""
 
 MAX_COMMAND_CHARS = 40_000
 """Longest command, in characters, that is carried: in base64 it is still one argument (128 KiB on Linux)."""
-
-SHARE_TIMEOUT_S = 1.0
-"""Seconds that the remote may take to answer before a session's ssh connects by itself: ssh would wait for long on a
-shared connection that has died, and the broker's, to the same host, most likely died with it."""
 
 SFTP_REQUEST = "gateway-subsystem-sftp"
 """What sshd says for a client's request of the subsystem sftp: see ``sshd_config.d``."""
@@ -34,9 +31,7 @@ SFTP_COMMAND = "internal-sftp"
 """What SSH_ORIGINAL_COMMAND is then told on the remote, where a key's ``command=`` rules: the name by which scripts
 know sftp on every host, since the path of its program differs."""
 
-_LOCALE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
 _LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
-_MAX_COLORS = 256
 
 
 @dataclass(frozen=True)
@@ -102,13 +97,13 @@ def _terminal(terminal: object) -> mosh.Terminal:
     if (
         not isinstance(colors, int)
         or isinstance(colors, bool)
-        or not 0 <= colors <= _MAX_COLORS
+        or not 0 <= colors <= MAX_COLORS
         or not isinstance(locale, dict)
     ):
         msg = "the session's terminal is not whole"
         raise ProtocolError(msg)
     for name, value in locale.items():
-        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and _LOCALE_WORD.fullmatch(value)):
+        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and LOCALE_VALUE.fullmatch(value)):
             msg = "the session's locale is none"
             raise ProtocolError(msg)
     return mosh.Terminal(colors, locale)
@@ -196,8 +191,6 @@ class Sessions:
 
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh."""
-        # Any session of this uid may use a shared connection, so it takes one that has proved itself to the gateway.
-        share = self._config.ssh_key is not None and await self._connections.answers(user, SHARE_TIMEOUT_S)
         address = self._connections.address(user) or await self._resolve()
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
@@ -210,7 +203,8 @@ class Sessions:
             # Without a key of the gateway's, the agent is the one that the user forwarded.
             "agent": self._config.agent_socket if self._config.ssh_key is not None else None,
             "user": user,
-            "share": share,
+            # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
+            "share": self._config.ssh_key is not None,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
             "pty": request.terminal is not None and terminal is None,

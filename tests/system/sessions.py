@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,3 +78,29 @@ def wait_same(through: Terminal, oracle: Terminal) -> None:
     except AssertionError as error:
         message = f"{error}; through the gateway:\n{through.framed()}\nwithout it:\n{oracle.framed()}"
         raise AssertionError(message) from None
+
+
+def lookup_uid(gateway: Gateway, user: User) -> int:
+    """Look a user's uid up as sshd does, be the user logged in or not."""
+    (listener,) = (its for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
+    argv = ["nsenter", f"--target={listener.pid}", "-m", "--", "getent", "passwd", user.name]
+    return int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(":")[2])
+
+
+def masters_of(gateway: Gateway, user: User) -> list[Process]:
+    """List the connections that a user's sessions share, by the title that ssh gives itself."""
+    return [its for its in gateway.processes("ssh", uid=lookup_uid(gateway, user)) if "[mux]" in its.argv[0]]
+
+
+def wait_finished(lab: Lab, gateway: Gateway, user: User) -> None:
+    """Wait until neither side has a process of a user's but for the connection that waits for the next session."""
+    uid = lookup_uid(gateway, user)
+    wait_until(
+        lambda: all(its.name in {"sshd", "sshd-session"} for its in lab.remote.processes(user=user)),
+        f"nothing of {user.name} runs on the remote",
+    )
+    wait_until(lambda: not sshd_of(gateway, user), f"the gateway's sshd has nothing of {user.name}")
+    wait_until(
+        lambda: all("[mux]" in its.argv[0] for its in gateway.processes(uid=uid)),
+        f"{user.name} has nothing but a shared connection on the gateway",
+    )

@@ -212,11 +212,12 @@ def test_the_carried_command_is_handed_on(room: Room) -> None:
 
 
 def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
-    """Without a terminal ssh takes over, status and all; of the client's environment its locale alone goes on."""
+    """Without a terminal ssh takes over, status and all; and of the client's environment the locale, as it is."""
     room.program("ssh")
     thread = room.answering(encode({"result": _SSH | {"command": "-x 'a b'; $(id)"}}))
+    client = {"LANG": "de_DE", "LC_OF_MY_OWN": "$(id) x", "EVIL": "1", "LD_PRELOAD": "", "TERM": "odd one"}
     done = subprocess.run(
-        room.argv(), input=b"", capture_output=True, check=False, env=room.environ(LANG="C.UTF-8", EVIL="1"), timeout=30
+        room.argv(), input=b"", capture_output=True, check=False, env=room.environ(**client), timeout=30
     )
     thread.join()
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
@@ -224,8 +225,12 @@ def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
     words = room.written("words")
     assert words[-3:] == ["--", "192.0.2.1", "-x 'a b'; $(id)"]
     environ = dict(line.split("=", 1) for line in room.written("environ"))
-    assert (environ["HOME"], environ["LANG"]) == ("/homes/1", "C.UTF-8")
-    assert "EVIL" not in environ
+    assert {name: environ.get(name) for name in ("HOME", *client)} == {
+        **client,
+        "HOME": "/homes/1",
+        "EVIL": None,
+        "LD_PRELOAD": None,
+    }
 
 
 def test_half_a_terminal_is_none(room: Room) -> None:
@@ -288,7 +293,7 @@ def test_root_that_is_not_permitted_is_told_so(room: Room) -> None:
     assert (status, screen, room.requests) == (77, "gateway: no\r\n", [])
 
 
-@pytest.mark.parametrize("program", ["mosh-client", "ssh"])
+@pytest.mark.parametrize("program", ["mosh-client", "setpriv"])
 def test_a_program_that_is_missing_is_named(program: str, room: Room) -> None:
     """Where the gateway lacks what the session needs, the user is told which, in one line."""
     thread = room.answering(encode({"result": _MOSH if program == "mosh-client" else _SSH}))
@@ -346,11 +351,10 @@ def test_any_host_key_only_where_the_broker_says_so() -> None:
     assert (options["StrictHostKeyChecking"], options["UserKnownHostsFile"]) == ("no", "/dev/null")
 
 
-def test_a_connection_is_shared_where_the_broker_says_so() -> None:
-    """The control socket is in the user's own directory; without the broker's word no connection is shared."""
-    options = _options(_SSH | {"share": True})
-    assert (options["ControlMaster"], options["ControlPath"]) == ("auto", "/homes/1/master")
-    assert not [name for name in _options(_SSH) if name.startswith("Control")]
+def test_a_connection_is_shared_where_one_was_chosen() -> None:
+    """Which connection is another module's choice; without one, none is shared."""
+    assert not [name for name in _options(_SSH | {"share": True}) if name.startswith("Control")]
+    assert _options(_SSH | {"sharing": ["ControlPath=/homes/1/m1"]})["ControlPath"] == "/homes/1/m1"
 
 
 @pytest.mark.parametrize(

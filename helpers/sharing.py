@@ -1,0 +1,178 @@
+"""Which connection to the remote a session's ssh shares: one of the user's that is alive and has room, or a new one.
+
+ssh by itself (``ControlMaster=auto``) waits for ever on a connection that has died, and complains on the user's
+standard error when sessions begin together or the remote takes no more (OpenSSH 9.2, mux.c). So each master has a name
+of its own, and the remote is asked over it before it is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+MAX_SESSIONS = 5
+"""Sessions over one connection: half of sshd's MaxSessions (10, sshd_config(5)), as the channel by which each one asks
+may still be there when its own is opened."""
+
+PATIENCE_S = 1.0
+"""Longest time, in seconds, that a session may lose with connections that do not answer."""
+
+MAKING_S = 30.0
+"""Seconds that ssh may take until its connection can be shared; longer than its ConnectTimeout."""
+
+MAX_AGE_S = 3600.0
+"""Seconds after which a connection takes no new session, so that the remote decides anew who may log in."""
+
+PERSIST_S = 60
+"""Seconds for which a connection waits for another session after its last."""
+
+# Short: with the 17 characters that ssh adds for a moment it must fit into a socket's path, 107 bytes.
+_MASTER = re.compile(r"m([0-9]+)")
+_SESSION = re.compile(r"s([0-9]+)-([0-9]+)")
+
+# OpenSSH, PROTOCOL.mux: hello of version 4, then request 1 for proxy mode, in which each message of the connection
+# protocol stands behind its length and a zero.
+_HELLO = struct.pack(">III", 8, 1, 4)
+_PROXY = struct.pack(">III", 8, 0x1000000F, 1)
+# RFC 4254, section 5.1: SSH_MSG_CHANNEL_OPEN and its answers.
+_OPEN = b"\0\x5a" + struct.pack(">I7sIII", 7, b"session", 0, 0x8000, 0x4000)
+_CONFIRMATION, _FAILURE = b"\0\x5b", b"\0\x5c"
+_MAX_FRAME_BYTES = 64 * 1024
+
+
+def options(home: str, pid: int) -> list[str]:
+    """Choose the connection of one session.
+
+    Args:
+        home: The user's private directory.
+        pid: The process that becomes ssh.
+
+    Returns:
+        ssh's options: none where the session is better off with a connection of its own.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    tried: set[int] = set()
+    try:
+        while (master := _take_place(home, pid, tried, deadline)) not in {None, pid}:
+            path = f"{home}/m{master}"
+            try:
+                if _has_room(path, deadline):
+                    return ["ControlMaster=no", f"ControlPath={path}"]
+            except OSError as exc:
+                # Nobody waits for it again. It leaves after its last session, by itself.
+                _remove(path)
+                if isinstance(exc, TimeoutError):
+                    deadline = 0.0
+            _remove(f"{home}/s{master}-{pid}")
+            tried.add(master)
+    except OSError:
+        return []
+    return [] if master is None else ["ControlMaster=yes", f"ControlPersist={PERSIST_S}", f"ControlPath={home}/m{pid}"]
+
+
+def _take_place(home: str, pid: int, tried: set[int], deadline: float) -> int | None:
+    """Take a place on a connection.
+
+    Returns:
+        The master's number: ``pid`` for a new one; None where another session is making one.
+    """
+    with _locked(home, deadline):
+        names = os.listdir(home)  # noqa: PTH208 - pathlib costs 4 ms
+        places = {master: 0 for name in names if (master := _master(home, name))}
+        making = False
+        for match in filter(None, map(_SESSION.fullmatch, names)):
+            master, session = int(match[1]), int(match[2])
+            path = f"{home}/{match[0]}"
+            if not _lives(session):
+                _remove(path)
+            elif master in places:
+                places[master] += 1
+            elif master == session and time.time() - os.lstat(path).st_mtime < MAKING_S:
+                making = True
+        rooms = [master for master, taken in places.items() if taken < MAX_SESSIONS and master not in tried]
+        if rooms and time.monotonic() < deadline:
+            chosen = max(rooms, key=lambda master: places[master])
+        elif making:
+            return None
+        else:
+            chosen = pid
+            _remove(f"{home}/m{pid}")  # left by a process of the same number
+        with open(f"{home}/s{chosen}-{pid}", "wb"):  # noqa: PTH123 - the same
+            return chosen
+
+
+@contextmanager
+def _locked(home: str, deadline: float) -> Iterator[None]:
+    directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _master(home: str, name: str) -> int | None:
+    """Tell the number of a master that may take sessions; None where a file is none."""
+    match = _MASTER.fullmatch(name)
+    if match is None:
+        return None
+    status = os.lstat(f"{home}/{name}")
+    usable = stat.S_ISSOCK(status.st_mode) and time.time() - status.st_mtime < MAX_AGE_S
+    return int(match[1]) if usable else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - pathlib costs 4 ms
+
+
+def _has_room(path: str, deadline: float) -> bool:
+    """Ask the remote for a channel over a master's connection, and give it back: one round trip.
+
+    Raises:
+        OSError: It does not answer.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.connect(path)
+        sock.sendall(_HELLO + _PROXY + struct.pack(">I", len(_OPEN)) + _OPEN)
+        while True:
+            (length,) = struct.unpack(">I", _read(sock, 4, deadline))
+            if length > _MAX_FRAME_BYTES:
+                raise ConnectionError
+            frame = _read(sock, length, deadline)
+            if frame[:2] in {_CONFIRMATION, _FAILURE}:
+                return frame[:2] == _CONFIRMATION
+
+
+def _read(sock: socket.socket, count: int, deadline: float) -> bytes:
+    got = b""
+    while len(got) < count:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = sock.recv(count - len(got))
+        if not chunk:
+            raise ConnectionError
+        got += chunk
+    return got
