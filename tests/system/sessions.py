@@ -92,13 +92,15 @@ def masters_of(gateway: Gateway, user: User) -> list[Process]:
     return [its for its in gateway.processes("ssh", uid=lookup_uid(gateway, user)) if "[mux]" in its.argv[0]]
 
 
+def work_of(lab: Lab, user: User) -> list[Process]:
+    """List what runs as a user on the remote but for sshd's own."""
+    return [its for its in lab.remote.processes(user=user) if its.name not in {"sshd", "sshd-session"}]
+
+
 def wait_finished(lab: Lab, gateway: Gateway, user: User) -> None:
     """Wait until neither side has a process of a user's but for the connection that waits for the next session."""
     uid = lookup_uid(gateway, user)
-    wait_until(
-        lambda: all(its.name in {"sshd", "sshd-session"} for its in lab.remote.processes(user=user)),
-        f"nothing of {user.name} runs on the remote",
-    )
+    wait_until(lambda: not work_of(lab, user), f"nothing of {user.name} runs on the remote")
     wait_until(lambda: not sshd_of(gateway, user), f"the gateway's sshd has nothing of {user.name}")
     wait_until(
         lambda: all("[mux]" in its.argv[0] for its in gateway.processes(uid=uid)),

@@ -4,149 +4,486 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from system.sessions import lookup_uid, sshd_of, wait_finished, work_of
 
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lab.bench import Lab
     from lab.gateway import Gateway
+    from lab.terminal import Terminal
     from lab.users import User
 
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "true",
-        "exit 7",
-        "echo out; echo err >&2; exit 3",
-        "kill -9 $$",
-        "printf 'no newline'",
-        "echo \"$(id -un)\" '$HOME' \\\\ ; echo 'a  b'",
-        "echo first\necho second",
-        "cat; echo done",
-        "tty; echo $TERM",
-        "echo " + "x" * 30_000,
-    ],
-)
-def test_a_command_is_as_if_dialled_directly(lab: Lab, gateway: Gateway, user: User, command: str) -> None:
-    """Output, errors and exit status of a command are those of direct ssh, byte for byte."""
-    stdin = b"some\ninput"
-    through = lab.run(lab.gateway_argv(gateway, user, command), stdin=stdin)
-    direct = lab.run(lab.direct_ssh_argv(user, command), stdin=stdin)
-    assert (through.stdout, through.stderr, through.returncode) == (direct.stdout, direct.stderr, direct.returncode)
+_SEND_LOCALE = ("-o", "SendEnv=LANG LC_*")
 
 
-def test_bytes_pass_unchanged_both_ways(lab: Lab, gateway: Gateway, user: User) -> None:
-    """A megabyte of random bytes comes back as it went, with NUL and everything."""
-    data = os.urandom(1_000_000)
-    assert lab.run(lab.gateway_argv(gateway, user, "cat"), stdin=data, timeout_s=60).stdout == data
-
-
-def test_a_shell_without_a_terminal_reads_its_script(lab: Lab, gateway: Gateway, user: User) -> None:
-    """`ssh -T` runs what comes on standard input, and ends with its status."""
-    done = lab.run(lab.gateway_argv(gateway, user, options=["-T"]), stdin=b"echo hello\nexit 5\n")
-    assert (done.stdout, done.returncode) == (b"hello\n", 5)
-
-
-def test_sftp_and_scp_copy_files(lab: Lab, gateway: Gateway, user: User) -> None:
-    """Both of scp's protocols, and sftp, bring a file there and back."""
-    here = lab.directory / f"copied-{user.name}"
-    here.write_bytes(os.urandom(50_000))
-    argv = lab.gateway_argv(gateway, user)
-    options = [*argv[1 : argv.index("--") - 2], "-P", str(gateway.port)]
-    for legacy in ([], ["-O"]):
-        back = here.with_suffix(".back")
-        back.unlink(missing_ok=True)
-        for source, target in ((here, f"{user.name}@127.0.0.1:f"), (f"{user.name}@127.0.0.1:f", back)):
-            done = lab.run(["scp", *legacy, *options, str(source), str(target)])
-            assert (done.returncode, done.stderr) == (0, b"")
-        assert back.read_bytes() == here.read_bytes()
-    listed = lab.run(["sftp", *options, "-b", "-", f"{user.name}@127.0.0.1"], stdin=b"ls f\n")
-    assert (listed.returncode, listed.stdout.split()) == (0, [b"sftp>", b"ls", b"f", b"f"])
-
-
-def test_other_subsystems_are_refused(lab: Lab, gateway: Gateway, user: User) -> None:
-    """What is no sftp starts nothing."""
-    done = lab.run(lab.gateway_argv(gateway, user, "netconf", options=["-s"]))
-    assert (done.stdout, done.returncode) == (b"", 255)
-
-
-def test_sessions_share_a_connection_that_is_the_users_own(lab: Lab, gateway: Gateway) -> None:
-    """The second command makes no connection to the remote, another user's does, and homes are private."""
-    first, second = lab.add_user(), lab.add_user()
-    for _ in range(3):
-        assert lab.run(lab.gateway_argv(gateway, first, "true")).returncode == 0
-    accepted = lab.remote.accepted(first)
-    assert accepted == 2  # the broker's and ssh's
-    assert lab.run(lab.gateway_argv(gateway, first, "true")).returncode == 0
-    assert lab.remote.accepted(first) == accepted
-    assert lab.run(lab.gateway_argv(gateway, second, "true")).returncode == 0
-    assert lab.remote.accepted(second) == 2
-    masters = [process for process in gateway.processes("ssh") if process.uid]
-    homes = {home.stat().st_uid: home.stat().st_mode & 0o777 for home in (gateway.directory / "run/home").iterdir()}
-    for uid in {process.uid for process in masters}:
-        assert homes[uid] == 0o700
-
-
-def test_no_shared_connection_survives_the_gateway(lab: Lab, start_gateway: Callable[..., Gateway]) -> None:
-    """SIGTERM ends the ssh that waits for the next session, and the remote sees its connection close."""
-    user, gateway = lab.add_user(), start_gateway()
-    assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0
-    assert gateway.processes("ssh")
-    assert gateway.stop() == 0
-    wait_until(lambda: not lab.remote.processes(user=user), "nothing of the user's runs on the remote")
-
-
-def test_a_killed_master_breaks_no_login(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
-    """A master that was killed leaves its socket behind, and the next command makes a connection of its own."""
-    gateway = start_gateway()
-    argv = lab.gateway_argv(gateway, user, "echo ok")
-    assert lab.run(argv).stdout == b"ok\n"
-    (master,) = gateway.processes("ssh")
-    os.kill(master.pid, signal.SIGKILL)
-    done = lab.run(argv)
-    assert (done.stdout, done.returncode) == (b"ok\n", 0)
-
-
-@pytest.mark.parametrize("options", [["-tt"], []])
-def test_a_keys_command_is_all_that_runs(lab: Lab, gateway: Gateway, options: list[str]) -> None:
-    """With a terminal and without, the key's command runs, hears of the client's, and its status comes back."""
-    user = lab.add_user()
-    lab.remote.authorize(
-        user, [f'command="echo forced: $SSH_ORIGINAL_COMMAND; exit 9" {user.key.public}', lab.gateway_key.public]
+@contextmanager
+def _running(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a client in the background, with pipes, and see it ended."""
+    client = subprocess.Popen(
+        lab.near.network_argv(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=lab.environment(),
+        start_new_session=True,
     )
-    done = lab.run(lab.gateway_argv(gateway, user, "rm -rf 'a b'; $(id)", options=options))
-    assert done.stdout.rstrip(b"\r\n") == b"forced: rm -rf 'a b'; $(id)"
-    assert done.returncode == 9
+    try:
+        yield client
+    finally:
+        client.kill()
+        client.communicate()
 
 
-def test_a_terminals_command_may_go_over_ssh(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
-    """GATEWAY_PTY_COMMANDS=ssh: the command has a terminal, and its exit status survives."""
-    gateway = start_gateway({"GATEWAY_PTY_COMMANDS": "ssh"})
-    done = lab.run(lab.gateway_argv(gateway, user, "tty; exit 5", options=["-tt"]))
-    assert done.stdout.startswith(b"/dev/pts/")
-    assert done.returncode == 5
+@dataclass(frozen=True)
+class Pair:
+    """A user who is logged in twice, through the gateway and directly, with a client's own ControlMaster each.
+
+    So a comparison costs two sessions, and no login.
+
+    Attributes:
+        lab: Where.
+        gateway: The way through.
+        user: Who.
+        options: ssh's for the way through, and for the direct one.
+    """
+
+    lab: Lab
+    gateway: Gateway
+    user: User
+    options: tuple[Sequence[str], Sequence[str]] = ((), ())
+
+    def compare(
+        self,
+        *command: str,
+        options: Sequence[str] = (),
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command through the gateway and directly, see that both are the same, and return the first."""
+        through, direct = self.options
+        done, oracle = (
+            self.lab.run(argv, stdin=stdin, environment=environment)
+            for argv in (
+                self.lab.gateway_argv(self.gateway, self.user, *command, options=[*through, *options]),
+                self.lab.direct_ssh_argv(self.user, *command, options=[*direct, *options]),
+            )
+        )
+        assert (done.stdout, done.stderr, done.returncode) == (oracle.stdout, oracle.stderr, oracle.returncode)
+        return done
+
+
+@contextmanager
+def _logged_in_twice(lab: Lab, gateway: Gateway, user: User) -> Iterator[Pair]:
+    """Log a user in both ways."""
+    with ExitStack() as stack:
+        paths = [lab.directory / f"{way}-{user.name}" for way in ("through", "direct")]
+        through, direct = (["-N", "-M", "-S", str(path), *_SEND_LOCALE] for path in paths)
+        stack.enter_context(_running(lab, lab.gateway_argv(gateway, user, options=through)))
+        stack.enter_context(_running(lab, lab.direct_ssh_argv(user, options=direct)))
+        for path in paths:
+            wait_until(path.exists, "the client's master listens")
+        by_path = (["-S", str(paths[0])], ["-S", str(paths[1])])
+        yield Pair(lab, gateway, user, by_path)
+
+
+@pytest.fixture(scope="module")
+def module_pair(shared_lab: Lab, shared_gateway: Gateway) -> Iterator[Pair]:
+    """One pair for the tests of this file; they ask for ``pair``."""
+    with _logged_in_twice(shared_lab, shared_gateway, shared_lab.add_user()) as both:
+        yield both
+
+
+@pytest.fixture
+def pair(module_pair: Pair, lab: Lab) -> Pair:
+    """A user who is logged in both ways."""
+    assert module_pair.lab is lab
+    return module_pair
+
+
+# Commands
+
+
+_COMMANDS = {
+    "nothing": "true",
+    "status 1": "exit 1",
+    "status 7": "exit 7",
+    "status 255": "exit 255",
+    "both outputs": "echo out; echo err >&2; exit 3",
+    "not found": "no-such-command",
+    "syntax error": "if then",
+    "killed": "kill -9 $$",
+    "terminated": "kill -TERM $$",
+    "no newline": "printf 'no newline'",
+    "quotes": "echo \"$(id -un)\" '$HOME' \\\\ ; echo 'a  b' \"it's\"",
+    "substitution": "echo $(echo `echo $((6*7))`) ${HOME} ~ *",
+    "newlines": "echo first\necho second\n\n# a comment\necho third",
+    "here document": "cat <<'END'\n$a `b` \\c\nEND",
+    "unicode": "echo 'Grüße, 世界 🎉' | od -c",
+    "no utf-8": "printf %s '\udcff\udc80' | od -c",
+    "control characters": "printf %s '\x01\x1b[2J\x7f\t' | od -c",
+    "dash": "-v",
+    "dashes": "-- echo hello",
+    "blank": " ",
+    "percent": "echo %h %n %% %",
+    "tilde": "~.",
+    "environment": "unset SSH_CLIENT SSH_CONNECTION; env | sort",
+    "sftp's name": "echo gateway-subsystem-sftp",
+    "input": "cat; echo done",
+    "input refused": "exec <&-; echo done",
+    "output closed first": "exec >&-; cat >kept; cat kept >&2",
+    "no terminal": "tty; echo $TERM",
+    "30 kB": "echo " + "x" * 30_000,
+}
+
+
+@pytest.mark.parametrize("command", _COMMANDS.values(), ids=_COMMANDS.keys())
+def test_a_command_is_as_if_dialled_directly(pair: Pair, command: str) -> None:
+    """Output, errors and exit status of a command are those of direct ssh, byte for byte."""
+    pair.compare(command, stdin=b"some\ninput")
+
+
+@pytest.mark.parametrize("command", ["kill -9 $$", "cat; echo err >&2; exit 255"])
+def test_a_login_for_one_command_is_as_if_dialled_directly(
+    lab: Lab, gateway: Gateway, user: User, command: str
+) -> None:
+    """The same without a ControlMaster at the client, which has statuses of its own: exit by signal and 255 too."""
+    Pair(lab, gateway, user).compare(command, stdin=b"some\ninput")
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["-W", "127.0.0.1:22"], ["-N", "-R", "0:127.0.0.1:22", "-o", "ExitOnForwardFailure=yes"]],
-    ids=["W", "R"],
+    "words", [["echo", "a  b", "$HOME"], ["echo", ""], ["", "echo", "x"], ["printf", r"'%s\n'", "*"]]
 )
-def test_nothing_is_forwarded(lab: Lab, gateway: Gateway, user: User, options: list[str]) -> None:
-    """What asks for a way through the gateway ends, having opened nothing."""
-    done = lab.run(lab.gateway_argv(gateway, user, options=options))
-    assert done.returncode == 255
-    assert b"SSH-" not in done.stdout
+def test_several_words_are_joined_as_ssh_joins_them(pair: Pair, words: list[str]) -> None:
+    """A command of several arguments is what ssh makes of it, blanks included."""
+    pair.compare(*words)
 
 
-def test_agent_and_x11_are_not_forwarded(lab: Lab, gateway: Gateway, user: User) -> None:
-    """With the gateway's key, neither the gateway nor the remote gets at the user's agent or display."""
-    with lab.agent(user.key.private) as environment:
-        argv = lab.gateway_argv(gateway, user, 'echo "$SSH_AUTH_SOCK$DISPLAY"', options=["-A", "-X"])
-        assert lab.run(argv, environment={**environment, "DISPLAY": ":9"}).stdout == b"\n"
+def test_a_command_that_is_too_long_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
+    """A command above the limit runs nothing, and a sentence on standard error says so."""
+    done = lab.run(lab.gateway_argv(gateway, user, "touch ran; : " + "x" * 60_000))
+    assert (done.stdout, done.returncode) == (b"", 65)
+    assert b"gateway: the command is longer than " in done.stderr
+    assert not lab.remote.room.path(f"{user.home}/ran").exists()
+
+
+def test_the_longest_commands_are_refused_before_anything_runs(lab: Lab, gateway: Gateway, user: User) -> None:
+    """A command near the kernel's limit for one argument ends with a sentence of ours, and no traceback."""
+    done = lab.run(lab.gateway_argv(gateway, user, "touch ran; : " + "x" * 120_000))
+    assert (done.stdout, lab.remote.room.path(f"{user.home}/ran").exists()) == (b"", False)
+    assert done.returncode != 0
+    assert b"Traceback" not in done.stderr
+
+
+def test_bytes_pass_unchanged_both_ways(pair: Pair) -> None:
+    """A megabyte of random bytes comes back as it went on both outputs, with NUL and everything."""
+    data = os.urandom(1_000_000) + bytes(1000)
+    done = pair.compare("tee /dev/stderr", stdin=data)
+    assert done.stdout == done.stderr == data
+
+
+def test_output_comes_while_input_stays_open(lab: Lab, gateway: Gateway, user: User) -> None:
+    """A conversation line by line works: each answer comes before the next question is asked."""
+    with _running(lab, lab.gateway_argv(gateway, user, 'while read -r word; do echo "<$word>"; done')) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        for word in (b"one", b"two"):
+            client.stdin.write(word + b"\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == b"<" + word + b">\n"
+        assert client.communicate(timeout=20) == (b"", b"")
+        assert client.returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["-T"]])
+def test_a_shell_without_a_terminal_reads_its_script(pair: Pair, options: list[str]) -> None:
+    """`ssh` without a terminal runs what comes on standard input, and ends with its status."""
+    script = b"echo hello; tty; shopt -q login_shell && echo login\nexit 5\n"
+    done = pair.compare(options=options, stdin=script)
+    assert (done.stdout.splitlines()[0], done.returncode) == (b"hello", 5)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LANG": "C.UTF-8"},
+        {"LANG": "de_DE.UTF-8", "LC_TIME": "fr_FR.UTF-8"},
+        {"LANG": "de_DE.ISO-8859-1"},
+        {"LANG": "", "LC_TIME": "C"},
+        {"LANG": "C.UTF-8", "LC_SOMETHING": "any value; $(id)"},
+    ],
+    ids=["UTF-8", "several", "Latin-1", "time alone", "a name of one's own"],
+)
+def test_the_clients_locale_arrives(pair: Pair, variables: dict[str, str]) -> None:
+    """What a client sends of LANG and LC_* is what the command has, as by direct ssh."""
+    command = 'for name in LANG LC_TIME LC_SOMETHING; do echo "$name=${!name-unset}"; done'
+    pair.compare(command, options=_SEND_LOCALE, environment=variables)
+
+
+def test_standard_output_is_the_commands_alone(lab: Lab, gateway: Gateway, user: User) -> None:
+    """The first login over a slow WAN, with all its waiting, puts nothing into the command's outputs."""
+    with lab.wan.weather(rtt_ms=200):
+        done = lab.run(lab.gateway_argv(gateway, user, "echo out"))
+    assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"", 0)
+
+
+def test_other_subsystems_are_refused(gateway: Gateway, pair: Pair) -> None:
+    """What is no sftp starts nothing, as on a remote that has no such subsystem."""
+    since = gateway.log.mark()
+    pair.compare("netconf", options=["-s"])
+    assert gateway.log.matches("session_started", since=since) == []
+
+
+def test_no_command_is_run_for_a_client_that_wants_none(lab: Lab, gateway: Gateway, user: User) -> None:
+    """`ssh -N` stays logged in, and has neither a session nor a process of its own."""
+    since = gateway.log.mark()
+    with _running(lab, lab.gateway_argv(gateway, user, options=["-N"])):
+        gateway.log.wait_for(rf"Accepted publickey for {user.name} ", since=since)
+        wait_until(lambda: sshd_of(gateway, user)[1:], "sshd has given the client its own process")
+        assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0  # what comes later has come
+        assert len(gateway.log.matches("session_started", since=since)) == 1
+        assert not work_of(lab, user)
+
+
+def test_a_clients_own_shared_connection_has_many_sessions(lab: Lab, gateway: Gateway, user: User) -> None:
+    """With ControlMaster at the client, eight commands at once go over one login, each with its own status."""
+    path, since = lab.directory / f"master-{user.name}", gateway.log.mark()
+    with _running(lab, lab.gateway_argv(gateway, user, options=["-N", "-M", "-S", str(path)])):
+        wait_until(path.exists, "the client's master listens")
+        argvs = [
+            lab.gateway_argv(gateway, user, f"cat; exit {number}", options=["-S", str(path)]) for number in range(8)
+        ]
+        clients = [
+            subprocess.Popen(
+                lab.near.network_argv(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=lab.environment()
+            )
+            for argv in argvs
+        ]
+        outputs = [
+            client.communicate(str(number).encode() * 100_000, timeout=30)[0] for number, client in enumerate(clients)
+        ]
+        assert outputs == [str(number).encode() * 100_000 for number in range(8)]
+        assert [client.returncode for client in clients] == list(range(8))
+        assert len(gateway.log.matches(rf"Accepted publickey for {user.name} ", since=since)) == 1
+
+
+# With a terminal
+
+
+def test_a_terminals_command_goes_over_mosh(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """`ssh -t gateway COMMAND` runs the command, and nothing else, over mosh."""
+    command = 'printf \'%s|\' "it\'s" "$(id -un)" \'a  b\'; read -r word; echo "[$word]"; read -r word'
+    terminal = open_terminal(lab.gateway_argv(gateway, user, command, options=["-t"]))
+    terminal.wait_for(f"it's|{user.name}|a  b|")
+    assert lab.remote.processes("mosh-server", user=user)
+    terminal.run("hello", "[hello]")
+    terminal.type("\r")
+    assert terminal.wait_exit() == 0
+    wait_until(lambda: not lab.remote.processes("mosh-server", user=user), "mosh-server is gone")
+
+
+@pytest.fixture(scope="module")
+def by_ssh(shared_lab: Lab) -> Iterator[Gateway]:
+    """A gateway at which commands with a terminal go over ssh."""
+    gateway = shared_lab.start_gateway({"GATEWAY_PTY_COMMANDS": "ssh"})
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(scope="module")
+def pair_by_ssh(shared_lab: Lab, by_ssh: Gateway) -> Iterator[Pair]:
+    """A user who is logged in both ways there."""
+    with _logged_in_twice(shared_lab, by_ssh, shared_lab.add_user()) as both:
+        yield both
+
+
+@pytest.mark.parametrize("command", ["exit 5", "tty >/dev/null", "kill -9 $$", "echo out; echo err >&2; exit 255"])
+def test_a_terminals_command_may_go_over_ssh(lab: Lab, pair_by_ssh: Pair, command: str) -> None:
+    """GATEWAY_PTY_COMMANDS=ssh: the command has a terminal, and its output and exit status are those of direct ssh."""
+    done = pair_by_ssh.compare(command, options=["-tt", "-q"])
+    assert not lab.remote.processes("mosh-server", user=pair_by_ssh.user)
+    assert done.stdout.replace(b"\r", b"") in {b"", b"out\nerr\n"}  # both outputs are the terminal's
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "vt100", "xterm-kitty", "no-such-term"])
+def test_window_and_terminal_type_arrive_over_ssh(
+    lab: Lab, by_ssh: Gateway, user: User, open_terminal: Callable[..., Terminal], term: str
+) -> None:
+    """TERM, the window's size and its changes reach a command over ssh as they do directly."""
+    command = "echo \"<$TERM>\"; trap 'stty size' WINCH; stty size; while :; do read -r -t 1 && exit 3; done"
+    for argv in (
+        lab.direct_ssh_argv(user, command, options=["-t"]),
+        lab.gateway_argv(by_ssh, user, command, options=["-t"]),
+    ):
+        terminal = open_terminal(argv, rows=31, columns=97, environment={"TERM": term})
+        terminal.wait_for(f"<{term}>")
+        terminal.wait_for("31 97")
+        terminal.resize(20, 60)
+        terminal.wait_for("20 60")
+        terminal.type("\r")
+        assert terminal.wait_exit() == 3
+
+
+def test_keys_reach_the_command_over_ssh(
+    lab: Lab, by_ssh: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Ctrl-C, a password typed without echo, and a tilde at a line's start reach the command over ssh."""
+    command = "trap 'echo stopped; exit 4' INT; stty -echo; echo ready; read -r word; echo \"<$word>\"; read -r word"
+    terminal = open_terminal(lab.gateway_argv(by_ssh, user, command, options=["-t", "-e", "none"]))
+    terminal.wait_for("ready")
+    terminal.type("~.x\r")
+    terminal.wait_for("<~.x>")
+    assert terminal.text.count("~.x") == 1
+    terminal.type("\x03")
+    assert terminal.wait_exit() == 4
+    assert "stopped" in terminal.text
+
+
+def test_a_shell_keeps_mosh_where_commands_go_over_ssh(
+    lab: Lab, by_ssh: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """GATEWAY_PTY_COMMANDS=ssh concerns commands: a login shell still comes over mosh."""
+    open_terminal(lab.gateway_argv(by_ssh, user)).wait_for(user.prompt)
+    assert lab.remote.processes("mosh-server", user=user)
+
+
+# A key's command=
+
+
+_FORCED = 'echo "<${SSH_ORIGINAL_COMMAND-unset}>"; echo err >&2; cat; exit 9'
+
+
+@pytest.fixture(scope="module")
+def forced(shared_lab: Lab) -> User:
+    """A user whose key may run one command only."""
+    user = shared_lab.add_user()
+    quoted = _FORCED.replace('"', '\\"')
+    shared_lab.remote.authorize(user, [f'command="{quoted}" {user.key.public}', shared_lab.gateway_key.public])
+    return user
+
+
+@pytest.fixture(scope="module")
+def forced_pair(shared_lab: Lab, shared_gateway: Gateway, forced: User) -> Iterator[Pair]:
+    """The same user, logged in both ways."""
+    with _logged_in_twice(shared_lab, shared_gateway, forced) as both:
+        yield both
+
+
+_ASKED = ["true", "rm -rf 'a b'; $(id)", "a\nb", "Grüße", "'\"'\"'", "-v", "x" * 20_000, "gateway-subsystem-sftp x"]
+
+
+@pytest.mark.parametrize("command", _ASKED, ids=range(len(_ASKED)))
+def test_a_keys_command_is_all_that_runs(forced_pair: Pair, command: str) -> None:
+    """The key's command runs, is told what the client asked for, and all of it is as by direct ssh."""
+    assert forced_pair.compare(command, stdin=b"in\0put").returncode == 9
+
+
+def test_a_keys_command_takes_the_shells_place(forced_pair: Pair) -> None:
+    """A client that asks for a shell gets the key's command, and SSH_ORIGINAL_COMMAND is not set."""
+    assert forced_pair.compare(stdin=b"echo no shell\n").stdout.startswith(b"<unset>\n")
+
+
+@pytest.mark.parametrize("command", [["id; id"], []], ids=["exec", "shell"])
+def test_a_keys_command_has_the_terminal(
+    lab: Lab, gateway: Gateway, forced: User, open_terminal: Callable[..., Terminal], command: list[str]
+) -> None:
+    """With a terminal the key's command is told the same, and its status comes back although others go over mosh."""
+    for argv in (
+        lab.direct_ssh_argv(forced, *command, options=["-tt"]),
+        lab.gateway_argv(gateway, forced, *command, options=["-tt"]),
+    ):
+        terminal = open_terminal(argv)
+        terminal.wait_for(f"<{''.join(command) or 'unset'}>")
+        terminal.type("\x04")
+        assert terminal.wait_exit() == 9
+    assert not lab.remote.processes("mosh-server", user=forced)
+
+
+def test_a_keys_command_takes_sftps_place(lab: Lab, gateway: Gateway, forced: User) -> None:
+    """For sftp the key's command runs too; it is told ``internal-sftp``, where sshd would name its program's path."""
+    through = lab.run(lab.gateway_argv(gateway, forced, "sftp", options=["-s"]), stdin=b"in")
+    direct = lab.run(lab.direct_ssh_argv(forced, "sftp", options=["-s"]), stdin=b"in")
+    assert direct.stdout == b"</usr/lib/openssh/sftp-server>\nin"
+    assert (through.stdout, through.stderr, through.returncode) == (b"<internal-sftp>\nin", direct.stderr, 9)
+
+
+def test_a_keys_command_has_the_same_environment(lab: Lab, gateway: Gateway) -> None:
+    """Nothing of how the command came there is in its environment."""
+    user = lab.add_user()
+    command = "unset SSH_CLIENT SSH_CONNECTION; env | sort"
+    lab.remote.authorize(user, [f'command="{command}" {user.key.public}', lab.gateway_key.public])
+    Pair(lab, gateway, user).compare("asked for")
+
+
+def test_a_keys_command_is_the_users_shells(lab: Lab, gateway: Gateway) -> None:
+    """The user's own login shell runs the key's command."""
+    key, shell = lab.add_user().key, "/bin/dash"
+    name = f"shell-{key.private.name}"
+    lines = [f'command="echo ${{0##*/}} $SSH_ORIGINAL_COMMAND" {key.public}', lab.gateway_key.public]
+    user = lab.remote.add_user(name, key, shell=shell, authorized=lines)
+    Pair(lab, gateway, user).compare("a b")
+
+
+# The end
+
+
+def test_nothing_stays_after_a_command(lab: Lab, gateway: Gateway, user: User) -> None:
+    """After commands that ended in every way, no process of theirs is left on either side."""
+    since = gateway.log.mark()
+    for command in ("true", "exit 3", "kill -9 $$", "cat"):
+        lab.run(lab.gateway_argv(gateway, user, command))
+    assert gateway.log.matches("session_started", since=since)
+    wait_finished(lab, gateway, user)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("echo ready; cat >/dev/null", signal.SIGKILL),
+        ("echo ready; while echo more; do :; done", signal.SIGTERM),
+        ("echo ready; exec sleep 1234", signal.SIGTERM),
+        ("echo ready; exec sleep 1234", signal.SIGKILL),
+    ],
+    ids=["reads", "writes", "neither TERM", "neither KILL"],
+)
+def test_a_killed_clients_command_ends_as_by_direct_ssh(
+    lab: Lab, gateway: Gateway, user: User, command: str, number: signal.Signals
+) -> None:
+    """The command of a client that is killed ends where it does by direct ssh, and nothing stays on the gateway."""
+    left = []
+    for argv in (lab.direct_ssh_argv(user, command), lab.gateway_argv(gateway, user, command)):
+        before = {its.pid for its in work_of(lab, user)}
+        with _running(lab, argv) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"ready\n"
+            client.send_signal(number)
+        if "sleep" not in command:
+            wait_until(lambda: not work_of(lab, user), "the command has ended")
+        left.append(len([its for its in work_of(lab, user) if its.pid not in before]))
+    uid = lookup_uid(gateway, user)
+    wait_until(
+        lambda: all("[mux]" in its.argv[0] for its in gateway.processes(uid=uid)) and not sshd_of(gateway, user),
+        "the gateway has nothing of the session",
+    )
+    assert left[0] == left[1]
+
+
+def test_output_that_nobody_reads_ends_the_command(lab: Lab, gateway: Gateway, user: User) -> None:
+    """`ssh gateway yes | head -1` ends, on the remote too."""
+    with _running(lab, lab.gateway_argv(gateway, user, "yes")) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        client.stdout.close()
+        client.wait(20)
+        client.stdout = None
+    wait_finished(lab, gateway, user)
