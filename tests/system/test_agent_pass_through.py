@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lab.users import make_key
+from lab.waiting import wait_until
 from lab.wan import FAR_IPV4
 
 if TYPE_CHECKING:
@@ -85,6 +87,30 @@ def test_a_strangers_agent_opens_nothing(
             done = lab.run(lab.gateway_argv(pass_through, user.name, "id", options=["-A"]), environment=theirs)
             assert (done.stdout, done.returncode) == (b"", 255)
     assert lab.remote.accepted(stranger) == 0
+
+
+def test_a_stranger_does_not_reach_the_users_agent(
+    lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Any key has the user's uid here, and still no way to the user's agent: three lines of sshd_config each bar it."""
+    stranger, here = lab.add_user(), lab.directory / "keys" / f"stolen-from-{user.name}"
+    with lab.agent(user.key.private) as environment, lab.agent(stranger.key.private) as theirs:
+        argv = lab.gateway_argv(pass_through, user.name, "echo ready; cat", options=["-A", "-T"])
+        open_terminal(argv, environment=environment).wait_for("ready")
+        words = [Path(f"/proc/{ssh.pid}/cmdline").read_text() for ssh in pass_through.processes("ssh")]
+        agents = [word.partition("=")[2] for word in "".join(words).split("\0") if word.startswith("IdentityAgent=")]
+        (agent,) = [path for path in agents if _knows(pass_through.room.argv, path, user)]
+        open_terminal(
+            lab.gateway_argv(pass_through, user.name, options=["-A", "-N", "-L", f"{here}:{agent}"]), environment=theirs
+        )
+        wait_until(here.exists, "the stranger's ssh listens")
+        assert not _knows(lab.near.network_argv, str(here), user)
+
+
+def _knows(argv: Callable[[list[str]], list[str]], agent: str, user: User) -> bool:
+    """Tell whether an agent answers on a socket, and has the user's key."""
+    done = subprocess.run(argv(["env", f"SSH_AUTH_SOCK={agent}", "ssh-add", "-L"]), capture_output=True, check=False)
+    return user.key.public.split()[1].encode() in done.stdout
 
 
 def test_local_keys_pre_screen(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
