@@ -7,16 +7,23 @@ another session's.
 from __future__ import annotations
 
 import os
+import select
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from helpers.broker import mosh
+from helpers.client import ask
 from helpers.errors import GatewayError, MoshServerError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
-from helpers.protocol import ANSWER_TIMEOUT_S
+from helpers.protocol import ANSWER_TIMEOUT_S, decode, encode, error_answer, result_of
+
+LOGIN_S = 60.0
+"""Longest time, in seconds, that ssh may take to log in: some agents ask their user, or wait for a key's touch."""
 
 MAX_OUTPUT_BYTES = 64 * 1024
 """Most output, in bytes and for each stream, that is taken from the remote before its mosh-server has spoken."""
@@ -52,9 +59,72 @@ def write_identity(user_auth: str, home: str) -> str | None:
     try:
         path.write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
     except OSError as exc:
-        msg = f"the session has no home directory on the gateway ({exc.strerror}); log in again"
-        raise GatewayError(msg) from exc
+        raise _homeless(exc) from exc
     return str(path)
+
+
+def take_turn(socket_path: str, connection: str, home: str) -> list[str]:
+    """Wait until the broker lets one more ssh log in on the remote, and have the login watched.
+
+    A process of its own watches, since this one becomes ssh: the broker counts the login for as long as it lives. It
+    leaves when ssh says, by ``LocalCommand`` (ssh_config(5)), that it is logged in, or has ended, and ends ssh after
+    `LOGIN_S`.
+
+    Args:
+        socket_path: The broker's socket.
+        connection: SSH_CONNECTION.
+        home: The session's own directory.
+
+    Returns:
+        ssh's options.
+
+    Raises:
+        GatewayError: The broker gives no turn.
+    """
+    ssh, path = os.getpid(), f"{home}/login-{os.getpid()}"
+    heard, said = os.pipe()
+    try:
+        os.mkfifo(path, 0o600)
+    except OSError as exc:
+        raise _homeless(exc) from exc
+    child = os.fork()
+    if child == 0:
+        # Twice, so that the watcher is not a child of ssh's, which would not collect it.
+        if os.fork() == 0:
+            _watch(ssh, path, said, socket_path, connection)
+        os._exit(0)
+    os.close(said)
+    os.waitpid(child, 0)
+    with os.fdopen(heard, "rb") as pipe:
+        answer = pipe.readline(MAX_OUTPUT_BYTES)
+    result_of(decode(answer or b"{}"))
+    return ["PermitLocalCommand=yes", f"LocalCommand=echo 1<>{path}"]
+
+
+def _watch(ssh: int, path: str, said: int, socket_path: str, connection: str) -> NoReturn:
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1):
+            os.dup2(null, fd)
+        process, fifo = os.pidfd_open(ssh), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            answer: dict[str, Any] = {"result": ask(socket_path, {"op": "login", "connection": connection})}
+        except GatewayError as error:
+            answer = error_answer(error)
+        os.write(said, encode(answer))
+        os.close(said)
+        if "result" in answer and not select.select([process, fifo], [], [], LOGIN_S)[0]:
+            os.write(2, b"gateway: the login on the remote host took too long; does your agent wait for you?\r\n")
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+    finally:
+        # Whatever happened: this process must not go on as a second session.
+        with suppress(OSError):
+            Path(path).unlink()
+        os._exit(0)
+
+
+def _homeless(exc: OSError) -> GatewayError:
+    return GatewayError(f"the session has no home directory on the gateway ({exc.strerror}); log in again")
 
 
 class MoshServer:

@@ -126,6 +126,7 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
 
         session["agent"] = pass_through.forwarded_agent(environ)
         session["identity"] = pass_through.write_identity(request["key"], ssh["HOME"])
+        session["login"] = pass_through.take_turn(socket_path, request["connection"], ssh["HOME"])
         if "mosh" in session:
             commands = pass_through.MoshServer(session["mosh"], ssh_argv(session), ssh)
             become_mosh_client({**session, **wait_with_progress(commands.wait, shown=True)}, term, path)
@@ -213,7 +214,8 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     It is ssh itself, so that bytes, status and both ends' closing are OpenSSH's own.
 
     Args:
-        session: The broker's answer, with ``sharing``: options of `helpers.sharing`.
+        session: The broker's answer, with ``sharing``: options of `helpers.sharing`, or ``login``: options of
+            `helpers.pass_through`.
     """
     known_hosts = session["known_hosts"]
     options = [
@@ -238,7 +240,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
-    options += session.get("sharing", ())
+    options += [*session.get("sharing", ()), *session.get("login", ())]
     argv = [
         "ssh",
         "-F",

@@ -17,6 +17,7 @@ from helpers.broker.connections import Connections
 from helpers.broker.keyline import OfferedKey, parse_offered_key, permitted_lines
 from helpers.broker.keys import KeySource, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts, fingerprint
+from helpers.broker.logins import Logins
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.server import Handler
 from helpers.broker.sessions import Sessions, parse_request
@@ -70,6 +71,7 @@ class Broker:
         self._config, self._users, self._keys, self._connections = config, users, keys, connections
         self._known_hosts, self._identity, self._make_home = known_hosts, identity, make_home
         self._sessions = Sessions(config, connections, known_hosts)
+        self._logins = Logins()
         self._log, self._supervisor = log, supervisor
         self._proxies = [ipaddress.ip_network(text) for text in config.trusted_proxies.split(",") if text]
         self._tasks: set[asyncio.Future[bool]] = set()
@@ -82,6 +84,7 @@ class Broker:
         return {
             "authorized_keys": self.authorized_keys,
             "session": self.session,
+            "login": self.login,
             "root": self.root,
             "status": self.status,
         }
@@ -254,6 +257,21 @@ class Broker:
             outcome="ok",
         )
         return started.answer | {"home": f"{self._config.homes_dir}/{peer.uid}"}
+
+    async def login(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the user who owns the peer's uid a turn to log in on the remote by the user's own agent.
+
+        Args:
+            peer: The process that watches over the login; the turn is over when it ends.
+            request: ``connection`` as SSH_CONNECTION has it.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid.
+            RemoteTimeoutError: Too many others are logging in.
+        """
+        self._owner(peer, "login")
+        await self._logins.take_turn(peer.pid, self._address(_endpoint(str(request.get("connection", "")))))
+        return {}
 
     def sign(self, peer: Peer, message: bytes) -> bytes:
         """Answer one message to the agent: see `helpers.broker.agent`, for the user who owns the peer's uid."""

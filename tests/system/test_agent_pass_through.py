@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import socket
+import struct
 import subprocess
-from contextlib import contextmanager
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.broker.logins import MAX_FOR_ADDRESS
 from lab.users import make_key
 from lab.waiting import wait_until
 from lab.wan import FAR_IPV4
@@ -254,3 +260,74 @@ def test_a_certificate_in_the_agent(lab: Lab, pass_through: Gateway) -> None:
     with lab.agent(user.key.private) as environment:
         argv = lab.gateway_argv(pass_through, user.name, "echo hi", options=["-A"])
         assert lab.run(argv, environment=environment).stdout == b"hi\n"
+
+
+# Strangers
+
+
+class SilentAgent:
+    """An agent that has a key, and never signs.
+
+    Args:
+        path: Its socket.
+        key: The public key, as a line of authorized_keys.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        """Serve, until ``close``."""
+        blob = base64.b64decode(key.split()[1])
+        self._identities = struct.pack(">BI", 12, 1) + struct.pack(">I", len(blob)) + blob + struct.pack(">I", 0)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(100)
+        self._open: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection = self._listener.accept()[0]
+                self._open.append(connection)
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection.makefile("rb") as stream:
+            while header := stream.read(4):
+                request = stream.read(int.from_bytes(header))
+                # RFC draft-ietf-sshm-ssh-agent: 11 asks for the keys, 13 for a signature; everything else fails.
+                if request[:1] == b"\x0b":
+                    connection.sendall(struct.pack(">I", len(self._identities)) + self._identities)
+                elif request[:1] != b"\x0d":
+                    connection.sendall(b"\0\0\0\1\5")
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for sock in self._open:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+def test_strangers_do_not_flood_the_remote(make_lab: Callable[..., Lab]) -> None:
+    """Twelve sessions at once, whose agent never signs, are five connections there; a user from elsewhere gets in."""
+    lab = make_lab(rtt_ms=2)
+    user = lab.add_user()
+    # Not the key that opens the gateway: its agent would be asked for that, too.
+    stranger = lab.add_user(authorized=[user.key.public])
+    gateway = lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+    path = lab.directory / "silent-agent"
+    agent = SilentAgent(path, user.key.public)
+    argv, environment = lab.gateway_argv(gateway, stranger, "id", options=["-A"]), {"SSH_AUTH_SOCK": str(path)}
+    with ThreadPoolExecutor(12) as pool:
+        sessions = [pool.submit(lab.run, argv, environment=environment, timeout_s=90) for _ in range(12)]
+        try:
+            wait_until(lambda: len(gateway.log.matches("session_started ")) == 12, "all have a session")
+            wait_until(lambda: lab.remote.connections() == MAX_FOR_ADDRESS, "some have a connection")
+            with lab.agent(user.key.private) as theirs:
+                login = lab.gateway_argv(gateway, user.name, "echo in", options=["-A", "-b", "127.0.0.3"])
+                assert lab.run(login, environment=theirs).stdout == b"in\n"
+            assert lab.remote.connections() == MAX_FOR_ADDRESS + 1
+        finally:
+            agent.close()
+        assert {session.result().returncode for session in sessions} == {255}
+    assert lab.remote.accepted(stranger) == 0
