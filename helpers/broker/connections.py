@@ -51,11 +51,11 @@ MAX_AGE_S = 3600.0
 RUN_TIMEOUT_S = 10.0
 """Longest run of one command, in seconds."""
 
-ACKNOWLEDGE_S = 0.2
+ACKNOWLEDGE_S = 0.5
 """Seconds, on top of the round trip that was measured, after which the remote's kernel must have acknowledged what was
-sent over a warm connection: Linux waits no longer before it does (40 to 200 ms). A connection on which it has not may
-have died, or be busy repeating what the network lost; a new one is tried beside it, and whichever answers first is as
-good."""
+sent over a warm connection, and ours has sent it again: Linux waits for 0.2 s before it does either. A connection on
+which it has not may have died, or be busy repeating what the network lost; a new one is tried beside it, and whichever
+answers first is as good."""
 
 WARM_TIMEOUT_S = 4.0
 """The same for a remote whose kernel lives and whose programs do not answer."""
@@ -88,7 +88,7 @@ class RemoteConnection(Protocol):
 
     @property
     def unacknowledged(self) -> bool:
-        """Whether the remote's kernel has still to acknowledge what was sent."""
+        """Whether the remote's kernel has still to acknowledge what was sent twice."""
         ...
 
     @property

@@ -50,8 +50,8 @@ KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTE
 
 _READ_BYTES = 32768
 # Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
-_TCP_INFO = struct.Struct("8x17I")
-_UNACKED, _RTT, _RTTVAR = 4, 15, 16
+_TCP_INFO = struct.Struct("2xB5x17I")
+_RETRANSMITS, _UNACKED, _RTT, _RTTVAR = 0, 5, 16, 17
 _STDERR_MAX_BYTES = 8192
 
 
@@ -133,9 +133,9 @@ class Connection:
 
     @property
     def unacknowledged(self) -> bool:
-        """Whether the remote's kernel has still to say that it has got what was sent."""
+        """Whether the remote's kernel has still to say that it has got what was sent, once and then again."""
         info = self._tcp_info()
-        return info is not None and info[_UNACKED] > 0
+        return info is not None and info[_UNACKED] > 0 and info[_RETRANSMITS] > 0
 
     def _tcp_info(self) -> tuple[int, ...] | None:
         sock = self._transport.sock

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +42,16 @@ class Crowd:
 
     Args:
         lab: The lab.
+
+    Attributes:
+        reasons: What clients that did not get in said last, and how many did.
     """
 
     def __init__(self, lab: Lab) -> None:
         """Have nobody."""
         self._lab = lab
         self._inside: list[_Client] = []
+        self.reasons: Counter[str] = Counter()
 
     def _start(self, argv: Sequence[str], marker: str) -> _Client:
         process = subprocess.Popen(
@@ -93,6 +98,9 @@ class Crowd:
                     if not succeeded and chunk:
                         continue
                     times.append(now_s - client.started_s if succeeded else float("inf"))
+                    if not succeeded:
+                        said = re.sub(r"[\d.]+", "#", client.output.decode("utf-8", "replace")).split("\n")
+                        self.reasons[next((line.strip() for line in reversed(said) if line.strip()), "nothing")] += 1
                     selector.unregister(key.fileobj)
                     if succeeded and stay:
                         self._inside.append(client)
@@ -176,6 +184,8 @@ class LoadBench:
         since = self._lab.remote.log.mark()
         users = list(enumerate(self._users))
         times = self._crowd.log_in([self._login(*each) for each in users], len(users), stay=True)
+        for reason, count in self._crowd.reasons.most_common(5):
+            self._say(f"{count} did not get in: {reason}")
         logins = max(self._lab.remote.accepted(user, since=since) for user in self._users)
         return Sample(tuple(times)), logins
 
