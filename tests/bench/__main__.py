@@ -101,7 +101,8 @@ def _measure_typing(lab: Lab, effort: Effort, results: Results, say: Callable[[s
 def _measure_load(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
     gateway, bare = lab.start_gateway(), BareSshd(lab, _FORCED_PORT, forced=True)
     bench = LoadBench(lab, gateway, bare, effort.crowd, say)
-    results.burst, results.burst_connections = bench.burst()
+    results.bare_burst = bench.bare_burst()
+    results.burst, results.burst_connections, results.burst_cpu_ms = bench.burst()
     results.idle = bench.idle(effort.idle_s)
     results.rates = bench.rates(effort.rate_logins, _AT_ONCE)
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.bare import GREETING
 from bench.stats import Sample
+from lab.processes import processes_in
 from lab.users import make_key
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ class LoadBench:
         """Return logins per second: whole sessions, on the gateway and on a bare sshd, and authentication alone."""
         user = self._users[0]
         wholly = [self._login(0, user)]
-        bare = [(self._bare.argv(options=["-tt"]), "bare sshd")]
+        bare = [(self._bare.argv(options=["-tt"]), GREETING)]
         # A subsystem that does not exist is refused once the user is in: nothing is started for it on either side.
         refused = (["-s"], ["nothing"], "subsystem request failed")
         authenticated = [
@@ -174,20 +176,28 @@ class LoadBench:
             rates[name] = sum(value < float("inf") for value in times) / (time.monotonic() - began_s)
         return rates
 
-    def burst(self) -> tuple[Sample, int]:
+    def bare_burst(self) -> Sample:
+        """Let as many log in on the bare sshd at the same time, and return the seconds for each."""
+        self._say(f"a burst of {len(self._users)} logins on a bare sshd")
+        login = (self._bare.argv(options=["-tt"]), GREETING)
+        return Sample(tuple(self._crowd.log_in([login] * len(self._users), len(self._users), stay=False)))
+
+    def burst(self) -> tuple[Sample, int, float]:
         """Let all users log in at the same time, for the first time, and stay.
 
         Returns:
-            Seconds for each, and the most logins that the remote saw of one user.
+            Seconds for each, the most logins that the remote saw of one user, and the milliseconds of processor time
+            that the gateway spent on each.
         """
         self._say(f"a burst of {len(self._users)} logins")
+        before_s = _tree_cpu_s(self._gateway)
         since = self._lab.remote.log.mark()
         users = list(enumerate(self._users))
         times = self._crowd.log_in([self._login(*each) for each in users], len(users), stay=True)
         for reason, count in self._crowd.reasons.most_common(5):
             self._say(f"{count} did not get in: {reason}")
         logins = max(self._lab.remote.accepted(user, since=since) for user in self._users)
-        return Sample(tuple(times)), logins
+        return Sample(tuple(times)), logins, (_tree_cpu_s(self._gateway) - before_s) * 1000 / len(users)
 
     def idle(self, seconds: float) -> dict[str, float]:
         """Measure what the sessions that stayed cost while nobody types, and end them."""
@@ -213,6 +223,12 @@ class LoadBench:
         return result
 
 
+def _tree_cpu_s(gateway: Gateway) -> float:
+    """Return the processor time of all that ran on the gateway so far, what has ended included."""
+    # A process that has ended is in the account of the one that waited for it, and the last of those is the init.
+    return sum(_cpu_s(process, ended=True) for process in processes_in(gateway.room.pid_namespace))
+
+
 def _program(process: Process) -> str:
     try:
         return str(Path(f"/proc/{process.pid}/exe").readlink())
@@ -229,10 +245,15 @@ def _pss_mb(process: Process) -> float:
     return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:")), 0.0)
 
 
-def _cpu_s(process: Process) -> float:
-    """Return the processor time of a process so far, in seconds (proc(5), /proc/PID/stat, fields 14 and 15)."""
+def _cpu_s(process: Process, *, ended: bool = False) -> float:
+    """Return the processor time of a process so far, in seconds (proc(5), /proc/PID/stat, fields 14 to 17).
+
+    Args:
+        process: The process.
+        ended: With that of the children it waited for.
+    """
     try:
         fields = Path(f"/proc/{process.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return sum(map(int, fields[11 : 15 if ended else 13])) / _TICKS_PER_S

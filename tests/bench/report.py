@@ -70,8 +70,10 @@ class Results:
         typing: Times of echoes in milliseconds, by the share of lost packets.
         cost: Processor time of the helpers in milliseconds.
         rates: Logins per second.
-        burst: Times of simultaneous logins in seconds.
+        bare_burst: Times of simultaneous logins on a bare sshd, in seconds.
+        burst: The same on the gateway.
         burst_connections: The most logins that the remote saw of one user meanwhile.
+        burst_cpu_ms: The gateway's processor time for each of them, in milliseconds.
         idle: What idle sessions cost.
     """
 
@@ -82,8 +84,10 @@ class Results:
     typing: dict[str, dict[str, Sample]] = field(default_factory=dict)
     cost: dict[str, Sample] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
+    bare_burst: Sample | None = None
     burst: Sample | None = None
     burst_connections: int = 0
+    burst_cpu_ms: float = 0.0
     idle: dict[str, float] = field(default_factory=dict)
 
     def write_json(self, path: Path) -> None:
@@ -142,17 +146,20 @@ class Results:
             table.add_row("CPU, ms", name, _number(sample.median), _spread(sample), "", str(len(sample.values)))
         for name, rate in self.rates.items():
             table.add_row("logins per second", name, _number(rate))
+        for name, burst in (("bare sshd, forced echo", self.bare_burst), ("gateway, first login of each", self.burst)):
+            if burst:
+                table.add_row(
+                    f"burst of {len(burst.values)}, s",
+                    name,
+                    _number(burst.median),
+                    f"slowest {_number(max(burst.values))}",
+                    "",
+                    "",
+                    str(burst.given_up or ""),
+                )
         if self.burst:
-            words = f"slowest {_number(max(self.burst.values))}; {self.burst_connections} connection a user"
-            table.add_row(
-                f"burst of {len(self.burst.values)}, s",
-                "gateway, first login of each user",
-                _number(self.burst.median),
-                words,
-                "",
-                "",
-                str(self.burst.given_up or ""),
-            )
+            table.add_row("", "gateway's CPU for each, ms", _number(self.burst_cpu_ms))
+            table.add_row("", "connections to the remote, a user", str(self.burst_connections))
         for name, value in self.idle.items():
             table.add_row("idle sessions", name, _number(value))
 
