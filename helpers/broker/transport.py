@@ -41,8 +41,8 @@ class PipelinedTransport(paramiko.Transport):
         spare: A channel that is open for the next command; None where there is none.
     """
 
-    # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own 0.1 an idle
-    # connection costs the broker a wake-up ten times a second; `close` wakes it, and keepalives need no more.
+    # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own
+    # 0.1 an idle connection wakes the broker ten times a second; `close` wakes it, and keepalives need no more.
     _active_check_timeout = 5.0
 
     def __init__(self, sock: socket.socket, foreseen: str | None = None) -> None:

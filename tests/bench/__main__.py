@@ -44,10 +44,10 @@ class Effort:
         idle_s: Seconds for which idle sessions are watched.
     """
 
-    logins: int = 9
-    bad_logins: int = 5
+    logins: int = 7
+    bad_logins: int = 3
     losses: tuple[float, ...] = (0.01, 0.05, 0.29)
-    keystrokes: int = 200
+    keystrokes: int = 150
     helper_runs: int = 25
     rate_logins: int = 60
     crowd: int = 200

@@ -19,7 +19,7 @@ COLD, WARM = "gateway, first login of a user", "gateway, every login after it"
 SSH, MOSH, JUMP = "ssh, direct", "mosh, direct", "ssh -J, over a jump host"
 WAYS = (COLD, WARM, SSH, MOSH, JUMP)
 
-TIMEOUT_S = 45.0
+TIMEOUT_S = 30.0
 """Longest wait for a prompt, in seconds; a login that takes longer counts as endless."""
 
 _APART_S = 0.3

@@ -208,11 +208,12 @@ def test_nothing_authenticates_before_the_host_key_is_known(dialled: Dialled, tm
     remote.foreseen.extend(before.foreseen)
     assert remote.foreseen
     since = lab.remote.log.mark()
+    other = lab.add_user()
     with pytest.raises(HostKeyError):
-        remote.connect(user.name, lambda _: _COMMAND)
+        remote.connect(other.name, lambda _: _COMMAND)
     closed = lab.remote.log.wait_for(r"(Connection (closed|reset) by|Disconnected from) .*\[preauth\]", since=since)
     assert "user" not in closed.string
-    assert not [line for line in lab.remote.log.lines(since=since) if user.name in line]
+    assert not [line for line in lab.remote.log.lines(since=since) if other.name in line]
 
 
 def test_a_refused_login_says_so(own: Lab, gateway: Gateway) -> None:
