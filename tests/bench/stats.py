@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,3 @@ def fit(times_s: Mapping[float, float]) -> Fit:
     line = statistics.linear_regression([rtt_ms / 1000 for rtt_ms in times_s], list(times_s.values()))
     return Fit(line.intercept, line.slope)
 
-
-def ratio(ours: Sample, theirs: Sequence[float]) -> float:
-    """Return how many times longer the others' median is than ours."""
-    return Sample(tuple(theirs)).median / ours.median
