@@ -168,12 +168,18 @@ def test_standard_input_is_not_forwarded(
 
 def test_the_gateway_is_no_jump_host(lab: Lab, gateway: Gateway, user: User) -> None:
     """-J over the gateway does not get to the remote."""
-    argv = lab.gateway_argv(gateway, user)
-    jump = " ".join([*argv[: argv.index("--")], "-W", "%h:%p", "127.0.0.1"])
+    config = lab.directory / f"config-{user.name}"
+    hosts = {"127.0.0.1": gateway.known_hosts, "192.0.2.2": lab.known_hosts}
+    config.write_text(
+        f"IdentityFile {user.key.private}\nIdentitiesOnly yes\nBatchMode yes\n"
+        + "".join(f"Host {host}\n UserKnownHostsFile {known_hosts}\n" for host, known_hosts in hosts.items())
+    )
     lab.run(lab.gateway_argv(gateway, user, "true"))
     since = lab.remote.log.mark()
-    done = lab.run(lab.direct_ssh_argv(user, "id", options=["-o", f"ProxyCommand={jump}"]))
+    jump = f"{user.name}@127.0.0.1:{gateway.port}"
+    done = lab.run(["ssh", "-F", str(config), "-J", jump, f"{user.name}@192.0.2.2", "id"])
     assert (done.stdout, done.returncode) == (b"", 255)
+    assert b"administratively prohibited" in done.stderr
     assert lab.remote.connections(since=since) == 0
 
 
@@ -207,12 +213,19 @@ def test_the_display_stays_at_home(lab: Lab, gateway: Gateway, user: User, optio
     assert client.returncode == 0
 
 
-def test_no_tunnel_device(lab: Lab, gateway: Gateway, user: User) -> None:
-    """-w makes no tunnel: neither side has a network device more."""
+@pytest.mark.parametrize("kind", ["point-to-point", "ethernet"])
+def test_no_tunnel_device(lab: Lab, gateway: Gateway, user: User, kind: str) -> None:
+    """-w makes no tunnel: neither side has a network device more, and it is the gateway that refuses."""
+    _refuses_tunnels(lab, gateway, user, kind)
+
+
+def _refuses_tunnels(lab: Lab, gateway: Gateway, user: User, kind: str) -> None:
+    """See a tunnel refused."""
     before = [room.run(["ip", "-o", "link"]).stdout for room in (lab.near, lab.remote.room)]
-    options = ["-N", "-w", "any:any", "-o", "ExitOnForwardFailure=yes", "-o", "Tunnel=point-to-point"]
+    options = ["-N", "-w", "any:any", "-o", "ExitOnForwardFailure=yes", "-o", f"Tunnel={kind}"]
     done = lab.run(lab.gateway_argv(gateway, user, options=options))
-    assert done.returncode == 255
+    assert (done.stdout, done.returncode) == (b"", 255)
+    assert b"open failed: " in done.stderr
     after = [room.run(["ip", "-o", "link"]).stdout for room in (lab.near, lab.remote.room)]
     assert after == before
 
@@ -221,4 +234,65 @@ def test_a_session_cannot_forward_over_the_shared_connection(lab: Lab, gateway: 
     """A user's own ssh on the gateway has no forwarding configured: the shared connection brought none along."""
     before = _listening(lab)
     assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0
+    assert _listening(lab) == before
+
+
+# Without a key of the gateway's, where sshd has to let agents through and so not all is forbidden at once
+
+
+@pytest.fixture(scope="module")
+def pass_through(shared_lab: Lab) -> Iterator[Gateway]:
+    """A gateway without a key."""
+    gateway = shared_lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+    yield gateway
+    gateway.close()
+
+
+@pytest.mark.parametrize("kind", ["-L", "-L unix", "-D"])
+def test_pass_through_forwards_nothing_from_the_client(
+    lab: Lab, pass_through: Gateway, user: User, target: socket.socket, kind: str
+) -> None:
+    """With agent pass-through too, -L and -D reach neither a port nor a unix socket of the gateway's."""
+    port = _free_port(lab)
+    options = {
+        "-L": ["-L", f"127.0.0.1:{port}:127.0.0.1:{target.getsockname()[1]}"],
+        "-L unix": ["-L", f"127.0.0.1:{port}:{pass_through.directory / 'run/broker.sock'}"],
+        "-D": ["-D", f"127.0.0.1:{port}"],
+    }
+    answer = _refused_late(lab, pass_through, user, options[kind], port=port)
+    assert b"SSH-" not in answer
+    assert not _reached(target)
+
+
+@pytest.mark.parametrize("kind", ["-R", "-R unix", "-W gateway", "-W remote"])
+def test_pass_through_opens_nothing(
+    lab: Lab, pass_through: Gateway, user: User, target: socket.socket, kind: str
+) -> None:
+    """With agent pass-through too, -R listens on no port and no socket, and -W reaches neither host."""
+    path, to = lab.directory / f"passed-{user.name}", f"127.0.0.1:{target.getsockname()[1]}"
+    fail = ["-o", "ExitOnForwardFailure=yes"]
+    options = {
+        "-R": ["-N", "-R", f"{_free_port(lab)}:{to}", *fail],
+        "-R unix": ["-N", "-R", f"{path}:{to}", *fail],
+        "-W gateway": ["-W", to],
+        "-W remote": ["-W", "192.0.2.2:22"],
+    }
+    before, since = _listening(lab), lab.remote.log.mark()
+    done = lab.run(lab.gateway_argv(pass_through, user, options=options[kind]))
+    assert (done.stdout, done.returncode) == (b"", 255)
+    assert b"forwarding failed" in done.stderr or b"administratively prohibited" in done.stderr
+    assert _listening(lab) == before
+    assert not path.exists()
+    assert not _reached(target)
+    assert lab.remote.connections(since=since) == 0
+
+
+def test_pass_through_makes_no_tunnel_and_forwards_no_display(lab: Lab, pass_through: Gateway, user: User) -> None:
+    """With agent pass-through too, -w makes no device, and -X gives the remote's command no display."""
+    _refuses_tunnels(lab, pass_through, user, "point-to-point")
+    before = _listening(lab)
+    with lab.agent(user.key.private) as environment:
+        argv = lab.gateway_argv(pass_through, user, 'echo "[$DISPLAY][$SSH_AUTH_SOCK]"', options=["-A", "-Y"])
+        done = lab.run(argv, environment={**environment, "DISPLAY": ":9"})
+    assert (done.stdout, done.returncode) == (b"[][]\n", 0)
     assert _listening(lab) == before
