@@ -25,7 +25,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench test lint format clean
+.PHONY: help deps demo bench bulk test lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -41,6 +41,9 @@ demo: deps ## Show a login through a gateway over a bad WAN, all on this machine
 bench: deps ## Measure logins, typing and load beside ssh and mosh (QUICK=1 for a few of each; BENCH_ARGS='--json FILE')
 	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group bench
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--mib 64' for less)
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.bulk $(BULK_ARGS)
 
 test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
 	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -56,7 +56,7 @@ class BareSshd:
         self._known_hosts = directory / "known_hosts"
         self._known_hosts.write_text(f"[{ADDRESS}]:{port} {host_key.public}\n")
         with (directory / "errors").open("ab") as errors:
-            room = Room(
+            self.room = Room(
                 "bare",
                 errors=errors,
                 setup=[
@@ -68,10 +68,10 @@ class BareSshd:
                 ],
                 network_of=lab.near,
             )
-            lab.defer(room.close)
+            lab.defer(self.room.close)
             log = LogFile(directory / "log")
             subprocess.Popen(
-                room.argv(["/usr/sbin/sshd", "-D", "-f", str(config), "-E", str(log.path)]),
+                self.room.argv(["/usr/sbin/sshd", "-D", "-f", str(config), "-E", str(log.path)]),
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
