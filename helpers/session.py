@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from helpers.client import Question, ask
 from helpers.errors import INTERRUPTED, GatewayError
-from helpers.terminal import ensure_window, locale_of, usable_term
+from helpers.terminal import ensure_window, has_window, locale_of, usable_term
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     term = environ.get("TERM", "dumb")
     if has_terminal:
         term, colors = usable_term(term, sys.stdout.fileno())
-        ensure_window(sys.stdout.fileno())
-        request["terminal"] = {"colors": colors, "locale": locale_of(environ)}
+        window = has_window(sys.stdout.fileno())
+        request["terminal"] = {"colors": colors, "locale": locale_of(environ), "window": window}
     session = wait_with_progress(Question(socket_path, request).wait, shown=has_terminal)
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
@@ -205,6 +205,7 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         # ssh's own ~. still leaves.
         "MOSH_ESCAPE_KEY": "",
     }
+    ensure_window(sys.stdout.fileno())
     become(["mosh-client", str(session["address"]), str(session["port"])], environ)
 
 

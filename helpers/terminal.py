@@ -61,14 +61,23 @@ def usable_term(term: str, fd: int) -> tuple[str, int]:
     return FALLBACK_TERM, MAX_COLORS
 
 
+def has_window(fd: int) -> bool:
+    """Tell whether a terminal has a size: who asks for one without having one (``ssh -tt </dev/null``) sends 0x0.
+
+    Raises:
+        OSError: ``fd`` is no terminal.
+    """
+    rows, columns = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2]
+    return bool(rows and columns)
+
+
 def ensure_window(fd: int) -> None:
     """Give a window without rows or columns those of `FALLBACK_SIZE`.
 
     Raises:
         OSError: ``fd`` is no terminal.
     """
-    rows, columns = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2]
-    if not (rows and columns):
+    if not has_window(fd):
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", *FALLBACK_SIZE, 0, 0))
 
 

@@ -43,12 +43,15 @@ class SessionRequest:
         command: The command that rules, a key's or else the client's; None for a login shell.
         original_command: What the client asked for, where a key's ``command=`` rules; None otherwise.
         forced: Whether a key's ``command=`` rules.
+        window: Whether the terminal has a size. Where it has none, a program asked for it (Ansible) and reads what the
+            command writes.
     """
 
     terminal: mosh.Terminal | None
     command: str | None
     original_command: str | None
     forced: bool
+    window: bool = True
 
     @property
     def subsystem(self) -> str | None:
@@ -60,8 +63,9 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
     """Check a session helper's request.
 
     Args:
-        request: ``terminal``: None, or an object with ``colors`` (0-256) and ``locale``; ``command``: a key's, as
-            `helpers.broker.keyline.encode_command` wrote it, or None; ``original_command``: the client's, or None.
+        request: ``terminal``: None, or an object with ``colors`` (0-256), ``locale`` and ``window``; ``command``: a
+            key's, as `helpers.broker.keyline.encode_command` wrote it, or None; ``original_command``: the client's, or
+            None.
 
     Raises:
         ProtocolError: It is not whole.
@@ -72,10 +76,11 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
             _check_command(text)
     terminal = request.get("terminal")
     checked = None if terminal is None else _terminal(terminal)
+    window = terminal is None or terminal["window"]
     if carried is None:
-        return SessionRequest(checked, original, None, forced=False)
+        return SessionRequest(checked, original, None, forced=False, window=window)
     asked = SFTP_COMMAND if original == SFTP_REQUEST else original
-    return SessionRequest(checked, decode_command(carried), asked, forced=True)
+    return SessionRequest(checked, decode_command(carried), asked, forced=True, window=window)
 
 
 def _check_command(text: object) -> None:
@@ -93,12 +98,14 @@ def _check_command(text: object) -> None:
 
 
 def _terminal(terminal: object) -> mosh.Terminal:
-    colors, locale = (terminal.get("colors"), terminal.get("locale")) if isinstance(terminal, dict) else (None, None)
+    given = terminal if isinstance(terminal, dict) else {}
+    colors, locale = given.get("colors"), given.get("locale")
     if (
         not isinstance(colors, int)
         or isinstance(colors, bool)
         or not 0 <= colors <= MAX_COLORS
         or not isinstance(locale, dict)
+        or not isinstance(given.get("window"), bool)
     ):
         msg = "the session's terminal is not whole"
         raise ProtocolError(msg)
@@ -155,8 +162,9 @@ class Sessions:
         return await self._mosh(user, request, request.terminal)
 
     def _mosh_carries(self, request: SessionRequest) -> bool:
-        """Whether a terminal goes over mosh: always for a shell; never where a key's command must report its status."""
-        return request.command is None or not (request.forced or self._config.pty_commands == "ssh")
+        """Whether a terminal goes over mosh: a shell's always; a command's unless its output or status is wanted."""
+        by_ssh = request.forced or not request.window or self._config.pty_commands == "ssh"
+        return request.command is None or not by_ssh
 
     async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
         """Start a mosh-server, in the first locale that the remote knows."""

@@ -292,6 +292,13 @@ def test_a_terminals_command_goes_over_mosh(
     wait_until(lambda: not lab.remote.processes("mosh-server", user=user), "mosh-server is gone")
 
 
+@pytest.mark.parametrize("command", ["stty size; tty >/dev/null; exit 5", "echo out; echo err >&2", "kill -9 $$"])
+def test_a_programs_terminal_goes_over_ssh(lab: Lab, pair: Pair, command: str) -> None:
+    """`ssh -tt gateway COMMAND </dev/null`, as scripts and Ansible do it, is as by direct ssh: nothing is drawn."""
+    pair.compare(command, options=["-tt", "-q"])
+    assert not lab.remote.processes("mosh-server", user=pair.user)
+
+
 @pytest.fixture(scope="module")
 def by_ssh(shared_lab: Lab) -> Iterator[Gateway]:
     """A gateway at which commands with a terminal go over ssh."""

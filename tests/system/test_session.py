@@ -182,8 +182,9 @@ def test_window_without_size_becomes_24_by_80(
 
 
 def test_terminal_without_a_person(lab: Lab, gateway: Gateway, user: User) -> None:
-    """`ssh -tt gateway command </dev/null`, as scripts do it, runs in 24 lines of 80 and leaves nothing behind."""
-    result = lab.run(lab.gateway_argv(gateway, user, "stty size; id -un", options=["-tt"]))
+    """`ssh -tt gateway </dev/null`, as scripts do it, has 24 lines of 80 for mosh, and leaves nothing behind."""
+    script = b"stty size; id -un; exit\n"
+    result = lab.run(lab.gateway_argv(gateway, user, options=["-tt"]), stdin=script)
 
     assert result.returncode == 0
     assert b"24 80" in result.stdout

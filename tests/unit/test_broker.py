@@ -191,7 +191,7 @@ class Room:
 
 
 _SESSION: dict[str, Any] = {
-    "terminal": {"colors": 256, "locale": {"LANG": "de_DE.UTF-8"}},
+    "terminal": {"colors": 256, "locale": {"LANG": "de_DE.UTF-8"}, "window": True},
     "command": None,
     "original_command": None,
     "connection": "192.0.2.7 50000 192.0.2.8 22",
@@ -584,23 +584,23 @@ def test_roots_session_ends_with_roots_permission() -> None:
         {"terminal": "xterm"},
         {"terminal": 1},
         {"terminal": {"colors": 256}},
-        {"terminal": {"colors": 256, "locale": None}},
-        {"terminal": {"colors": 257, "locale": {}}},
-        {"terminal": {"colors": -1, "locale": {}}},
-        {"terminal": {"colors": "256", "locale": {}}},
-        {"terminal": {"colors": 8.0, "locale": {}}},
-        {"terminal": {"colors": True, "locale": {}}},
-        {"terminal": {"colors": "8 -p 1; id", "locale": {}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": "x; id"}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": "C.UTF-8\n"}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": "-- sh"}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": ""}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": 1}}},
-        {"terminal": {"colors": 8, "locale": {"LANG": "é"}}},
-        {"terminal": {"colors": 8, "locale": {"LD_PRELOAD": "x"}}},
-        {"terminal": {"colors": 8, "locale": {"LC_ALL\n": "C"}}},
-        {"terminal": {"colors": 8, "locale": {"LC_": "C"}}},
-        {"terminal": {"colors": 8, "locale": {"LC_A -- sh": "C"}}},
+        {"terminal": {"colors": 256, "locale": None, "window": True}},
+        {"terminal": {"colors": 257, "locale": {}, "window": True}},
+        {"terminal": {"colors": -1, "locale": {}, "window": True}},
+        {"terminal": {"colors": "256", "locale": {}, "window": True}},
+        {"terminal": {"colors": 8.0, "locale": {}, "window": True}},
+        {"terminal": {"colors": True, "locale": {}, "window": True}},
+        {"terminal": {"colors": "8 -p 1; id", "locale": {}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "x; id"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "C.UTF-8\n"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "-- sh"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": ""}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": 1}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LANG": "é"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LD_PRELOAD": "x"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LC_ALL\n": "C"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LC_": "C"}, "window": True}},
+        {"terminal": {"colors": 8, "locale": {"LC_A -- sh": "C"}, "window": True}},
         {"original_command": 1},
         {"original_command": ["id"]},
         {"original_command": "a\0b"},
@@ -628,7 +628,7 @@ def test_a_request_that_smuggles_is_refused(words: dict[str, Any]) -> None:
     _run(room, scenario)
 
 
-@pytest.mark.parametrize("terminal", [None, {"colors": 256, "locale": {}}])
+@pytest.mark.parametrize("terminal", [None, {"colors": 256, "locale": {}, "window": True}])
 @pytest.mark.parametrize("original", ["rm -rf /", "gateway-subsystem-sftp", None])
 @pytest.mark.parametrize("command", ["rrsync -ro /data", "", "echo 'a b'; $(id)", "\udcff"])
 def test_a_keys_command_is_all_that_runs(command: str, original: str | None, terminal: object) -> None:
@@ -666,6 +666,19 @@ def test_what_carries_a_command_with_a_terminal(setting: str, transport: str) ->
         assert answer.get("command", "htop") == "htop"
 
     room = Room(pty_commands=setting)
+    _run(room, scenario)
+
+
+def test_without_a_window_mosh_carries_shells_alone() -> None:
+    """A program's command goes over ssh, with the terminal that it asked for."""
+
+    async def scenario() -> None:
+        peer, terminal = room.login("alice"), {"colors": 256, "locale": {}, "window": False}
+        assert (await room.session(peer, terminal=terminal))["transport"] == "mosh"
+        answer = await room.session(peer, terminal=terminal, original_command="id")
+        assert (answer["transport"], answer["command"], answer["pty"]) == ("ssh", "id", True)
+
+    room = Room()
     _run(room, scenario)
 
 

@@ -173,7 +173,7 @@ def test_a_terminal_becomes_mosh_client(room: Room) -> None:
     assert room.requests == [
         {
             "op": "session",
-            "terminal": {"colors": 256, "locale": {"LANG": "C.UTF-8"}},
+            "terminal": {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": False},
             "command": None,
             "original_command": "x",
             "connection": "a b c d",
@@ -207,7 +207,7 @@ def test_the_carried_command_is_handed_on(room: Room) -> None:
     thread.join()
     (request,) = room.requests
     assert (request["command"], request["key"]) == ("aWQ=", "publickey ssh-ed25519 AAAA")
-    assert request["terminal"] == {"colors": 256, "locale": {"LANG": "C.UTF-8"}}
+    assert request["terminal"] == {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": False}
     assert "TERM=xterm-256color" in room.written("environ")
 
 

@@ -13,7 +13,7 @@ from helpers.broker.keyline import encode_command
 from helpers.broker.sessions import MAX_COMMAND_CHARS, SFTP_REQUEST, SessionRequest, parse_request
 from helpers.errors import ProtocolError
 
-_TERMINAL = {"colors": 256, "locale": {"LANG": "C.UTF-8"}}
+_TERMINAL = {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": True}
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -89,18 +89,20 @@ def test_bytes_that_are_no_utf8_are_a_command() -> None:
         {},
         {"colors": 256},
         {"locale": {}},
-        {"colors": True, "locale": {}},
-        {"colors": "256", "locale": {}},
-        {"colors": -1, "locale": {}},
-        {"colors": 257, "locale": {}},
+        {"colors": True, "locale": {}, "window": True},
+        {"colors": "256", "locale": {}, "window": True},
+        {"colors": -1, "locale": {}, "window": True},
+        {"colors": 257, "locale": {}, "window": True},
         {"colors": 8, "locale": []},
-        {"colors": 8, "locale": {"PATH": "x"}},
-        {"colors": 8, "locale": {"LC_": "x"}},
-        {"colors": 8, "locale": {"LANG": "C;id"}},
-        {"colors": 8, "locale": {"LANG": "-l"}},
-        {"colors": 8, "locale": {"LANG": "C\n"}},
-        {"colors": 8, "locale": {"LANG": 7}},
-        {"colors": 8, "locale": {"LANG": ""}},
+        {"colors": 8, "locale": {"PATH": "x"}, "window": True},
+        {"colors": 8, "locale": {"LC_": "x"}, "window": True},
+        {"colors": 8, "locale": {"LANG": "C;id"}, "window": True},
+        {"colors": 8, "locale": {"LANG": "-l"}, "window": True},
+        {"colors": 8, "locale": {"LANG": "C\n"}, "window": True},
+        {"colors": 8, "locale": {"LANG": 7}, "window": True},
+        {"colors": 8, "locale": {"LANG": ""}, "window": True},
+        {"colors": 8, "locale": {}},
+        {"colors": 8, "locale": {}, "window": 1},
     ],
 )
 def test_what_is_no_terminal_is_refused(terminal: object) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helpers
-from helpers.terminal import FALLBACK_SIZE, FALLBACK_TERM, ensure_window, locale_of
+from helpers.terminal import FALLBACK_SIZE, FALLBACK_TERM, ensure_window, has_window, locale_of
 
 _ROOT = Path(helpers.__file__).parent.parent
 
@@ -71,6 +71,7 @@ def _size(fd: int) -> tuple[int, int]:
 def test_a_window_without_a_size_gets_one(size: tuple[int, int], expected: tuple[int, int], terminal: int) -> None:
     """Rows or columns of nothing become 24 by 80; any other size is the client's own."""
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    assert has_window(terminal) == (size == expected)
     ensure_window(terminal)
     assert _size(terminal) == expected
 
