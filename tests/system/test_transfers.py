@@ -322,11 +322,9 @@ def test_ansible(ways: tuple[Way, Way], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ansible_is_there")
-def test_ansible_without_pipelining(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
-    """Without pipelining Ansible asks for a terminal: it works where GATEWAY_PTY_COMMANDS=ssh carries those."""
-    gateway = start_gateway({"GATEWAY_PTY_COMMANDS": "ssh"})
-    way = _way(lab, user, lab.gateway_argv(gateway, user), "through")
-    status, words = _ansible(way, "-m", "ping", pipelining=False)
+def test_ansible_without_pipelining(ways: tuple[Way, Way]) -> None:
+    """Without pipelining Ansible asks for a terminal that has no size: what it runs goes over ssh all the same."""
+    status, words = _ansible(ways[1], "-m", "ping", pipelining=False)
     assert (status, "SUCCESS" in words) == (0, True), words
 
 
