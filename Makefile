@@ -48,11 +48,12 @@ bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--m
 test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
 	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-lint: deps ## Check style, types and the direction of imports
+lint: deps ## Check style, types, the direction of imports, and what CI may do
 	@"$(VENV)/bin/ruff" check
 	@"$(VENV)/bin/ruff" format --check
 	@"$(VENV)/bin/mypy"
 	@"$(VENV)/bin/lint-imports" --no-cache
+	@"$(VENV)/bin/zizmor" --offline --quiet --persona=pedantic .github
 
 format: deps ## Put the sources into shape
 	@"$(VENV)/bin/ruff" check --fix --exit-zero --quiet
