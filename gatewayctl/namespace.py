@@ -30,6 +30,20 @@ _ENTER = """
 set -e
 private=$1 userdb=$2 system=$3 log=$4
 shift 4
+# A /run of our own with the host's directories in it. sshd's chroot directory is there, and systemd removes the host's
+# when the host's own sshd stops; a mount on it would go with it.
+mount -t tmpfs -o mode=0755 run "$private/run"
+mount --make-unbindable "$private/run"
+for entry in /run/*; do
+    ours=$private/run/${entry#/run/}
+    if [ -L "$entry" ]; then cp -P "$entry" "$ours"
+    elif [ "$entry" = /run/sshd ]; then :
+    elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours"
+    fi
+done
+if [ -f /run/utmp ]; then : > "$private/run/utmp"; fi
+mkdir "$private/run/sshd"
+mount --move "$private/run" /run
 for name in nsswitch.conf passwd shadow; do mount --bind "$private/$name" "/etc/$name"; done
 mount --bind "$userdb" "$system"
 # A name cache would answer from the host's accounts.
@@ -93,7 +107,7 @@ def prepare(runtime: Runtime) -> None:
     (private / "nsswitch.conf").write_text(nsswitch(NSSWITCH.read_text(encoding="utf-8")), encoding="utf-8")
     for name in ("lastlog", "utmp"):
         (private / name).touch(mode=0o644)
-    for name in ("empty", "dev"):
+    for name in ("empty", "dev", "run"):
         (private / name).mkdir(exist_ok=True)
     SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)
 

@@ -123,6 +123,21 @@ def test_the_service_serves_and_leaves_the_hosts_sshd_alone(service: Machine, be
     assert _sshd_of_the_host(machine) == before
 
 
+def test_the_hosts_sshd_may_stop(service: Machine, before: list[str]) -> None:
+    """The gateway's users still get in when the host's sshd is stopped, and systemd removes sshd's chroot with it."""
+    try:
+        service.run("systemctl", "stop", "ssh.service")
+        assert service.run("test", "-e", "/run/sshd", check=False).returncode == 1
+        assert service.run(*_GATEWAYCTL, "healthcheck", check=False).stdout == "healthy\n"
+        service.run("systemctl", "reload", _UNIT)
+    finally:
+        service.run("systemctl", "start", "ssh.service")
+    done = service.run("ssh", *_CLIENT, "alice@127.0.0.1", "id -un", check=False)
+    assert (done.stdout, done.returncode) == ("alice\n", 0), done.stderr + _journal(service)
+    # It has been started anew: what it is from now on is what later tests compare with.
+    before[:] = _sshd_of_the_host(service)
+
+
 def test_installing_again_changes_nothing(service: Machine) -> None:
     """A second run says so, and the service goes on."""
     pid = _property(service, _UNIT, "MainPID")
