@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import pytest
 
 from lab.gateway import GATEWAYCTL
 from lab.room import PLAIN_ENVIRONMENT
@@ -46,18 +49,25 @@ def _stopped(process: Process) -> Iterator[None]:
         os.kill(process.pid, signal.SIGCONT)
 
 
-def test_healthy(make_lab: Callable[..., Lab]) -> None:
-    """All three answer; the remote hears nothing of it, the log two lines, and nobody is penalized for it."""
-    lab = make_lab(rtt_ms=2)
-    gateway = lab.start_gateway()
-    since = gateway.log.mark()
+_ADDRESSES = ("127.0.0.1", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "localhost")  # noqa: S104 - a namespace's own
+
+
+@pytest.mark.parametrize("address", _ADDRESSES)
+def test_healthy(lab: Lab, start_gateway: Callable[..., Gateway], address: str) -> None:
+    """All three answer wherever it listens; the remote hears nothing of it, the log one line, from loopback."""
+    gateway = start_gateway({"GATEWAY_HOST": address}, wait=False)
+    gateway.log.wait_for(r"\bready\b")
+    since, before = gateway.log.mark(), lab.wan.traffic().up.packets()
     done = _check(gateway)
     assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
-    gateway.log.wait_for("Connection (closed|reset) by 127.0.0.1", since=since)
-    assert len(gateway.log.lines(since=since)) == 2
     as_json = json.loads(_check(gateway, "--json").stdout)
     assert as_json == {"healthy": True, "checks": {"broker": "ok", "sshd": "ok", "users": "ok"}}
-    assert lab.wan.traffic().up.packets() == 0
+    assert lab.wan.traffic().up.packets() == before
+    assert gateway.stop() == 0  # whatever sshd had to say, it has said
+    said = [line.split(": ", 1)[1] for line in gateway.log.lines(since=since) if " sshd" in line]
+    loopback = r"127\.0\.0\.1" if re.fullmatch(r"[0-9.]+", address) else "::1"  # localhost is ::1 first
+    assert [re.match(rf"Connection from {loopback} port ", line) is not None for line in said] == [True, True, False]
+    assert said[2].startswith("Received signal 15")
 
 
 def test_a_broker_that_hangs(make_lab: Callable[..., Lab]) -> None:
