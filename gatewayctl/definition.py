@@ -95,7 +95,7 @@ def setting_error(error: ErrorDetails, model: type[BaseModel], given: Mapping[st
     info = next(info for info in describe(model) if info.name == name)
     if name not in given:
         return SettingsError(f"{info.variable} is missing: set it, for example {info.variable}={info.doc.example}")
-    seen = "" if info.secret else f", not {sources.shown(given[name].text)}"
+    seen = "" if info.secret or given[name].hidden else f", not {sources.shown(given[name].text)}"
     hint = str(error.get("ctx", {}).get("error", ""))
     hint = f"; {hint}" if hint and error["type"] == "value_error" else ""
     return SettingsError(f"{info.variable} must be {info.doc.expects}{seen}{hint} (from {given[name].origin})")

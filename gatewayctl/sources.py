@@ -33,10 +33,12 @@ class Given:
     Attributes:
         text: The value, not judged yet.
         origin: Where it was written, for people: ``environment REMOTE_PORT``.
+        hidden: Whether no error may quote it: a path that is wrong may lead to somebody's secret.
     """
 
     text: str
     origin: str
+    hidden: bool = False
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
@@ -73,7 +75,8 @@ def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict
         if path := environ.get(key + FILE_SUFFIX):
             if name in given:
                 raise SettingsError(f"{key} and {key}{FILE_SUFFIX} exclude each other: give one")
-            given[name] = Given(_content(path, key + FILE_SUFFIX), f"{path}, environment {key}{FILE_SUFFIX}")
+            text = _content(path, key + FILE_SUFFIX)
+            given[name] = Given(text, f"{path}, environment {key}{FILE_SUFFIX}", hidden=True)
     return given
 
 
@@ -84,11 +87,14 @@ def _content(path: str, variable: str) -> str:
             text = file.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise SettingsError(f"{variable}: {path} is larger than {MAX_CONFIG_BYTES} bytes")
-        return text.decode("utf-8").rstrip("\r\n")
+        value = text.decode("utf-8").rstrip("\r\n")
     except OSError as exc:
         raise SettingsError(f"{variable}: {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError:
         raise SettingsError(f"{variable}: {path} is no text in UTF-8") from None
+    if not value:
+        raise SettingsError(f"{variable}: {path} is empty")
+    return value
 
 
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:

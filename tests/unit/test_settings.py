@@ -438,3 +438,21 @@ def test_what_is_allowed_and_odd_is_a_warning(tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     assert any(f"{missing} is not there" in line for line in load({"REMOTE_KNOWN_HOSTS": missing}).warnings)
     assert load({"REMOTE_KNOWN_HOSTS": "/etc/passwd"}).warnings == ()
+
+
+def test_the_wrong_file_is_not_quoted(tmp_path: Path) -> None:
+    """A path that leads to somebody's secret by mistake does not put the secret into the log."""
+    file = tmp_path / "passwords"
+    file.write_text("alice:s3cr3t")
+    said = refusal({"REMOTE_PORT_FILE": str(file)})
+    assert said.startswith("REMOTE_PORT must be a port from 1 to 65535")
+    assert str(file) in said
+    assert "s3cr3t" not in said
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\r\n\n"])
+def test_an_empty_file_is_no_value(tmp_path: Path, content: str) -> None:
+    """A secret that was never filled in stops the start; it does not count as not set."""
+    file = tmp_path / "empty"
+    file.write_text(content)
+    assert refusal({"GATEWAY_PASSWORDS_FILE": str(file)}) == f"GATEWAY_PASSWORDS_FILE: {file} is empty"
