@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -71,6 +72,11 @@ def spawn(argv: list[str], fds: dict[int, int]) -> int:
             signal.SIGCHLD,
         ],
     )
+
+
+def high(fd: int) -> int:
+    """Copy a file descriptor to a number of 10 or above, out of the way of those that `spawn` gives a child (0-7)."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
 def reap() -> dict[int, int]:

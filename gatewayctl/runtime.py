@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatewayctl import processes
 from helpers.broker.userdb import SERVICE
 from helpers.errors import SettingsError
 
@@ -23,9 +24,6 @@ SYSTEM_LOG = Path("/dev/log")
 
 _BACKLOG = 512
 """Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
-
-_HIGH_FD = 10
-"""Inherited sockets are kept at or above this number, out of the way of those that a child is given (0-7)."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +171,10 @@ def _listen(path: Path) -> int:
         path.chmod(0o666)  # whoever connects is known by SO_PEERCRED
         sock.listen(_BACKLOG)
         sock.settimeout(0)
-        return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+        return processes.high(sock.fileno())
 
 
-def check_root_only(path: Path, what: str, *, enter: bool = True) -> None:
+def check_root_only(path: Path, what: str) -> None:
     """Check that only root may change what is at a path, and that everyone may get there.
 
     sshd asks the same of what it starts (sshd_config(5), AuthorizedKeysCommand).
@@ -184,7 +182,6 @@ def check_root_only(path: Path, what: str, *, enter: bool = True) -> None:
     Args:
         path: A file or directory.
         what: What it is, for the error.
-        enter: Whether the gateway's unprivileged users must be able to reach it.
 
     Raises:
         SettingsError: Somebody else owns a directory on the way or may write to it, or not everyone may enter it.
@@ -198,7 +195,7 @@ def check_root_only(path: Path, what: str, *, enter: bool = True) -> None:
                 "use a directory such as /opt/gateway or /run/gateway"
             )
             raise SettingsError(msg)
-        if enter and stat.S_ISDIR(info.st_mode) and not info.st_mode & stat.S_IXOTH:
+        if stat.S_ISDIR(info.st_mode) and not info.st_mode & stat.S_IXOTH:
             msg = (
                 f"{what} {path} cannot be reached by the gateway's unprivileged users: {part} is closed to them; "
                 "use a directory that everyone may enter, such as /opt/gateway or /run/gateway"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -57,7 +56,6 @@ class Plan:
         broker: The broker's settings.
         sshd: The context of sshd's templates.
         broker_uid: The uid that the broker runs as.
-        log_level: GATEWAY_LOG_LEVEL.
     """
 
     broker: BrokerConfig
@@ -70,14 +68,14 @@ class Supervisor:
 
     Args:
         runtime: The runtime directory, prepared and locked.
-        plan: Makes a plan from the settings as they are now; raises `GatewayError`.
+        plan: What to start with.
+        replan: Makes a plan from the settings as they are at a reload; raises `GatewayError`.
         log: Where the supervisor's own lines go.
     """
 
-    def __init__(self, runtime: Runtime, plan: Callable[[], Plan], log: EventLog) -> None:
+    def __init__(self, runtime: Runtime, plan: Plan, replan: Callable[[], Plan], log: EventLog) -> None:
         """Take stock; nothing runs yet."""
-        self._runtime, self._make_plan, self._log = runtime, plan, log
-        self._plan = plan()
+        self._runtime, self._plan, self._replan, self._log = runtime, plan, replan, log
         self._sshd_program = Path(processes.find("sshd", "openssh-server"))
         self._private = namespace.may_unshare()
         self._sockets = runtime.listen(private=self._private)
@@ -155,7 +153,7 @@ class Supervisor:
             setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
             setpriv += ["--no-new-privs", "--pdeathsig=TERM", "--"]
             argv = [*setpriv, sys.executable, "-I", "-m", "helpers.broker"]
-            copies = [_high(fd) for fd in (config, theirs.fileno(), tell)]
+            copies = [processes.high(fd) for fd in (config, theirs.fileno(), tell)]
             inherited = dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True))
             try:
                 pid = processes.spawn(argv, inherited)
@@ -200,7 +198,7 @@ class Supervisor:
         """
         self._runtime.pid_file.unlink(missing_ok=True)
         argv = [str(self._sshd_program), "-D", "-f", str(self._runtime.sshd_config)]
-        null = _high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        null = processes.high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         try:
             self._sshd = processes.spawn(["setpriv", "--pdeathsig=TERM", "--", *self._entered(argv)], {0: null, 1: 2})
         finally:
@@ -286,7 +284,7 @@ class Supervisor:
         The new broker serves before the old one is told to end, and both share the sockets, so that no login fails.
         """
         try:
-            plan = self._make_plan()
+            plan = self._replan()
             broker = self._start_broker(plan)
         except GatewayError as error:
             self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
@@ -341,8 +339,3 @@ class Supervisor:
                     processes.end(pid, signal.SIGKILL)
             signal.sigtimedwait([signal.SIGCHLD], min(0.2, max(0.01, left_s)))
             processes.reap()
-
-
-def _high(fd: int) -> int:
-    """Copy a file descriptor to a number out of the way of a child's."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)

@@ -17,7 +17,7 @@ from gatewayctl.processes import find
 from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
 from gatewayctl.settings import Settings
 from gatewayctl.supervisor import Plan, Supervisor
-from helpers.broker.config import BrokerConfig
+from helpers.broker.config import KEY_SETTINGS, BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
 
@@ -63,14 +63,14 @@ def run(load: Callable[[], Settings]) -> int:
             log.info("host_key_made", path=settings.gateway_host_key_path)
         fixed = (runtime, settings.uid_range, settings.gateway_log)
 
-        def plan() -> Plan:
+        def replan() -> Plan:
             fresh = load()
             if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range, fresh.gateway_log) != fixed:
                 msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
                 raise SettingsError(msg)
             return make_plan(fresh, runtime)
 
-        return Supervisor(runtime, plan, log).run()
+        return Supervisor(runtime, make_plan(settings, runtime), replan, log).run()
     finally:
         os.close(lock)
 
@@ -143,5 +143,5 @@ def read_key(settings: Settings) -> tuple[str | None, str | None]:
         beside = certificate.read_text(encoding="ascii") if certificate.exists() else None
         return path.read_text(encoding="ascii"), beside
     except (OSError, UnicodeDecodeError) as exc:
-        msg = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT) cannot be read as a key file"
+        msg = f"{KEY_SETTINGS} cannot be read as a key file"
         raise SettingsError(msg) from exc

@@ -9,6 +9,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
+"""What a sentence about the key begins with, whoever finds fault with it."""
+
 
 @dataclass(frozen=True)
 class BrokerConfig:

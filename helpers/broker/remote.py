@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import paramiko
 
 from helpers.broker.agent import Identity
+from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.transport import PipelinedTransport
@@ -44,9 +45,6 @@ TCP_USER_TIMEOUT)."""
 
 BEGUN_FRESH_S = 1.0
 """Seconds for which the output of a command that began with the connection may be taken: at once, that is."""
-
-KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
-"""What errors call it."""
 
 _READ_BYTES = 32768
 # Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
