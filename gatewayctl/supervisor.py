@@ -303,6 +303,7 @@ class Supervisor:
         # sshd starts itself anew on SIGHUP, and its port is shut for a moment: not without need.
         written = plan.sshd != self._plan.sshd
         self._broker, self._plan, self._restart_at_s = broker, plan, None
+        self._turned_away = False
         if written:
             processes.end(self._sshd, signal.SIGHUP)
         self._log.info("reloaded")

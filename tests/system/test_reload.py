@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -161,6 +163,24 @@ def test_what_needs_a_restart_is_refused(lab: Lab, start_gateway: StartGateway, 
     assert "GATEWAY_UID_RANGE" in _reload(gateway, "reload_failed")
 
     assert _may_log_in(lab, gateway, user)
+
+
+def test_a_reload_mends_a_broken_broker(start_gateway: StartGateway) -> None:
+    """After a reload has brought a broker back, lookups wait for the next one again and are not turned away."""
+    gateway = start_gateway()
+    table = gateway.directory / "run" / "state" / "users.sqlite3"
+    table.write_bytes(b"broken" * 1000)
+    os.kill(broker_of(gateway).pid, signal.SIGKILL)
+    wait_until(lambda: len(gateway.log.matches("broker_not_started")) == 2, "the broker does not start, twice")
+    table.unlink()
+    _reload(gateway)
+
+    since = gateway.log.mark()
+    os.kill(broker_of(gateway).pid, signal.SIGKILL)
+    gateway.log.wait_for("broker_ended .* restart_in_s=[1-9]", since=since)
+    (sshd,) = [its.pid for its in gateway.processes() if "[listener]" in its.argv[0]]
+    lookup = ["nsenter", f"--mount=/proc/{sshd}/ns/mnt", "--", "getent", "passwd", "gateway+auth"]
+    assert subprocess.run(lookup, check=False, capture_output=True, timeout=30).returncode == 0
 
 
 def test_logins_during_a_reload(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal) -> None:
