@@ -29,8 +29,6 @@ _LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug
 _MESSAGE = re.compile(
     rb"<([0-9]{1,3})>(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} )?([A-Za-z0-9._-]{1,32})\[[0-9]+\]: (.*)", re.DOTALL
 )
-# How a health check's connection ends, and a local proxy's; one line for each, its beginning, is enough.
-_LEFT = re.compile(r"Connection (?:closed|reset) by (?:127\.0\.0\.1|::1) port [0-9]{1,5} \[preauth\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -69,8 +67,6 @@ class Relay:
         if match is None or match[2].decode("ascii") not in _PROGRAMS:
             return
         text = _CONTROL.sub(lambda char: f"\\{ord(char[0]):03o}", match[3].decode("utf-8", "backslashreplace"))
-        if _LEFT.fullmatch(text):
-            return
         self._write(_LEVELS[int(match[1]) & 7], match[2].decode("ascii"), pid, text)
         child = _CHILD.fullmatch(text) if root else None
         if child is not None:

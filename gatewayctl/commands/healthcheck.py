@@ -68,8 +68,7 @@ def check(runtime: Runtime) -> dict[str, str]:
 def _sshd(address: str, port: int) -> str:
     """Let sshd say its banner, and leave as a client does that has changed its mind.
 
-    The connection comes from loopback whatever sshd listens on: there it penalizes nobody (60-abuse.conf), and of its
-    two lines the relay drops the second.
+    The connection comes from loopback whatever sshd listens on: there it penalizes nobody (60-abuse.conf).
     """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
     try:

@@ -74,4 +74,3 @@ def fit(times_s: Mapping[float, float]) -> Fit:
     """Fit a line through times in seconds, by round-trip time in milliseconds: least squares."""
     line = statistics.linear_regression([rtt_ms / 1000 for rtt_ms in times_s], list(times_s.values()))
     return Fit(line.intercept, line.slope)
-

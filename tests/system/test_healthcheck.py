@@ -54,7 +54,7 @@ _ADDRESSES = ("127.0.0.1", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "localho
 
 @pytest.mark.parametrize("address", _ADDRESSES)
 def test_healthy(lab: Lab, start_gateway: Callable[..., Gateway], address: str) -> None:
-    """All three answer wherever it listens; the remote hears nothing of it, the log one line, from loopback."""
+    """All three answer wherever it listens; the remote hears nothing of it, the log two lines, from loopback."""
     gateway = start_gateway({"GATEWAY_HOST": address}, wait=False)
     gateway.log.wait_for(r"\bready\b")
     since, before = gateway.log.mark(), lab.wan.traffic().up.packets()
@@ -66,8 +66,11 @@ def test_healthy(lab: Lab, start_gateway: Callable[..., Gateway], address: str) 
     assert gateway.stop() == 0  # whatever sshd had to say, it has said
     said = [line.split(": ", 1)[1] for line in gateway.log.lines(since=since) if " sshd" in line]
     loopback = r"127\.0\.0\.1" if re.fullmatch(r"[0-9.]+", address) else "::1"  # localhost is ::1 first
-    assert [re.match(rf"Connection from {loopback} port ", line) is not None for line in said] == [True, True, False]
-    assert said[2].startswith("Received signal 15")
+    # Two checks, and then the end.
+    patterns = [rf"Connection from {loopback} port ", rf"Connection (closed|reset) by {loopback} port "] * 2
+    patterns += ["Received signal 15"]
+    assert len(said) == len(patterns)
+    assert all(re.match(pattern, line) for pattern, line in zip(patterns, said, strict=True)), said
 
 
 def test_a_broker_that_hangs(make_lab: Callable[..., Lab]) -> None:
