@@ -28,52 +28,58 @@ in sight, a name that our user database does not answer for a moment would be th
 
 _ENTER = """
 set -e
-private=$1 userdb=$2 system=$3 log=$4
-shift 4
-# A /run of our own with the host's directories in it. sshd's chroot directory is there, and systemd removes the host's
-# when the host's own sshd stops; a mount on it would go with it.
+private=$1 userdb=$2 log=$3
+shift 3
+# Directories of our own in the place of the host's /etc and /run, with the host's entries in them but for those that
+# are ours. A mount on a single file would not last: who puts another file in its place, as useradd does with
+# /etc/passwd, takes the mount away in every namespace, and sshd would see the host's users.
+mount -t tmpfs -o mode=0755 etc "$private/etc"
+mount --bind /etc "$private/host"
+# Links as they are, since they may be relative; everything else by a link, so that what the host writes anew is seen.
+# One may be gone by the time it is copied.
+find /etc -mindepth 1 -maxdepth 1 -type l -exec cp -P -t "$private/etc" {} + || :
+find "$private/host" -mindepth 1 -maxdepth 1 ! -type l -exec ln -s -t "$private/etc" {} +
+for name in nsswitch.conf passwd shadow; do cp -p --remove-destination "$private/$name" "$private/etc"; done
+rm -f "$private/etc/userdb"
+mount --move "$private/etc" /etc
+# systemd removes /run/sshd, in which sshd shuts its unprivileged half, when the host's own sshd stops. A cache of names
+# (nscd) would answer from the host's accounts. Directories come and go in /run, so one may be gone by now.
 mount -t tmpfs -o mode=0755 run "$private/run"
 mount --make-unbindable "$private/run"
 for entry in /run/*; do
     ours=$private/run/${entry#/run/}
     if [ -L "$entry" ]; then cp -P "$entry" "$ours"
-    elif [ "$entry" = /run/sshd ]; then :
-    elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours"
+    elif [ "$entry" = /run/sshd ] || [ "$entry" = /run/nscd ] || [ "$entry" = /run/userdb ]; then :
+    elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours" || [ ! -d "$entry" ]
     fi
 done
-if [ -f /run/utmp ]; then : > "$private/run/utmp"; fi
 mkdir "$private/run/sshd"
+# Logins of invented users are no business of the host's who(1) and last(1), and the host's lastlog, which is indexed by
+# uid, would grow to the size of the largest one. No wtmp: nothing is written where there is none.
+if [ -f /run/utmp ]; then : > "$private/run/utmp"; fi
 mount --move "$private/run" /run
-for name in nsswitch.conf passwd shadow; do mount --bind "$private/$name" "/etc/$name"; done
-mount --bind "$userdb" "$system"
-# A name cache would answer from the host's accounts.
-if [ -d /run/nscd ]; then mount --bind "$private/empty" /run/nscd; fi
-# Logins of invented users are no business of the host's who(1) and last(1), and the host's lastlog, which is indexed
-# by uid, would grow to the size of the largest one.
-if [ -f /var/log/lastlog ]; then mount --bind "$private/lastlog" /var/log/lastlog; fi
-if [ -f /run/utmp ]; then mount --bind "$private/utmp" /run/utmp; fi
-if [ -f /var/log/wtmp ]; then mount --bind /dev/null /var/log/wtmp; fi
-# What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on: where the host has no
-# syslog, that is a /dev of our own with the host's devices in it, and terminals of our own: a ptmx finds those that
-# are mounted beside it (pts(4)).
-if [ "$log" ] && [ ! -e /dev/log ]; then
+mount --bind "$userdb" /run/systemd/userdb
+mount -t tmpfs -o mode=0755 log /var/log
+: > /var/log/lastlog
+# What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on, and a daemon that makes
+# /dev/log anew takes it away: so that is a /dev of our own with the host's devices in it, and terminals of our own: a
+# ptmx finds those that are mounted beside it (pts(4)).
+if [ "$log" ]; then
     mount -t tmpfs -o mode=0755 dev "$private/dev"
     for entry in /dev/*; do
         ours=$private/dev/${entry#/dev/}
-        # /dev/log: journald's link, where journald does not run.
         case $entry in /dev/pts | /dev/ptmx | /dev/log) continue ;; esac
         if [ -L "$entry" ]; then cp -P "$entry" "$ours"
-        elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours"
-        else : > "$ours"; mount --bind "$entry" "$ours"
+        elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours" || [ ! -d "$entry" ]
+        else : > "$ours"; mount --bind "$entry" "$ours" || [ ! -e "$entry" ]
         fi
     done
     mkdir "$private/dev/pts"
     mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$private/dev/pts"
     ln -s pts/ptmx "$private/dev/ptmx"
-    : > "$private/dev/log"
+    ln -s "$log" "$private/dev/log"
     mount --rbind "$private/dev" /dev
 fi
-if [ "$log" ]; then mount --bind "$log" /dev/log; fi
 exec "$@"
 """
 
@@ -105,9 +111,7 @@ def prepare(runtime: Runtime) -> None:
     shadow.touch(mode=0o600)
     shadow.write_text("".join(f"{line.split(':')[0]}:*:::::::\n" for line in kept), encoding="utf-8")
     (private / "nsswitch.conf").write_text(nsswitch(NSSWITCH.read_text(encoding="utf-8")), encoding="utf-8")
-    for name in ("lastlog", "utmp"):
-        (private / name).touch(mode=0o644)
-    for name in ("empty", "dev", "run"):
+    for name in ("dev", "etc", "host", "run"):
         (private / name).mkdir(exist_ok=True)
     SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)
 
@@ -134,7 +138,7 @@ def enter(runtime: Runtime, argv: list[str], *, relay: bool) -> list[str]:
     # slave: what the host mounts later still arrives, and nothing of ours gets out.
     unshare = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", _ENTER, "sh"]
     log = str(runtime.log_socket) if relay else ""
-    return [*unshare, str(runtime.private), str(runtime.userdb), str(SYSTEM_USERDB), log, *argv]
+    return [*unshare, str(runtime.private), str(runtime.userdb), log, *argv]
 
 
 def beside(pid: int) -> list[str]:

@@ -138,6 +138,20 @@ def test_the_hosts_sshd_may_stop(service: Machine, before: list[str]) -> None:
     before[:] = _sshd_of_the_host(service)
 
 
+def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine) -> None:
+    """The host's files are put in place anew, as useradd and logrotate do, and our sshd still has its own."""
+    service.run("sh", "-c", "echo 'bob:secret' > /root/bob; useradd bob && chpasswd < /root/bob")
+    service.run("sh", "-c", "cd /var/log && for log in wtmp lastlog; do touch $log; mv $log $log.1; : > $log; done")
+    enter = ["sh", "-c", 'exec nsenter --mount --root --target "$(cat /run/gateway/sshd.pid)" -- "$@"', "sh"]
+    for database in ("passwd", "shadow"):
+        seen = service.run(*enter, "getent", "--service=files", database).stdout
+        assert [line.split(":")[0] for line in seen.splitlines()] == ["root", "sshd", "nobody"]
+    done = service.run("ssh", *_CLIENT, "-tt", "alice@127.0.0.1", "id -un", check=False)
+    assert done.stdout.split() == ["alice"], done.stderr + _journal(service)
+    # It is indexed by uid, and the machine is its own remote: alice's place in it is near the beginning.
+    assert int(service.run("stat", "--format=%s", "/var/log/lastlog").stdout) < 100 * 65536
+
+
 def test_installing_again_changes_nothing(service: Machine) -> None:
     """A second run says so, and the service goes on."""
     pid = _property(service, _UNIT, "MainPID")

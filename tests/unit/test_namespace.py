@@ -46,7 +46,7 @@ def test_the_command_that_enters() -> None:
     argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"], relay=False)
     assert argv[:2] == ["unshare", "--mount"]
     assert argv[-3:] == ["sshd", "-o", "a b; $(id)"]
-    assert argv[-7:-3] == ["/run/x/private", "/run/x/userdb", "/run/systemd/userdb", ""]
+    assert argv[-6:-3] == ["/run/x/private", "/run/x/userdb", ""]
     assert enter(Runtime(Path("/run/x")), ["sshd"], relay=True)[-2] == "/run/x/log.sock"
 
 
