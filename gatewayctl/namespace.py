@@ -7,6 +7,7 @@ not be made, as in most containers, the machine itself must be set up so, and is
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from gatewayctl.runtime import SYSTEM_USERDB, Runtime
@@ -17,6 +18,9 @@ CHECK_TIMEOUT_S = 20.0
 """Longest wait for one user lookup at the start, in seconds; it takes 5 ms."""
 
 NSSWITCH = Path("/etc/nsswitch.conf")
+
+UTMP = Path("/run/utmp")
+"""Who is logged in (utmp(5))."""
 
 _OURS = ("passwd: systemd files", "group: files", "shadow: files systemd")
 """``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's. For shadow the other
@@ -55,8 +59,8 @@ for entry in /run/*; do
 done
 mkdir "$private/run/sshd"
 # Logins of invented users are no business of the host's who(1) and last(1), and the host's lastlog, which is indexed by
-# uid, would grow to the size of the largest one. No wtmp: nothing is written where there is none.
-if [ -f /run/utmp ]; then : > "$private/run/utmp"; fi
+# uid, would grow to the size of the largest one. sshd misses utmp at each logout, and not wtmp.
+: > "$private/run/utmp"
 mount --move "$private/run" /run
 mount --bind "$userdb" /run/systemd/userdb
 mount -t tmpfs -o mode=0755 log /var/log
@@ -114,6 +118,12 @@ def prepare(runtime: Runtime) -> None:
     for name in ("dev", "etc", "host", "run"):
         (private / name).mkdir(exist_ok=True)
     SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def prepare_shared() -> None:
+    """Make what sshd misses on a machine that is the gateway's alone: it logs an error at each logout without utmp."""
+    with suppress(OSError):
+        UTMP.touch(mode=0o644)
 
 
 def nsswitch(text: str) -> str:

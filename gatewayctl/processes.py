@@ -17,6 +17,9 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
+    # Nobody writes there. Who has none looks its user up (Python 3.13, site), which waits for a broker where users are
+    # looked up as our sshd does.
+    "HOME": "/",
 }
 """All that a child gets: the settings, secrets among them, stay with the supervisor."""
 

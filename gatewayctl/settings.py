@@ -36,6 +36,7 @@ def _checked_uid_range(text: str) -> str:
     return text
 
 
+_UID_MAP = Path("/proc/self/uid_map")
 _BOOLEAN = "true or false"
 _FILE = "the absolute path of a file"
 _Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(values.port)]
@@ -250,7 +251,8 @@ class Settings(BaseModel):
         """The first and the last uid that users get, both inclusive."""
         if self.gateway_uid_range:
             return values.uid_range(self.gateway_uid_range)
-        return values.derived_uid_range(self.gateway_runtime_dir)
+        derived = values.derived_uid_range(self.gateway_runtime_dir)
+        return values.mapped_uid_range(derived, _UID_MAP.read_text(encoding="ascii"))
 
     @property
     def key_content(self) -> bytes | None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatewayctl import namespace, notify, processes, render
+from gatewayctl import farewell, namespace, notify, processes, render
 from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
 from gatewayctl.runtime import Runtime
@@ -32,6 +32,9 @@ SSHD_READY_TIMEOUT_S = 10.0
 GRACE_S = 10.0
 """Seconds that sessions get to say goodbye to the remote before they are killed: mosh-client needs a few round
 trips for it (mosh 1.4.0), and container engines kill after 10 s by default."""
+
+FAREWELL_S = 0.2
+"""Seconds for sshd to pass on what users are told: nothing says when it has."""
 
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a crashed broker's next start; the last one repeats."""
@@ -117,6 +120,8 @@ class Supervisor:
     def _start(self) -> None:
         if self._private:
             namespace.prepare(self._runtime)
+        else:
+            namespace.prepare_shared()
         self._broker = self._start_broker(self._plan)
         namespace.check_users(self._entered([]), self._plan.broker.auth_uid)
         self._write_sshd_config(self._plan)
@@ -149,10 +154,12 @@ class Supervisor:
         try:
             os.write(config, plan.broker.to_json())
             os.lseek(config, 0, os.SEEK_SET)
-            uid = str(plan.broker_uid)
-            setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=-all"]
-            setpriv += ["--no-new-privs", "--pdeathsig=TERM", "--"]
-            argv = [*setpriv, sys.executable, "-I", "-m", "helpers.broker"]
+            uid = plan.broker_uid
+            # chroot and not setpriv changes the uid: setpriv looks it up (util-linux 2.41), which waits for a broker
+            # where users are looked up as our sshd does.
+            become = ["chroot", f"--userspec=+{uid}:+{uid}", "--groups=", "--skip-chdir", "/"]
+            bare = ["setpriv", "--inh-caps=-all", "--no-new-privs", "--pdeathsig=TERM", "--"]
+            argv = [*become, *bare, sys.executable, "-I", "-m", "helpers.broker"]
             copies = [processes.high(fd) for fd in (config, theirs.fileno(), tell)]
             inherited = dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True))
             try:
@@ -311,7 +318,7 @@ class Supervisor:
     # Ending
 
     def _end(self) -> None:
-        """End everything: sshd takes no new login, sessions say goodbye to the remote, what is left is killed.
+        """End everything: users are told, sshd takes no new login, sessions say goodbye, what is left is killed.
 
         The brokers are the last to go: sshd's monitors look their user up once more when a session ends, and would
         wait for as long as somebody holds the user database's socket and nobody answers.
@@ -319,6 +326,9 @@ class Supervisor:
         notify.stopping()
         deadline = time.monotonic() + GRACE_S
         brokers = {self._broker, *self._draining}
+        if self._sshd:
+            farewell.say(self._sshd, processes.descendants(self._sshd))
+            time.sleep(FAREWELL_S)
         self._end_all(lambda: [pid for pid in processes.descendants(os.getpid()) if pid not in brokers], deadline)
         self._end_all(lambda: processes.descendants(os.getpid()), deadline)
         for fd in self._sockets:

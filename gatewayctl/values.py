@@ -112,6 +112,28 @@ def derived_uid_range(runtime_directory: Path) -> tuple[int, int]:
     return start, start + _DERIVED_SIZE - 1
 
 
+def mapped_uid_range(wanted: tuple[int, int], uid_map: str) -> tuple[int, int]:
+    """Choose uids that there are: in a user namespace, as rootless containers have, these may be few.
+
+    Args:
+        wanted: The first and the last uid that would be best, both inclusive.
+        uid_map: The namespace's map (user_namespaces(7)): lines of a first uid inside, one outside, and how many.
+
+    Returns:
+        ``wanted`` where all of it is mapped, else the most uids in a row that are not the system's.
+    """
+    free: list[tuple[int, int]] = []
+    for line in uid_map.splitlines():
+        first, _, count = map(int, line.split())
+        last = first + count - 1
+        if first <= wanted[0] and wanted[1] <= last:
+            return wanted
+        lowest, highest = max(first, FIRST_UID), min(last, LAST_UID)
+        free += [(lowest, min(highest, min(RESERVED_UIDS) - 1)), (max(lowest, max(RESERVED_UIDS) + 1), highest)]
+    start, end = max(free, key=lambda uids: uids[1] - uids[0], default=wanted)
+    return (start, min(end, start + _DERIVED_SIZE - 1)) if end - start + 1 >= MIN_UIDS else wanted
+
+
 def absolute_path(text: str) -> str:
     """Accept an absolute path that can stand in a configuration file: no control characters."""
     if not text.startswith("/"):

@@ -177,7 +177,7 @@ def test_sshd_killed(lab: Lab, gateway: Gateway, user: User, open_terminal: Open
 def test_sigterm_ends_the_gateway_and_its_sessions(
     lab: Lab, start_gateway: Callable[..., Gateway], open_terminal: OpenTerminal
 ) -> None:
-    """SIGTERM disconnects everybody, says goodbye to the remote, exits 0 and leaves nothing on the machine."""
+    """SIGTERM tells everybody, disconnects them, says goodbye to the remote, exits 0 and leaves nothing behind."""
     gateway = start_gateway()
     machine_mounts = Path(f"/proc/{gateway.room.pid}/mountinfo").read_text()
     users = [lab.add_user() for _ in range(2)]
@@ -187,6 +187,7 @@ def test_sigterm_ends_the_gateway_and_its_sessions(
     assert gateway.stop(timeout_s=9) == 0
 
     assert [terminal.wait_exit() for terminal in terminals] == [255, 255]
+    assert ["gateway: shutting down" in terminal.text for terminal in terminals] == [True, True]
     assert not [user.name for user in users if lab.remote.processes("mosh-server", user=user)]
     assert gateway.processes() == []
     assert Path(f"/proc/{gateway.room.pid}/mountinfo").read_text() == machine_mounts

@@ -288,6 +288,27 @@ def test_uid_range_from_the_runtime_directory() -> None:
     assert not set(range(first[0], first[1] + 1)) & set(range(second[0], second[1] + 1))
 
 
+@pytest.mark.parametrize(
+    ("uid_map", "uids"),
+    [
+        ("0 0 4294967295", (1_900_000_000, 1_900_065_535)),
+        ("0 1000000 65536", (1000, 65533)),
+        ("0 1000 1\n1 100000 65536", (1000, 65533)),
+        ("0 100000 1000000", (65536, 131071)),
+        ("0 0 1000\n1900000000 5 65536", (1_900_000_000, 1_900_065_535)),
+        ("0 0 1000\n1900000000 5 2048", (1_900_000_000, 1_900_002_047)),
+        ("0 1000 1", (1_900_000_000, 1_900_065_535)),
+        ("", (1_900_000_000, 1_900_065_535)),
+    ],
+    ids=["no namespace", "65536", "rootless", "a million", "just these", "a part of these", "too few", "none"],
+)
+def test_uids_of_a_user_namespace(uid_map: str, uids: tuple[int, int]) -> None:
+    """Where the usual uids are not mapped, others are chosen; where too few are, the start says what is missing."""
+    assert values.mapped_uid_range((1_900_000_000, 1_900_065_535), uid_map) == uids
+    if uids[0] != 1_900_000_000:
+        assert values.uid_range("{}:{}".format(*uids)) == uids
+
+
 @given(st.text(min_size=1))
 def test_uid_ranges_are_valid_for_any_directory(name: str) -> None:
     """Every derived block passes the check for explicit ones."""
