@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,8 +104,7 @@ class PathKeys:
         """
         del user
         try:
-            with self._path.open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
+            content = _read_now(self._path)
         except OSError as exc:
             msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} cannot be read by the gateway ({exc.strerror})"
             raise PermissionDeniedError(msg) from exc
@@ -110,6 +112,20 @@ class PathKeys:
             msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_FILE_BYTES} bytes"
             raise PermissionDeniedError(msg)
         return KeyFile(content, "path")
+
+
+def _read_now(path: Path) -> bytes:
+    """Read a file, a byte more than `MAX_FILE_BYTES` at most, without waiting.
+
+    On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return file.read(MAX_FILE_BYTES + 1)
 
 
 class Pool(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
@@ -257,13 +258,19 @@ def test_local_file_takes_effect_at_once(lab: Lab, start_gateway: Callable[..., 
     path.mkdir()
     assert verdicts() == (False, False)
     path.rmdir()
+    os.mkfifo(path)  # nobody writes to it, and whoever waits for that waits for ever
+    assert verdicts() == (False, False)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert verdicts() == (False, False)
+    path.unlink()
     path.write_text(f"{line}\n" + "#" * _MIB)
     assert verdicts() == (False, False)
     path.write_text(f"{line}\n{user.key.public}\n")
     assert verdicts() == (True, True)
 
     reasons = {match[1] for match in gateway.log.matches(r"cannot be read by the gateway \(([^)]*)\)", since=since)}
-    assert reasons == {"Permission denied", "No such file or directory", "Is a directory"}
+    assert reasons == {"Permission denied", "No such file or directory", "Is a directory", "it is no file"}
 
 
 # Options of a line

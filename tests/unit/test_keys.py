@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -437,12 +438,13 @@ def test_the_same_keys_for_everybody(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
-    """A missing file, a directory and a file that is too large are refusals which name the setting."""
+    """A missing file, a directory, a FIFO and a file that is too large are refusals which name the setting."""
 
     async def scenario() -> None:
         large = tmp_path / "large"
         large.write_bytes(b"x" * (MAX_FILE_BYTES + 1))
-        for path in (tmp_path / "missing", tmp_path, large, large / "below"):
+        os.mkfifo(tmp_path / "fifo")
+        for path in (tmp_path / "missing", tmp_path, tmp_path / "fifo", large, large / "below"):
             with pytest.raises(PermissionDeniedError, match="GATEWAY_AUTHORIZED_KEYS_PATH"):
                 await PathKeys(path).read("alice")
         large.write_bytes(b"x" * MAX_FILE_BYTES)
