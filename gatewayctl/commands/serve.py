@@ -140,7 +140,8 @@ def read_key(settings: Settings) -> tuple[str | None, str | None]:
         if path is None:
             return None, None
         certificate = path.with_name(path.name + "-cert.pub")
-        beside = certificate.read_text(encoding="ascii") if certificate.exists() else None
+        # Its comment, which nobody reads, may be in any script.
+        beside = certificate.read_text(encoding="utf-8", errors="replace") if certificate.exists() else None
         return path.read_text(encoding="ascii"), beside
     except (OSError, UnicodeDecodeError) as exc:
         msg = f"{KEY_SETTINGS} cannot be read as a key file"

@@ -7,7 +7,7 @@ PROTOCOL section 3.1 (publickey-hostbound-v00@openssh.com).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from helpers.broker.wire import WireReader, string
@@ -81,7 +81,7 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
     if blob not in identity.blobs:
         msg = "asked to sign with a key that is not the gateway's"
         raise RefusedError(msg)
-    algorithm = check_login(data, user, blob, accepts_host_key)
+    algorithm = check_login(data, user, identity.blobs, accepts_host_key)
     if algorithm.startswith("rsa-sha2-") and flags != {"rsa-sha2-256": 2, "rsa-sha2-512": 4}.get(algorithm):
         msg = "the request's algorithm and its flags differ"
         raise RefusedError(msg)
@@ -92,13 +92,16 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
     return bytes([_SIGN_RESPONSE]) + string(signature)
 
 
-def check_login(data: bytes, user: str, blob: bytes, accepts_host_key: Callable[[str, bytes], None]) -> str:
+def check_login(
+    data: bytes, user: str, blobs: Collection[bytes], accepts_host_key: Callable[[str, bytes], None]
+) -> str:
     """Make sure that what is to be signed is a login of one user, with one key, on the remote.
 
     Args:
         data: What the signature would cover.
         user: The only user name that may stand in it.
-        blob: The only public key.
+        blobs: The only public keys. Which of them the request itself names does not matter: to log in by a
+            certificate, ssh asks for a signature of the plain key (OpenSSH 9.2, sign_and_send_pubkey).
         accepts_host_key: See `answer`.
 
     Returns:
@@ -118,7 +121,7 @@ def check_login(data: bytes, user: str, blob: bytes, accepts_host_key: Callable[
     if name != user.encode("ascii"):
         msg = "asked to sign a login as another user"
         raise RefusedError(msg)
-    if service != b"ssh-connection" or method not in (b"publickey", _HOSTBOUND) or signed != 1 or key != blob:
+    if service != b"ssh-connection" or method not in (b"publickey", _HOSTBOUND) or signed != 1 or key not in blobs:
         msg = "asked to sign a login of another kind"
         raise RefusedError(msg)
     if method == _HOSTBOUND:

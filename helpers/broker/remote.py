@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
@@ -46,6 +48,9 @@ TCP_USER_TIMEOUT)."""
 BEGUN_FRESH_S = 1.0
 """Seconds for which the output of a command that began with the connection may be taken: at once, that is."""
 
+_NEEDS_PASSPHRASE = (
+    f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
+)
 _READ_BYTES = 32768
 # Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
 _TCP_INFO = struct.Struct("2xB5x17I")
@@ -57,26 +62,52 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
     """Read the gateway's private key.
 
     Args:
-        text: The key file: OpenSSH's format or PEM; ed25519, ECDSA or RSA.
+        text: The key file: OpenSSH's format or PEM, PKCS #8 included; ed25519, ECDSA or RSA.
         certificate: The text of its ``-cert.pub``, if it has one.
 
     Raises:
-        SettingsError: It needs a passphrase, or is no such key.
+        SettingsError: It needs a passphrase, or is no such key, or the certificate is not for it.
     """
+    if text.startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----"):
+        raise SettingsError(_NEEDS_PASSPHRASE)
+    text = _without_pkcs8(text)
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
             key = kind.from_private_key(io.StringIO(text))
-            if certificate is not None:
-                key.load_certificate(certificate)
         except paramiko.PasswordRequiredException as exc:
-            msg = (
-                f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
-            )
-            raise SettingsError(msg) from exc
+            raise SettingsError(_NEEDS_PASSPHRASE) from exc
         except (paramiko.SSHException, ValueError, IndexError, TypeError):
             continue
+        if certificate is not None:
+            _certify(key, certificate)
         return key
     msg = f"{KEY_SETTINGS}: it is no private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
+    raise SettingsError(msg)
+
+
+def _without_pkcs8(text: str) -> str:
+    """Write a key in PKCS #8 (RFC 5958; ``ssh-keygen -m PKCS8``), which paramiko does not read, in OpenSSH's format."""
+    if not text.startswith("-----BEGIN PRIVATE KEY-----"):
+        return text
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    try:
+        return serialization.load_pem_private_key(text.encode(), None).private_bytes(*form).decode("ascii")
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return text
+
+
+def _certify(key: paramiko.PKey, certificate: str) -> None:
+    """Put a key's certificate beside it, once it is sure that it is one; paramiko looks at its type alone."""
+    try:
+        found = serialization.load_ssh_public_identity(certificate.encode())
+        if isinstance(found, serialization.SSHCertificate) and found.type is serialization.SSHCertificateType.USER:
+            form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+            if found.public_key().public_bytes(*form).decode("ascii").split()[1] == key.get_base64():
+                key.load_certificate(certificate)
+                return
+    except (ValueError, UnsupportedAlgorithm):
+        pass  # it is none
+    msg = f"{KEY_SETTINGS}: the -cert.pub beside it is no user certificate for this key; have the key signed anew"
     raise SettingsError(msg)
 
 

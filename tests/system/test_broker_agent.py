@@ -287,16 +287,20 @@ def test_a_crowd_at_the_agent_disturbs_nobody(lab: Lab, gateway: Gateway, user: 
         crowd.communicate()
 
 
-@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
-def test_keys_of_other_types_log_in(lab: Lab, start_gateway: Callable[..., Gateway], kind: str) -> None:
-    """A gateway whose key is RSA (signed with SHA-2) or ECDSA runs commands as one with an Ed25519 key does."""
+@pytest.mark.parametrize(
+    ("kind", "form"), [("rsa", "RFC4716"), ("rsa", "PEM"), ("rsa", "PKCS8"), ("ecdsa", "PEM"), ("ecdsa", "PKCS8")]
+)
+def test_keys_of_other_types_log_in(lab: Lab, start_gateway: Callable[..., Gateway], kind: str, form: str) -> None:
+    """A gateway whose key is RSA (signed with SHA-2) or ECDSA, in any of its formats, is as one with Ed25519."""
     user = lab.add_user()
     key = make_key(lab.directory / "keys" / f"gateway-{user.name}", kind=kind)
+    rewrite = ["ssh-keygen", "-q", "-p", "-N", "", "-m", form, "-f", str(key.private)]
+    subprocess.run(rewrite, check=True, capture_output=True)
     lab.remote.authorize(user, [user.key.public, key.public])
     gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": str(key.private)})
     done = lab.run(lab.gateway_argv(gateway, user, "echo ok; exit 3"))
     assert (done.stdout, done.stderr, done.returncode) == (b"ok\n", b"", 3)
-    if kind == "rsa":
+    if (kind, form) == ("rsa", "RFC4716"):
         blob, uid = _blob(key.public), _uid_of(gateway, user)
         asked = [(name, flags) for name in ("rsa-sha2-256", "rsa-sha2-512", "ssh-rsa") for flags in (0, 2, 4)]
         answers = _say(

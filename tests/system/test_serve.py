@@ -92,25 +92,50 @@ def test_wrong_setting_stops_the_start(start_gateway: StartGateway, setting: str
     assert "c2VjcmV0" not in lines[0]
 
 
-@pytest.mark.parametrize("flaw", ["malformed", "public", "passphrase", "empty"])
-def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: str) -> None:
-    """A key file that holds no usable private key stops the start with one line that names the setting."""
+_KEY_FLAWS = {
+    "malformed": "no private key",
+    "public": "no private key",
+    "empty": "no private key",
+    "passphrase": "needs a passphrase",
+    "passphrase-pkcs8": "needs a passphrase",
+    "anothers-certificate": "-cert.pub beside it",
+    "no-certificate": "-cert.pub beside it",
+    "host-certificate": "-cert.pub beside it",
+}
+
+
+@pytest.mark.parametrize(("flaw", "reason"), _KEY_FLAWS.items(), ids=_KEY_FLAWS)
+def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: str, reason: str) -> None:
+    """A key that is none, is locked, or has a certificate not its own, is one line with the setting."""
     path = lab.directory / "keys" / f"flawed-{flaw}"
-    if flaw == "passphrase":
-        make_key(path)
-        subprocess.run(
-            ["ssh-keygen", "-q", "-p", "-f", str(path), "-N", "s3cr3t words"], check=True, capture_output=True
-        )
-    else:
+    other = make_key(path.with_name(f"other-{flaw}"))
+    if flaw in {"malformed", "public", "empty"}:
         lines = lab.gateway_key.private.read_text().splitlines(keepends=True)
         texts = {"malformed": "".join(lines[:2] + lines[3:]), "public": lab.gateway_key.public, "empty": ""}
+        path.touch(0o600)
         path.write_text(texts[flaw])
+    else:
+        make_key(path, kind="rsa" if flaw == "passphrase-pkcs8" else "ed25519")
+    certificate = path.with_name(f"{path.name}-cert.pub")
+    lock, sign = ["-p", "-f", str(path), "-N", "s3cr3t words"], ["-s", str(other.private), "-I", "x", "-n", "x"]
+    commands = {
+        "passphrase": lock,
+        "passphrase-pkcs8": [*lock, "-m", "PKCS8"],
+        "anothers-certificate": [*sign, f"{other.private}.pub"],
+        "host-certificate": [*sign, "-h", f"{path}.pub"],
+    }
+    if flaw in commands:
+        subprocess.run(["ssh-keygen", "-q", *commands[flaw]], check=True, capture_output=True)
+    if flaw == "anothers-certificate":
+        other.private.with_name(f"{other.private.name}-cert.pub").rename(certificate)
+    elif flaw == "no-certificate":
+        certificate.write_text(path.with_name(f"{path.name}.pub").read_text())
     status, said = _refused(start_gateway, {"GATEWAY_SSH_KEY_PATH": str(path)})
 
     errors = [line for line in said if " info " not in line]
     assert (status, len(errors)) == (EX_CONFIG, 1)
     assert "GATEWAY_SSH_KEY_PATH" in errors[0]
-    assert ("passphrase" in errors[0]) == (flaw == "passphrase")
+    assert reason in errors[0]
 
 
 def test_not_root(lab: Lab) -> None:
@@ -264,19 +289,24 @@ def test_key_as_a_variable(lab: Lab, start_gateway: StartGateway, user: User, op
     assert content[:60] not in gateway.log_text()
 
 
-def test_key_with_a_certificate(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal) -> None:
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+def test_key_with_a_certificate(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal, kind: str) -> None:
     """A certificate beside the key's file is shown to a remote that trusts nothing but its authority."""
-    authority = make_key(lab.directory / "keys" / "authority")
-    key = make_key(lab.directory / "keys" / "certified")
     user = lab.add_user(authorized=[])
+    authority = make_key(lab.directory / "keys" / f"authority-{kind}")
+    key = make_key(lab.directory / "keys" / f"certified-{kind}", kind=kind)
     lab.remote.authorize(user, [user.key.public, f"cert-authority {authority.public}"])
-    sign = ["ssh-keygen", "-q", "-s", str(authority.private), "-I", "gateway", "-n", user.name, f"{key.private}.pub"]
+    public = key.private.with_name(f"{key.private.name}.pub")
+    public.write_text(f"{public.read_text().rsplit(' ', 1)[0]} näme of a key\n")
+    sign = ["ssh-keygen", "-q", "-s", str(authority.private), "-I", "gateway", "-n", user.name, str(public)]
     subprocess.run(sign, check=True, capture_output=True)
     gateway = start_gateway({"GATEWAY_SSH_KEY_PATH": str(key.private)})
 
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+    assert lab.run(lab.gateway_argv(gateway, user, "echo hi")).stdout == b"hi\n"
 
-    assert lab.remote.log.matches(rf"Accepted publickey for {user.name} .*-CERT .* CA ED25519")
+    # The broker's own login, and that of the session's ssh.
+    assert len(lab.remote.log.matches(rf"Accepted publickey for {user.name} .*-CERT .* CA ED25519")) == 2
 
 
 def test_no_account_is_made(gateway: Gateway, lab: Lab, user: User, open_terminal: OpenTerminal) -> None:
