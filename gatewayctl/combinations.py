@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from gatewayctl import passwords
@@ -45,6 +46,7 @@ def check(settings: Settings) -> None:
             " a password opens no door on the remote"
         )
     _require_file(settings, "gateway_ssh_key_path")
+    _require_private(settings, "gateway_ssh_key_path")
     _require_file(settings, "gateway_authorized_keys_path")
 
 
@@ -85,6 +87,20 @@ def _require_file(settings: Settings, name: str) -> None:
         raise SettingsError(f"{_given(settings, name)}: {path} is no file")
     if not os.access(path, os.R_OK):
         raise SettingsError(f"{_given(settings, name)}: {path} cannot be read")
+
+
+def _require_private(settings: Settings, name: str) -> None:
+    """Refuse a private key that more than its owner, and root's group, may read or write; ssh(1) does so too."""
+    path: Path | None = getattr(settings, name)
+    if path is None:
+        return
+    info = path.stat()
+    others = stat.S_IRWXO if info.st_gid == 0 else stat.S_IRWXO | stat.S_IRWXG
+    if info.st_mode & others:
+        raise SettingsError(
+            f"{_given(settings, name)}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
+            f" it holds a private key: chmod 0600 {path}"
+        )
 
 
 def _given(settings: Settings, name: str) -> str:

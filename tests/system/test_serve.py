@@ -98,6 +98,7 @@ _KEY_FLAWS = {
     "empty": "no private key",
     "passphrase": "needs a passphrase",
     "passphrase-pkcs8": "needs a passphrase",
+    "open-to-all": "chmod 0600",
     "anothers-certificate": "-cert.pub beside it",
     "no-certificate": "-cert.pub beside it",
     "host-certificate": "-cert.pub beside it",
@@ -106,7 +107,7 @@ _KEY_FLAWS = {
 
 @pytest.mark.parametrize(("flaw", "reason"), _KEY_FLAWS.items(), ids=_KEY_FLAWS)
 def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: str, reason: str) -> None:
-    """A key that is none, is locked, or has a certificate not its own, is one line with the setting."""
+    """A key that is none, is locked or open to all, or has a certificate not its own, is one line with the setting."""
     path = lab.directory / "keys" / f"flawed-{flaw}"
     other = make_key(path.with_name(f"other-{flaw}"))
     if flaw in {"malformed", "public", "empty"}:
@@ -130,6 +131,7 @@ def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: st
         other.private.with_name(f"{other.private.name}-cert.pub").rename(certificate)
     elif flaw == "no-certificate":
         certificate.write_text(path.with_name(f"{path.name}.pub").read_text())
+    path.chmod(0o644 if flaw == "open-to-all" else 0o600)
     status, said = _refused(start_gateway, {"GATEWAY_SSH_KEY_PATH": str(path)})
 
     errors = [line for line in said if " info " not in line]

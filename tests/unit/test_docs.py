@@ -117,7 +117,7 @@ def test_readme_starts_a_gateway(tmp_path: Path) -> None:
     assert command
     environ = dict(word.split("=", 1) for word in command[1].split())
     key = tmp_path / "id_ed25519"
-    key.touch()
+    key.touch(0o600)
     settings = load_settings(None, {}, environ | {"GATEWAY_SSH_KEY_PATH": str(key)})
     assert set(environ) == {"REMOTE_HOST", "GATEWAY_SSH_KEY_PATH"}
     assert not [line for line in settings.warnings if line.startswith("environment")]

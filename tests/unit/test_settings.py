@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,9 +125,9 @@ def test_every_example_is_right(tmp_path: Path) -> None:
         example = info.doc.example
         if info.name in {"gateway_ssh_key_path", "gateway_authorized_keys_path"}:
             example = str(tmp_path / "file")
-            Path(example).touch()
+            Path(example).touch(0o600)
         environ = {"REMOTE_HOST": "h", "GATEWAY_SSH_KEY_PATH": str(tmp_path / "file"), info.variable: example}
-        (tmp_path / "file").touch()
+        (tmp_path / "file").touch(0o600)
         settings = load_settings(None, {}, environ)
         assert settings.origin(info.name) == f"environment {info.variable}"
         assert info.doc.example != info.default
@@ -345,6 +346,24 @@ def test_combinations_refused(environ: Mapping[str, str], expected: str) -> None
     line = refusal(environ)
     assert expected in line
     assert "s3cr3t" not in line
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "fits"),
+    [(0o600, 0, True), (0o400, 0, True), (0o440, 0, True), (0o440, 1, False), (0o444, 0, False), (0o602, 0, False)],
+)
+def test_a_key_open_to_others_is_refused(tmp_path: Path, mode: int, gid: int, *, fits: bool) -> None:
+    """As ssh has it; only root's group may read the key as well, as some orchestrators hand it over."""
+    path = tmp_path / "key"
+    path.touch()
+    os.chown(path, 0, gid)
+    path.chmod(mode)
+    environ = {"REMOTE_HOST": "h", "GATEWAY_SSH_KEY_PATH": str(path)}
+    if fits:
+        load_settings(None, {}, environ)
+    else:
+        with pytest.raises(SettingsError, match=f"mode {mode:04o}.*chmod 0600"):
+            load_settings(None, {}, environ)
 
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - made up, to look for
