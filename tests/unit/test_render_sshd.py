@@ -82,7 +82,7 @@ def effective(context: render.SshdContext, directory: Path) -> dict[str, list[st
     found: dict[str, list[str]] = {}
     for line in output.splitlines():
         keyword, _, value = line.partition(" ")
-        found.setdefault(keyword, []).append(value)
+        found.setdefault(keyword.lower(), []).append(value)  # OpenSSH 10.6 writes them as the manual does
     return found
 
 
