@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import string
 from typing import TYPE_CHECKING
 
 from helpers.broker.users import RESERVED_NAMES
@@ -14,7 +15,7 @@ from helpers.errors import SettingsError
 from helpers.protocol import is_user_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 ROUNDS = 10
 """bcrypt's cost, as a power of two: 50 ms of one core for each try of a stranger's, and for each login."""
@@ -22,8 +23,17 @@ ROUNDS = 10
 MAX_PASSWORD_BYTES = 72
 """bcrypt reads no further; a longer password would be cut in silence."""
 
+_WORD = "[./A-Za-z0-9]"
 # yescrypt, gost-yescrypt, scrypt, bcrypt, sha512crypt, sha256crypt: what crypt(5) calls strong, or at least acceptable.
-_HASHED = re.compile(r"\$(?:y|gy|7|2[by]|6|5)\$[A-Za-z0-9./$=,-]{8,200}", re.ASCII)
+# First the setting, salt and cost included, then the digest.
+_HASHED = re.compile(
+    rf"(?P<setting>\$g?y\${_WORD}+\${_WORD}{{0,86}}\$|\$7\${_WORD}{{11,97}}\$|\$5\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$)"
+    rf"{_WORD}{{43}}|(?P<long>\$6\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$){_WORD}{{86}}"
+    rf"|(?P<bcrypt>\$2[aby]\$\d\d\${_WORD}{{22}}){_WORD}{{31}}",
+    re.ASCII,
+)
+_LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
+_DIGITS = "./" + string.digits + string.ascii_letters
 # A new pair begins at a comma that a name and a colon follow; sha512crypt's "rounds=N" has no colon.
 _PAIRS = re.compile(r",(?=[^,:]*:)")
 
@@ -44,9 +54,22 @@ def hashed_passwords(text: str) -> dict[str, str]:
     return {name: _hashed(name, password) for name, password in pairs(text)}
 
 
-def unknown_password() -> str:
-    """Hash a password that nobody knows, so that a name without one takes as long to refuse as a wrong password."""
-    return hash_password(secrets.token_urlsafe(32))
+def unknown_passwords(hashed: Iterable[str]) -> list[str]:
+    """Make hashes that no password has, with which a name without a password takes as long to refuse as one with.
+
+    Args:
+        hashed: The hashes of those who have one.
+
+    Returns:
+        One for each, of the same kind and cost, with a digest that was drawn by lot.
+    """
+    made = []
+    for text in hashed:
+        match = _HASHED.fullmatch(text)
+        assert match is not None  # noqa: S101 - it comes from `hashed_passwords`
+        setting = next(filter(None, match.groups()))
+        made.append(setting + "".join(secrets.choice(_DIGITS) for _ in text[len(setting) :]))
+    return made
 
 
 def hash_password(password: str) -> str:
@@ -77,6 +100,8 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
             raise _wrong(number, "it must be NAME:PASSWORD, with a name that can log in")
         if name in seen:
             raise _wrong(number, f"{name} has one already")
+        if not _HASHED.fullmatch(password) and _LOOKS_HASHED.match(password):
+            raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
         if not _HASHED.fullmatch(password) and ("," in password or ":" in password):
             raise _wrong(number, "a password with a comma or a colon must be given hashed: gatewayctl hash-password")
         seen.add(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 import helpers
 from gatewayctl import render
 from gatewayctl.options import secrets_note, settings_options
-from gatewayctl.passwords import hashed_passwords, unknown_password
+from gatewayctl.passwords import hashed_passwords, unknown_passwords
 from gatewayctl.processes import find
 from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
 from gatewayctl.settings import Settings
@@ -87,6 +88,7 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     key, certificate = read_key(settings)
     secret = settings.gateway_passwords
     passwords = {} if secret is None else hashed_passwords(secret.get_secret_value())
+    lots = "" if secret is None else hashlib.sha256(secret.get_secret_value().encode()).hexdigest()
     known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
     local_keys = settings.gateway_authorized_keys_path
     sshd_program = Path(find("sshd", "openssh-server"))
@@ -101,7 +103,8 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         authorized_keys_content=settings.gateway_authorized_keys_content,
         accept_any_key=settings.gateway_accept_any_key,
         passwords=passwords,
-        no_password=unknown_password() if passwords else "*",
+        no_passwords=unknown_passwords(passwords.values()) or ["*"],
+        no_passwords_key=lots,
         cache_ttl_s=settings.gateway_cache_ttl,
         state_dir=str(runtime.state),
         homes_dir=str(runtime.home),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import ipaddress
 import re
 import time
@@ -112,8 +113,12 @@ class Broker:
 
     def _account(self, name: str, uid: int, *, secrets: bool) -> userdb.Account:
         home, config = f"{self._config.homes_dir}/{uid}", self._config
-        password = config.passwords.get(name, config.no_password) if secrets else None
+        password = (config.passwords.get(name) or self._no_password(name)) if secrets else None
         return userdb.Account(name, uid, home, password=password)
+
+    def _no_password(self, name: str) -> str:
+        lot = hmac.digest(self._config.no_passwords_key.encode(), name.encode(), "sha256")
+        return self._config.no_passwords[int.from_bytes(lot) % len(self._config.no_passwords)]
 
     def _expect(self, user: str, uid: int) -> None:
         """Use the time that the SSH handshake takes: sshd has just learned the name, and asks for keys next."""

@@ -27,8 +27,9 @@ class BrokerConfig:
         authorized_keys_content: GATEWAY_AUTHORIZED_KEYS_CONTENT.
         accept_any_key: GATEWAY_ACCEPT_ANY_KEY.
         passwords: User name to hashed password (crypt(5)).
-        no_password: The hash of a password that nobody knows, for every other name, so that the time sshd takes to
-            check a password tells no names; "*" where there are no passwords.
+        no_passwords: Hashes that no password has, of the kinds and costs of ``passwords``: every other name has one of
+            them, so that the time sshd takes to check a password tells no names; "*" where there are no passwords.
+        no_passwords_key: A secret that says which name has which of them, the same after a restart.
         cache_ttl_s: GATEWAY_CACHE_TTL, seconds.
         state_dir: A directory that only the broker may enter.
         homes_dir: Where the supervisor makes users' home directories.
@@ -58,7 +59,8 @@ class BrokerConfig:
     authorized_keys_content: str | None
     accept_any_key: bool
     passwords: dict[str, str] = field(repr=False)
-    no_password: str = field(repr=False)
+    no_passwords: list[str] = field(repr=False)
+    no_passwords_key: str = field(repr=False)
     cache_ttl_s: float
     state_dir: str
     homes_dir: str

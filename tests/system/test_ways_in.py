@@ -76,6 +76,39 @@ def test_a_user_without_a_password_has_none(
     assert _type_password(lab, by_password, lab.add_user(), "s3cr3t", open_terminal).wait_exit() == 255
 
 
+def test_other_methods_are_no_way_round(lab: Lab, by_password: Gateway, user: User) -> None:
+    """Passwords do not bring PAM's conversation, nor no password at all."""
+    for methods in ("keyboard-interactive", "none", "hostbased", "gssapi-with-mic"):
+        options = ["-o", f"PreferredAuthentications={methods}", "-o", "KbdInteractiveAuthentication=yes"]
+        argv = lab.gateway_argv(by_password, user, "id", options=options)
+        # What comes first counts for ssh, and the lab's clients have a "no" of their own.
+        assert _refused(lab, ["ssh", *options, *argv[1:]])
+
+
+@pytest.mark.parametrize("method", ["$2b$04$abcdefghijklmnopqrstuu", "$6$abcdefgh", "$y$j9T$F5Jx5fExrKuPp53xLKQ..1"])
+def test_a_hashed_password_may_have_any_character(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal], method: str
+) -> None:
+    """The text of the hash is no password, and to sshd all other names have one of the same kind and cost."""
+    crypt = ["perl", "-e", "print crypt($ARGV[0], $ARGV[1])", "--", "a,b:c $d", method]
+    hashed = subprocess.run(crypt, capture_output=True, text=True, check=True).stdout
+    gateway = start_gateway({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS": f"{user.name}:{hashed}"})
+    _type_password(lab, gateway, user, "a,b:c $d", open_terminal).wait_for(user.prompt)
+    assert _type_password(lab, gateway, user, hashed, open_terminal).wait_exit() == 255
+    kept = {_shadow(gateway, name) for name in (user.name, lab.add_user().name, "nobody-at-all")}
+    assert hashed in kept
+    assert len(kept) > 1
+    assert {text[: len(method)] for text in kept} == {method}
+    assert {len(text) for text in kept} == {len(hashed)}
+
+
+def _shadow(gateway: Gateway, name: str) -> str:
+    """Tell what sshd finds of a name's password."""
+    sshd = next(its for its in gateway.processes() if "[listener]" in " ".join(its.argv))
+    argv = ["nsenter", f"--target={sshd.pid}", "--mount", "--root", "--", "getent", "shadow", name]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split(":")[1]
+
+
 def test_passwords_are_nowhere_in_clear(lab: Lab, by_password: Gateway) -> None:
     """No file below the runtime directory, no child's environment or arguments, no log has the text."""
     del lab

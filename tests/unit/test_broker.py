@@ -135,7 +135,8 @@ class Room:
             "authorized_keys_content": None,
             "accept_any_key": False,
             "passwords": {"bob": "$6$bob"},
-            "no_password": "*",
+            "no_passwords": ["*"],
+            "no_passwords_key": "",
             "cache_ttl_s": 60.0,
             "state_dir": "/nowhere",
             "homes_dir": "/homes",
@@ -285,7 +286,7 @@ def test_a_password_is_for_roots_eyes() -> None:
         assert [account.password for account in asked if account] == ["$6$bob"] * 2 + [None] * 6
         alice = room.broker.account(_SSHD, "alice")
         assert alice is not None
-        assert alice.password == room.config.no_password
+        assert alice.password == room.config.no_passwords[0]
 
     room = Room()
     _run(room, scenario)
@@ -299,7 +300,7 @@ def test_roots_own_uid_has_a_name_that_nobody_logs_in_by() -> None:
         assert uid in _UIDS
         account = room.broker.account(_SSHD, uid)
         assert account is not None
-        assert (account.name, account.uid, account.password) == ("gateway+root", uid, room.config.no_password)
+        assert (account.name, account.uid, account.password) == ("gateway+root", uid, room.config.no_passwords[0])
         assert room.broker.account(_SSHD, "root") is None
         assert room.broker.account(_SSHD, "gateway+root") is None
 

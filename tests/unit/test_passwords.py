@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 
 import pytest
 
-from gatewayctl.passwords import hash_password, hashed_passwords, unknown_password
+from gatewayctl.passwords import hash_password, hashed_passwords, unknown_passwords
 from helpers.errors import SettingsError
 
 _BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 _YESCRYPT = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+
+_MORE = [
+    "$6$rounds=5000$abcdefgh$" + "a" * 86,
+    "$6$abcdefgh$" + "b" * 86,
+    "$5$abcdefgh$" + "c" * 43,
+    "$7$CU..../....abcdefgh$" + "d" * 43,
+    _BCRYPT.replace("$2b$", "$2a$"),
+]
 
 
 def _accepts(hashed: str, password: str) -> bool:
@@ -35,7 +42,7 @@ def test_equal_passwords_do_not_look_equal() -> None:
     assert hashed["alice"] != hashed["bob"]
 
 
-@pytest.mark.parametrize("given", [_BCRYPT, _YESCRYPT, "$6$rounds=5000$abcdefgh$" + "a" * 86])
+@pytest.mark.parametrize("given", [_BCRYPT, _YESCRYPT, *_MORE])
 def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
     """Whoever wants no text in a settings file, or a comma in a password, gives the hash."""
     assert hashed_passwords(f"alice:{given},bob:x")["alice"] == given
@@ -56,6 +63,10 @@ def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
         ("alice:a,b", "must be given hashed"),
         ("alice:" + "x" * 73, "1 to 72 bytes"),
         ("alice:a\0b", "cannot be used"),
+        (f"alice:{_BCRYPT[:-1]}", "it looks hashed, and is cut short"),
+        (f"alice:{_BCRYPT}x", "it looks hashed"),
+        (f"alice:{_YESCRYPT},bob:$1$salt$qJH7.N4xYta3aEG/dfqo/0", "pair 2 is wrong: it looks hashed"),
+        ("alice:$argon2id$v=19$m=65536", "it looks hashed"),
     ],
 )
 def test_refused(text: str, reason: str) -> None:
@@ -67,11 +78,17 @@ def test_refused(text: str, reason: str) -> None:
     assert "x" * 73 not in caught.value.message
 
 
-def test_nobody_knows_the_unknown_password() -> None:
-    """It is a hash like the others, and another each time."""
-    assert re.match(r"\$2b\$10\$", unknown_password())
-    assert unknown_password() != unknown_password()
-    assert not _accepts(unknown_password(), "")
+def test_nobody_knows_the_unknown_passwords() -> None:
+    """Each is of the kind and cost of one that somebody has, and what that one's owner knows does not open it."""
+    known = [_BCRYPT, _YESCRYPT, *_MORE, *hashed_passwords("alice:s3cr3t").values()]
+    unknown = unknown_passwords(known)
+    assert not set(known) & set(unknown)
+    for mine, theirs in zip(known, unknown, strict=True):
+        digest = 31 if mine.startswith("$2") else len(mine.rpartition("$")[2])
+        assert (theirs[:-digest], len(theirs)) == (mine[:-digest], len(mine))
+    assert not any(_accepts(text, "s3cr3t") for text in unknown)
+    assert _accepts(known[-1], "s3cr3t")
+    assert unknown_passwords([]) == []
 
 
 def test_hash_password_makes_what_is_taken() -> None:
