@@ -8,9 +8,13 @@ import time
 from contextlib import suppress
 
 
-def ready() -> None:
-    """Say that logins are taken; after `reloading`, that it is over."""
-    _notify("READY=1")
+def ready(warning: str | None = None) -> None:
+    """Say that logins are taken; after `reloading`, that it is over.
+
+    Args:
+        warning: What ``systemctl status`` is to show; None for nothing.
+    """
+    _notify(f"READY=1\nSTATUS={warning or ''}")
 
 
 def reloading() -> None:

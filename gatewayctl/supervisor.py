@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import farewell, namespace, notify, processes, render
+from gatewayctl.combinations import ANYONE
 from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
 from gatewayctl.runtime import Runtime
@@ -135,7 +136,10 @@ class Supervisor:
             openssh=".".join(map(str, sshd.version)),
             namespace="private" if self._private else "shared",
         )
-        notify.ready()
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        notify.ready(f"WARNING: {ANYONE}" if self._plan.broker.accept_any_key else None)
 
     def _entered(self, argv: list[str]) -> list[str]:
         if not self._private:
@@ -237,7 +241,7 @@ class Supervisor:
             if number == signal.SIGHUP:
                 notify.reloading()
                 self._reload()
-                notify.ready()
+                self._say_ready()
             self._reap()
             if self._restart_at_s is not None and time.monotonic() >= self._restart_at_s:
                 self._restart_broker()

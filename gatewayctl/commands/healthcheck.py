@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from gatewayctl import namespace
+from gatewayctl.combinations import ANYONE
 from gatewayctl.running import runtime_option, status_of
 from gatewayctl.runtime import Runtime
 from helpers.errors import GatewayError
@@ -36,33 +37,38 @@ def healthcheck(directory: Path, *, as_json: bool) -> None:
     Asks its broker, its sshd and its user database, 3 seconds each at most; no packet goes to the remote host.
     Ends with 0 when all three answer, with 1 when one does not, and says which. Only root may ask.
     """
-    checks = check(Runtime(directory))
+    checks, warning = check(Runtime(directory))
     failed = next((f"{name}: {result}" for name, result in checks.items() if result != "ok"), None)
     if as_json:
-        click.echo(json.dumps({"healthy": failed is None, "checks": checks}, indent=2))
+        warnings = [] if warning is None else [warning]
+        click.echo(json.dumps({"healthy": failed is None, "checks": checks, "warnings": warnings}, indent=2))
     else:
+        if warning is not None:
+            click.echo(f"WARNING: {warning}")
         click.echo("healthy" if failed is None else f"unhealthy: {failed}")
     if failed is not None:
         sys.exit(UNHEALTHY)
 
 
-def check(runtime: Runtime) -> dict[str, str]:
+def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
     """Ask the broker, then sshd, then the user database; after the first failure the rest is not asked.
 
     Returns:
-        What was asked with "ok", or what is wrong.
+        What was asked with "ok", or what is wrong; and what the operator must not forget, if there is such a thing.
     """
     checks: dict[str, str] = {}
+    warning = None
     try:
         checks["broker"] = "did not answer"
         status = status_of(runtime.root, TIMEOUT_S)
         checks["broker"] = "ok"
+        warning = ANYONE if status["accept_any_key"] else None
         checks["sshd"] = _sshd(status["listen_address"], status["listen_port"])
         if checks["sshd"] == "ok":
             checks["users"] = _users(runtime, status)
     except GatewayError as error:
         checks["broker"] = error.message
-    return checks
+    return checks, warning
 
 
 def _sshd(address: str, port: int) -> str:

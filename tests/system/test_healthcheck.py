@@ -61,7 +61,7 @@ def test_healthy(lab: Lab, start_gateway: Callable[..., Gateway], address: str) 
     done = _check(gateway)
     assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
     as_json = json.loads(_check(gateway, "--json").stdout)
-    assert as_json == {"healthy": True, "checks": {"broker": "ok", "sshd": "ok", "users": "ok"}}
+    assert as_json == {"healthy": True, "checks": {"broker": "ok", "sshd": "ok", "users": "ok"}, "warnings": []}
     assert lab.wan.traffic().up.packets() == before
     assert gateway.stop() == 0  # whatever sshd had to say, it has said
     said = [line.split(": ", 1)[1] for line in gateway.log.lines(since=since) if " sshd" in line]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.gateway import GATEWAYCTL
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,6 +29,11 @@ def _gatewayctl(*arguments: str, **environment: str) -> subprocess.CompletedProc
     argv = [sys.executable, "-m", "gatewayctl", *arguments]
     environment |= {"PATH": "/usr/bin:/bin"}
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30, env=environment)
+
+
+def _in_its_room(gateway: Gateway, command: str, *arguments: str) -> str:
+    argv = [str(GATEWAYCTL), command, "--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"], *arguments]
+    return gateway.room.run(argv).stdout
 
 
 # Passwords
@@ -135,6 +142,9 @@ def test_any_key_is_any_user_and_says_so(lab: Lab, user: User, start_gateway: Ca
     assert f"WARNING: GATEWAY_ACCEPT_ANY_KEY is on: {warning}" in _gatewayctl("status", *directory).stdout
     assert json.loads(_gatewayctl("status", "--json", *directory).stdout)["accept_any_key"] is True
     assert warning in _gatewayctl("check-config", **gateway.settings).stderr
+    (found,) = json.loads(_in_its_room(gateway, "healthcheck", "--json"))["warnings"]
+    assert warning in found
+    assert f"WARNING: {found}" in _in_its_room(gateway, "healthcheck")
     assert _refused(lab, lab.gateway_argv(gateway, "root", "id", key=stranger.key.private))
 
 

@@ -22,9 +22,11 @@ def test_the_service_manager_hears_of_it(tmp_path: Path, monkeypatch: pytest.Mon
         sock.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{path}" if abstract else path)
         notify.ready()
+        notify.ready("WARNING: mind the gap")
         notify.reloading()
         notify.stopping()
-        assert sock.recv(100) == b"READY=1"
+        assert sock.recv(100) == b"READY=1\nSTATUS="
+        assert sock.recv(100) == b"READY=1\nSTATUS=WARNING: mind the gap"
         assert sock.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
         assert sock.recv(100) == b"STOPPING=1"
 
