@@ -50,17 +50,18 @@ def write_identity(user_auth: str, home: str) -> str | None:
         home: The session's own directory.
 
     Returns:
-        The public key's file; None where the user came without a key.
+        What ssh's IdentityFile is to be: the public key's file without its ``.pub``, so that ssh knows that there is no
+        private one and does not complain of it; None where the user came without a key.
     """
     words = user_auth.split(" ")
     if words[0] != "publickey":
         return None
-    path = Path(home) / f"identity-{os.getpid()}.pub"
+    path = f"{home}/identity-{os.getpid()}"
     try:
-        path.write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
+        Path(f"{path}.pub").write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
     except OSError as exc:
         raise _homeless(exc) from exc
-    return str(path)
+    return path
 
 
 def take_turn(socket_path: str, connection: str, home: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import struct
 import subprocess
@@ -61,12 +62,25 @@ def test_only_the_key_the_user_came_with_is_tried_first(lab: Lab, pass_through: 
 def test_without_an_agent_a_sentence_says_how(
     lab: Lab, pass_through: Gateway, user: User, open_terminal: Callable[..., Terminal]
 ) -> None:
-    """The user is told of ssh -A, and nothing has reached the remote."""
+    """The user is told of ssh -A, with a terminal and without, and nothing has reached the remote."""
     since = lab.remote.log.mark()
+    for options in ((), ("-A",)):  # the latter without an agent at the client
+        done = lab.run(lab.gateway_argv(pass_through, user, "id", options=options))
+        assert (done.stdout, done.returncode) == (b"", 77)
+        assert re.fullmatch(rb"gateway: [^\n]*use 'ssh -A'[^\n]*\n", done.stderr)
     terminal = open_terminal(lab.gateway_argv(pass_through, user), columns=150)
     assert terminal.wait_exit() == 77
     assert "use 'ssh -A'" in terminal.text
     assert lab.remote.connections(since=since) == 0
+
+
+def test_an_agent_without_the_key_is_told_apart(lab: Lab, pass_through: Gateway, user: User) -> None:
+    """Who forwards an agent, and came with a key that it does not have, hears of the remote's refusal alone."""
+    with lab.agent() as environment:
+        argv = lab.gateway_argv(pass_through, user, "id", options=["-A"])
+        done = lab.run(argv, environment=environment)
+    refusal = f"{user.name}@{FAR_IPV4}: Permission denied (publickey).\r\n".encode()
+    assert (done.stdout, done.stderr, done.returncode) == (b"", refusal, 255)
 
 
 def test_a_strangers_agent_opens_nothing(
