@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,9 @@ from lab.needs import not_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Where the tests run in a shell's background Ctrl-C is ignored, and would be by every client that a test sends it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
