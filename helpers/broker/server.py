@@ -135,17 +135,23 @@ class Server:
         peer = peer_of(writer.get_extra_info("socket"))
         self._agents[peer.uid] += 1
         try:
-            while self._agents[peer.uid] <= AGENT_MAX_CONNECTIONS:
-                async with asyncio.timeout(AGENT_IDLE_S):
-                    length = int.from_bytes(await reader.readexactly(4))
-                if not 0 < length <= MAX_MESSAGE_BYTES:
-                    self._log.warning("agent_refused", uid=peer.uid, reason=f"a message of {length} bytes")
-                    break
+            if self._agents[peer.uid] > AGENT_MAX_CONNECTIONS:
+                self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason="too many connections")
+                return
+            while first := await _first_byte(reader):
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    length = int.from_bytes(first + await reader.readexactly(3))
+                    if not 0 < length <= MAX_MESSAGE_BYTES:
+                        reason = f"a message of {length} bytes"
+                        self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=reason)
+                        break
                     answer = self._agent(peer, await reader.readexactly(length))
                     writer.write(len(answer).to_bytes(4) + answer)
                     await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        except TimeoutError:
+            reason = f"a message that took longer than {REQUEST_TIMEOUT_S:.0f} s"
+            self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=reason)
+        except (OSError, asyncio.IncompleteReadError):
             pass  # it has left, or has nothing more to say
         except Exception as error:  # noqa: BLE001 - a fault of ours signs nothing, and must be seen
             self._log.error("fault", op="agent", uid=peer.uid, error=repr(error), where=_where(error))
@@ -154,6 +160,15 @@ class Server:
             if not self._agents[peer.uid]:
                 del self._agents[peer.uid]
             writer.close()
+
+
+async def _first_byte(reader: asyncio.StreamReader) -> bytes:
+    """Wait for a message to the agent to begin; empty where none does within `AGENT_IDLE_S`."""
+    try:
+        async with asyncio.timeout(AGENT_IDLE_S):
+            return await reader.read(1)
+    except TimeoutError:
+        return b""
 
 
 async def _read_request(reader: asyncio.StreamReader) -> dict[str, Any]:

@@ -258,7 +258,8 @@ def test_ssh_add_shows_the_key_and_can_do_no_more(lab: Lab, gateway: Gateway, ui
 
 
 def test_a_crowd_at_the_agent_disturbs_nobody(lab: Lab, gateway: Gateway, user: User, uid: int) -> None:
-    """While hundreds of connections say nothing or half of something, the same user and another log in."""
+    """While hundreds of connections say nothing or half of something, all others log in; and it is logged."""
+    since = gateway.log.mark()
     with ExitStack() as stack:
         holder = (
             "import socket, sys\nheld = []\n"
@@ -284,6 +285,8 @@ def test_a_crowd_at_the_agent_disturbs_nobody(lab: Lab, gateway: Gateway, user: 
         for somebody in (lab.add_user(), user):
             done = lab.run(lab.gateway_argv(gateway, somebody, "echo ok"))
             assert (done.stdout, done.stderr, done.returncode) == (b"ok\n", b"", 0)
+        for reason in ("too many connections", "a message that took longer than 5 s"):
+            gateway.log.wait_for(rf'warning agent_refused uid={uid} .*reason="{reason}"', since=since)
         crowd.communicate()
 
 
