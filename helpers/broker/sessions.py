@@ -31,6 +31,17 @@ SFTP_COMMAND = "internal-sftp"
 """What SSH_ORIGINAL_COMMAND is then told on the remote, where a key's ``command=`` rules: the name by which scripts
 know sftp on every host, since the path of its program differs."""
 
+_SFTP_ALONE = "echo This service allows sftp connections only.; exit 1"
+"""What sshd does for everything but sftp where a key has ``command="internal-sftp"`` (session.c, do_child)."""
+
+_SFTP_SERVER = (
+    "exec env PATH=/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh:/usr/libexec/ssh:/usr/libexec:/usr/lib/misc"
+    " sftp-server"
+)
+"""Runs sftp-server where the systems that have OpenSSH put it; a line that means the same in every shell."""
+
+_SFTP_OPTIONS = re.compile(r"[A-Za-z0-9._/%+=:, -]*", re.ASCII)
+
 _LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
 
 
@@ -79,8 +90,29 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
     window = terminal is None or terminal["window"]
     if carried is None:
         return SessionRequest(checked, original, None, forced=False, window=window)
-    asked = SFTP_COMMAND if original == SFTP_REQUEST else original
-    return SessionRequest(checked, decode_command(carried), asked, forced=True, window=window)
+    sftp = original == SFTP_REQUEST
+    command = _as_the_remote_has_it(decode_command(carried), sftp=sftp)
+    return SessionRequest(checked, command, SFTP_COMMAND if sftp else original, forced=True, window=window)
+
+
+def _as_the_remote_has_it(command: str, *, sftp: bool) -> str:
+    """Put a program in the place of ``internal-sftp``, sshd's own sftp server, by which no shell knows one.
+
+    Args:
+        command: A key's ``command=``. The options that follow the name, such as ``-R``, are those of sftp-server(8).
+        sftp: Whether the client asked for the subsystem sftp.
+
+    Raises:
+        ProtocolError: An option has a character that a shell might read; sshd itself would show it to none.
+    """
+    name, options = command[: len(SFTP_COMMAND)], command[len(SFTP_COMMAND) :]
+    if name != SFTP_COMMAND or options[:1].strip(" \t"):
+        return command
+    options = options.replace("\t", " ")
+    if not _SFTP_OPTIONS.fullmatch(options):
+        msg = "the options that the key gives internal-sftp are not ones that this gateway carries"
+        raise ProtocolError(msg)
+    return _SFTP_SERVER + options if sftp else _SFTP_ALONE
 
 
 def _check_command(text: object) -> None:

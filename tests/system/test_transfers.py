@@ -71,7 +71,7 @@ class Way:
         """Return status and words of a program, without what differs between the ways."""
         words = (done.stdout + done.stderr).decode()
         for own in (self.host, f"{self.port}", self.directory):
-            words = words.replace(own, "X")
+            words = re.sub(rf"\b{re.escape(own)}\b", "X", words)  # as a word: a commit's name may well have a 22 in it
         return done.returncode, words
 
 
@@ -275,6 +275,85 @@ def test_git(ways: tuple[Way, Way], tmp_path: Path, require: Callable[..., None]
     assert told[0] == told[1]
     assert [status for status, _ in told[0]] == [0] * 8 + [0, 1, 0, 0, 128]
     assert "rejected" in told[0][9][1]
+
+
+# A key's command=
+
+
+def _bound(lab: Lab, gateway: Gateway, command: str) -> tuple[Way, Way]:
+    """Add a user whose key may run one command, and return both ways; ``~`` in it is the user's home."""
+    user = lab.add_user()
+    words = command.replace("~", user.home).replace('"', '\\"')
+    lab.remote.authorize(user, [f'command="{words}" {user.key.public}', lab.gateway_key.public])
+    through = _way(lab, user, lab.gateway_argv(gateway, user), "shared")
+    return through, _way(lab, user, lab.direct_ssh_argv(user), "shared")
+
+
+def _asked(way: Way, *command: str) -> tuple[int, str]:
+    """Ask for a command."""
+    return way.told(way.lab.run([*shlex.split(way.ssh), "-l", way.user.name, way.host, *command]))
+
+
+@pytest.mark.parametrize("options", ["", " -R"])
+def test_a_key_for_sftp_alone(lab: Lab, gateway: Gateway, tmp_path: Path, options: str) -> None:
+    """``command="internal-sftp"`` has sftp and scp, writing where it may, and neither commands nor a shell."""
+    told = []
+    for way in _bound(lab, gateway, f"internal-sftp{options}"):
+        way.there("f").write_bytes(b"data")
+        back, sftp = tmp_path / f"back-{way.port}", ["sftp", "-q", *way.options, "-P", str(way.port), "-b", "-", way.at]
+        words = [
+            way.told(lab.run(sftp, stdin=f"get shared/f {back}\nls -1 shared\n".encode())),
+            way.told(lab.run(sftp, stdin=f"put {back} shared/new\nrm shared/new\n".encode())),
+            way.told(lab.run(["scp", "-O", *way.options, "-P", str(way.port), f"{way.at}:shared/f", str(back)])),
+            _asked(way, "id"),
+            _asked(way),
+        ]
+        assert back.read_bytes() == b"data"
+        assert not way.there("new").exists()
+        told.append([(status, said.replace(str(back), "BACK")) for status, said in words])
+    assert told[0] == told[1]
+    assert [status for status, _ in told[0]] == [0, 1 if options else 0, 1, 1, 1]
+    assert told[0][3][1] == "This service allows sftp connections only.\n"
+
+
+def test_a_key_for_rsync_alone(lab: Lab, gateway: Gateway, tmp_path: Path, require: Callable[..., None]) -> None:
+    """rrsync, which ships with rsync, reads SSH_ORIGINAL_COMMAND: what it lets pass and what not is as directly."""
+    require("rsync", "rrsync")
+    told = []
+    for way in _bound(lab, gateway, "rrsync -ro ~/shared"):
+        way.there("f").write_bytes(b"data")
+        back, rsync = tmp_path / f"back-{way.port}", ["rsync", "-a", "-e", way.ssh]
+        words = [
+            way.told(lab.run([*rsync, f"{way.at}:f", str(back)])),
+            way.told(lab.run([*rsync, str(back), f"{way.at}:new"])),
+            way.told(lab.run([*rsync, f"{way.at}:../.ssh/authorized_keys", str(tmp_path / "stolen")])),
+            _asked(way, "id"),
+            _asked(way),
+        ]
+        assert back.read_bytes() == b"data"
+        assert not way.there("new").exists()
+        assert not (tmp_path / "stolen").exists()
+        told.append(words)
+    assert told[0] == told[1]
+    assert [status == 0 for status, _ in told[0]] == [True, False, False, False, False]
+
+
+def test_a_key_for_git_alone(lab: Lab, gateway: Gateway, tmp_path: Path, require: Callable[..., None]) -> None:
+    """git-shell behind a key clones, and runs nothing else."""
+    require("git")
+    told = []
+    for way in _bound(lab, gateway, 'git-shell -c "$SSH_ORIGINAL_COMMAND"'):
+        argv = ["git", "init", "-q", "--bare", "-b", "main", "repository"]
+        lab.remote.room.run(["su", "-s", "/bin/sh", way.user.name, "-c", f"cd ~/shared && {shlex.join(argv)}"])
+        clone = ["git", "clone", "-q", f"ssh://{way.at}{way.user.home}/shared/repository", f"{tmp_path}/{way.port}"]
+        words = [
+            way.told(lab.run(clone, environment={"GIT_SSH_COMMAND": way.ssh, "GIT_CONFIG_NOSYSTEM": "1"})),
+            _asked(way, "id"),
+        ]
+        told.append(words)
+    assert told[0] == told[1]
+    assert [status for status, _ in told[0]] == [0, 128]
+    assert "unrecognized command" in told[0][1][1]
 
 
 # Ansible

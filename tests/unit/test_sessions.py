@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.broker.keyline import encode_command
@@ -56,6 +56,45 @@ def test_a_keys_command_rules_all(asked: str | None, told: str | None) -> None:
 def test_a_keys_command_may_have_the_name_of_sshds_word_for_sftp() -> None:
     """It is a command then, and no subsystem."""
     assert parse_request(_request(command=encode_command(SFTP_REQUEST.encode()))).subsystem is None
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("internal-sftp", ""), ("internal-sftp -R -d %h", " -R -d %h"), ("internal-sftp\t-u  027 ", " -u  027 ")],
+)
+def test_sshds_own_sftp_server_is_a_program_there(command: str, options: str) -> None:
+    """``command="internal-sftp"`` runs sftp-server with the same options for sftp, and refuses everything else."""
+    carried = encode_command(command.encode())
+    sftp = parse_request(_request(command=carried, original_command=SFTP_REQUEST))
+    assert sftp.command is not None
+    assert sftp.command.startswith("exec env PATH=/usr/lib/openssh:")
+    assert sftp.command.endswith(f" sftp-server{options}")
+    assert (sftp.subsystem, sftp.original_command, sftp.forced) == (None, "internal-sftp", True)
+    for asked in (None, "id", "internal-sftp", f"{SFTP_REQUEST} x"):
+        other = parse_request(_request(command=carried, original_command=asked))
+        assert (other.command, other.original_command, other.forced) == (
+            "echo This service allows sftp connections only.; exit 1",
+            asked,
+            True,
+        )
+
+
+@pytest.mark.parametrize("command", ["internal-sftp-2", "internal-sftp; id", " internal-sftp", "Internal-sftp"])
+def test_what_only_looks_like_it_is_a_command(command: str) -> None:
+    """As for sshd, the name is a whole word at the beginning."""
+    carried = encode_command(command.encode())
+    assert parse_request(_request(command=carried, original_command=SFTP_REQUEST)).command == command
+
+
+@pytest.mark.parametrize(
+    "options", ["-d 'a b'", "; id", "$(id)", "-u 0\nid", "-R\udcff", "`id`", "> f", "~", "*", "!1"]
+)
+def test_options_that_a_shell_would_read_are_refused(options: str) -> None:
+    """Sshd hands them to no shell, and here one stands between."""
+    for asked in (SFTP_REQUEST, "id"):
+        carried = encode_command(f"internal-sftp {options}".encode("utf-8", "surrogateescape"))
+        with pytest.raises(ProtocolError, match="internal-sftp"):
+            parse_request(_request(command=carried, original_command=asked))
 
 
 @pytest.mark.parametrize("length", [MAX_COMMAND_CHARS, MAX_COMMAND_CHARS + 1])
@@ -118,6 +157,7 @@ def test_a_terminal_is_taken_as_it_is() -> None:
     assert (terminal.colors, terminal.locale) == (256, {"LANG": "C.UTF-8"})
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # it is no clock, and machines are busy
 @given(st.dictionaries(st.sampled_from(["terminal", "command", "original_command", "other"]), _JSON))
 def test_no_request_is_a_fault(request: dict[str, Any]) -> None:
     """Whatever the fields hold, it is a session or a refusal; nothing else escapes."""
