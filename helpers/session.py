@@ -26,6 +26,9 @@ LEAVE_WITH_CLIENT = ("setpriv", "--pdeathsig", "HUP", "--")
 """Ends ssh with the sshd that serves its client: without a terminal nobody else tells it that the client is gone, and
 it would wait as long as the remote's command takes."""
 
+TOLD_CHARS = 64
+"""How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
+
 CARRIER = "GATEWAY_COMMAND"
 """Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
 
@@ -99,11 +102,12 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     Raises:
         GatewayError: The broker has no session for us, a program is missing here, or the client is gone.
     """
+    original = environ.get("SSH_ORIGINAL_COMMAND")
     request: dict[str, Any] = {
         "op": "session",
         "terminal": None,
         "command": environ.get(CARRIER),
-        "original_command": environ.get("SSH_ORIGINAL_COMMAND"),
+        "original_command": original,
         "connection": environ.get("SSH_CONNECTION", ""),
         "key": key,
     }
@@ -113,6 +117,10 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         term, colors = usable_term(term, sys.stdout.fileno())
         window = has_window(sys.stdout.fileno())
         request["terminal"] = {"colors": colors, "locale": locale_of(environ), "window": window}
+    # Such a command may be as long as the kernel lets it be.
+    ours_alone = original is not None and not has_terminal and CARRIER not in environ
+    if ours_alone:
+        request["original_command"] = str(original)[:TOLD_CHARS]
     session = wait_with_progress(Question(socket_path, request).wait, shown=has_terminal)
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
@@ -137,8 +145,9 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     if os.getppid() != client:
         msg = "the client has gone"
         raise GatewayError(msg)
-    command = session["command"]
-    become([*LEAVE_WITH_CLIENT, *ssh_argv(session), *(() if command is None else (str(command),))], ssh)
+    command = original if ours_alone and session["command"] is not None else session["command"]
+    # ssh takes an empty command for none, and would ask for a shell; a blank runs as little.
+    become([*LEAVE_WITH_CLIENT, *ssh_argv(session), *(() if command is None else (command or " ",))], ssh)
 
 
 def accepted_key(user_auth_path: str) -> str:

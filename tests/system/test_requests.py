@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import paramiko
 import pytest
 from system.sessions import lookup_uid, sshd_of, wait_finished, work_of
 
+from lab.gateway import ADDRESS
+from lab.remote import PORT
 from lab.waiting import wait_until
+from lab.wan import FAR_IPV4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,6 +146,8 @@ _COMMANDS = {
     "output closed first": "exec >&-; cat >kept; cat kept >&2",
     "no terminal": "tty; echo $TERM",
     "30 kB": "echo " + "x" * 30_000,
+    "130 kB": "echo " + "x" * 130_000 + " | wc -c",
+    "umlauts": "echo " + "ü" * 60_000 + " | wc -c",
 }
 
 
@@ -167,20 +173,32 @@ def test_several_words_are_joined_as_ssh_joins_them(pair: Pair, words: list[str]
     pair.compare(*words)
 
 
-def test_a_command_that_is_too_long_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
-    """A command above the limit runs nothing, and a sentence on standard error says so."""
-    done = lab.run(lab.gateway_argv(gateway, user, "touch ran; : " + "x" * 60_000))
-    assert (done.stdout, done.returncode) == (b"", 65)
-    assert b"gateway: the command is longer than " in done.stderr
+@pytest.mark.parametrize("command", ["", " "])
+def test_a_command_of_nothing_runs_nothing(lab: Lab, gateway: Gateway, user: User, command: str) -> None:
+    """An exec request of an empty command, which OpenSSH's client cannot make, starts no shell: as by direct ssh."""
+    said = []
+    for host, port in ((ADDRESS, gateway.port), (FAR_IPV4, PORT)):
+        with closing(paramiko.Transport(lab.near.connect(host, port, timeout_s=20))) as transport:
+            transport.start_client(timeout=20)
+            transport.auth_publickey(user.name, paramiko.Ed25519Key.from_private_key_file(str(user.key.private)))
+            channel = transport.open_session(timeout=20)
+            channel.settimeout(20)
+            channel.exec_command(command)
+            with suppress(OSError):  # it may have ended already
+                channel.sendall(b"echo a shell\nexit 7\n")
+                channel.shutdown_write()
+            said.append((channel.makefile("rb").read(), channel.recv_exit_status()))
+    assert said == [(b"", 0)] * 2
+
+
+def test_a_command_longer_than_an_argument_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
+    """What the kernel takes for no argument runs nowhere: not here, and by direct ssh not on the remote."""
+    words = ["touch ran; :", *["x" * 70_000] * 2]  # ssh joins them
+    for argv in (lab.gateway_argv(gateway, user, *words), lab.direct_ssh_argv(user, *words)):
+        done = lab.run(argv)
+        assert (done.stdout, done.returncode) == (b"", 1)
+        assert b"Argument list too long" in done.stderr
     assert not lab.remote.room.path(f"{user.home}/ran").exists()
-
-
-def test_the_longest_commands_are_refused_before_anything_runs(lab: Lab, gateway: Gateway, user: User) -> None:
-    """A command near the kernel's limit for one argument ends with a sentence of ours, and no traceback."""
-    done = lab.run(lab.gateway_argv(gateway, user, "touch ran; : " + "x" * 120_000))
-    assert (done.stdout, lab.remote.room.path(f"{user.home}/ran").exists()) == (b"", False)
-    assert done.returncode != 0
-    assert b"Traceback" not in done.stderr
 
 
 def test_bytes_pass_unchanged_both_ways(pair: Pair) -> None:
@@ -422,6 +440,15 @@ def test_a_keys_command_takes_sftps_place(lab: Lab, gateway: Gateway, forced: Us
     direct = lab.run(lab.direct_ssh_argv(forced, "sftp", options=["-s"]), stdin=b"in")
     assert direct.stdout == b"</usr/lib/openssh/sftp-server>\nin"
     assert (through.stdout, through.stderr, through.returncode) == (b"<internal-sftp>\nin", direct.stderr, 9)
+
+
+def test_what_a_keys_command_cannot_be_told_is_refused(lab: Lab, gateway: Gateway, forced: User) -> None:
+    """A request too long for SSH_ORIGINAL_COMMAND on the way runs nothing, and a sentence on standard error says so."""
+    for length, reason in ((50_000, b"the command is longer than "), (120_000, b"the request is longer than ")):
+        done = lab.run(lab.gateway_argv(gateway, forced, "x" * length))
+        assert (done.stdout, done.returncode) == (b"", 65)
+        assert done.stderr.startswith(b"gateway: " + reason)
+        assert done.stderr.count(b"\n") == 1
 
 
 def test_a_keys_command_has_the_same_environment(lab: Lab, gateway: Gateway) -> None:

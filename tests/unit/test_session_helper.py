@@ -214,16 +214,22 @@ def test_the_carried_command_is_handed_on(room: Room) -> None:
 def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
     """Without a terminal ssh takes over, status and all; and of the client's environment the locale, as it is."""
     room.program("ssh")
-    thread = room.answering(encode({"result": _SSH | {"command": "-x 'a b'; $(id)"}}))
+    command = "-x 'a b'; $(id)"
+    thread = room.answering(encode({"result": _SSH | {"command": command}}))
     client = {"LANG": "de_DE", "LC_OF_MY_OWN": "$(id) x", "EVIL": "1", "LD_PRELOAD": "", "TERM": "odd one"}
     done = subprocess.run(
-        room.argv(), input=b"", capture_output=True, check=False, env=room.environ(**client), timeout=30
+        room.argv(),
+        input=b"",
+        capture_output=True,
+        check=False,
+        env=room.environ(**client, SSH_ORIGINAL_COMMAND=command),
+        timeout=30,
     )
     thread.join()
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
     assert room.requests[0]["terminal"] is None
     words = room.written("words")
-    assert words[-3:] == ["--", "192.0.2.1", "-x 'a b'; $(id)"]
+    assert words[-3:] == ["--", "192.0.2.1", command]
     environ = dict(line.split("=", 1) for line in room.written("environ"))
     assert {name: environ.get(name) for name in ("HOME", *client)} == {
         **client,
@@ -231,6 +237,46 @@ def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
         "EVIL": None,
         "LD_PRELOAD": None,
     }
+
+
+def test_the_longest_command_reaches_ssh(room: Room) -> None:
+    """What ssh alone can carry is as long as an argument may be; the broker is told how it begins, and no more."""
+    room.program("ssh")
+    command = "echo \udcff " + "x" * 130_000
+    thread = room.answering(encode({"result": _SSH | {"command": command[:64]}}))
+    done = subprocess.run(
+        room.argv(), capture_output=True, check=False, env=room.environ(SSH_ORIGINAL_COMMAND=command), timeout=30
+    )
+    thread.join()
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
+    assert room.requests[0]["original_command"] == command[:64]
+    assert (room.path / "words").read_bytes().endswith(b"\n--\n192.0.2.1\n" + os.fsencode(command) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("original", "answered", "word"),
+    [("", "", " "), ("gateway-subsystem-sftp", None, "192.0.2.1"), (None, None, "192.0.2.1")],
+)
+def test_no_command_becomes_a_shell(room: Room, original: str | None, answered: str | None, word: str) -> None:
+    """An empty command is one that does nothing; ssh would take it for none, which is a shell."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": answered}}))
+    environ = room.environ(**({} if original is None else {"SSH_ORIGINAL_COMMAND": original}))
+    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    thread.join()
+    assert room.requests[0]["original_command"] == original
+    assert room.written("words")[-1] == word
+
+
+def test_a_keys_command_comes_from_the_broker(room: Room) -> None:
+    """Where a key's command rules, the broker is told the client's in full, and what it answers is what runs."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": "forced"}}))
+    environ = room.environ(GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="x" * 1000)
+    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    thread.join()
+    assert (room.requests[0]["command"], room.requests[0]["original_command"]) == ("aWQ=", "x" * 1000)
+    assert room.written("words")[-2:] == ["192.0.2.1", "forced"]
 
 
 def test_half_a_terminal_is_none(room: Room) -> None:
