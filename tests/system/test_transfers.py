@@ -70,8 +70,13 @@ class Way:
     def told(self, done: subprocess.CompletedProcess[bytes]) -> tuple[int, str]:
         """Return status and words of a program, without what differs between the ways."""
         words = (done.stdout + done.stderr).decode()
-        for own in (self.host, f"{self.port}", self.directory):
-            words = re.sub(rf"\b{re.escape(own)}\b", "X", words)  # as a word: a commit's name may well have a 22 in it
+        for own in (
+            self.host,
+            f"port {self.port}",
+            f":{self.port}",
+            self.directory,
+        ):  # 22 alone may be part of anything
+            words = words.replace(own, "X")
         return done.returncode, words
 
 
@@ -300,7 +305,7 @@ def test_a_key_for_sftp_alone(lab: Lab, gateway: Gateway, tmp_path: Path, option
     told = []
     for way in _bound(lab, gateway, f"internal-sftp{options}"):
         way.there("f").write_bytes(b"data")
-        back, sftp = tmp_path / f"back-{way.port}", ["sftp", "-q", *way.options, "-P", str(way.port), "-b", "-", way.at]
+        back, sftp = tmp_path / f"back-{way.host}", ["sftp", "-q", *way.options, "-P", str(way.port), "-b", "-", way.at]
         words = [
             way.told(lab.run(sftp, stdin=f"get shared/f {back}\nls -1 shared\n".encode())),
             way.told(lab.run(sftp, stdin=f"put {back} shared/new\nrm shared/new\n".encode())),
@@ -310,7 +315,7 @@ def test_a_key_for_sftp_alone(lab: Lab, gateway: Gateway, tmp_path: Path, option
         ]
         assert back.read_bytes() == b"data"
         assert not way.there("new").exists()
-        told.append([(status, said.replace(str(back), "BACK")) for status, said in words])
+        told.append(words)
     assert told[0] == told[1]
     assert [status for status, _ in told[0]] == [0, 1 if options else 0, 1, 1, 1]
     assert told[0][3][1] == "This service allows sftp connections only.\n"
@@ -322,7 +327,7 @@ def test_a_key_for_rsync_alone(lab: Lab, gateway: Gateway, tmp_path: Path, requi
     told = []
     for way in _bound(lab, gateway, "rrsync -ro ~/shared"):
         way.there("f").write_bytes(b"data")
-        back, rsync = tmp_path / f"back-{way.port}", ["rsync", "-a", "-e", way.ssh]
+        back, rsync = tmp_path / f"back-{way.host}", ["rsync", "-a", "-e", way.ssh]
         words = [
             way.told(lab.run([*rsync, f"{way.at}:f", str(back)])),
             way.told(lab.run([*rsync, str(back), f"{way.at}:new"])),
@@ -345,7 +350,7 @@ def test_a_key_for_git_alone(lab: Lab, gateway: Gateway, tmp_path: Path, require
     for way in _bound(lab, gateway, 'git-shell -c "$SSH_ORIGINAL_COMMAND"'):
         argv = ["git", "init", "-q", "--bare", "-b", "main", "repository"]
         lab.remote.room.run(["su", "-s", "/bin/sh", way.user.name, "-c", f"cd ~/shared && {shlex.join(argv)}"])
-        clone = ["git", "clone", "-q", f"ssh://{way.at}{way.user.home}/shared/repository", f"{tmp_path}/{way.port}"]
+        clone = ["git", "clone", "-q", f"ssh://{way.at}{way.user.home}/shared/repository", f"{tmp_path}/{way.host}"]
         words = [
             way.told(lab.run(clone, environment={"GIT_SSH_COMMAND": way.ssh, "GIT_CONFIG_NOSYSTEM": "1"})),
             _asked(way, "id"),
