@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import asyncssh
+import paramiko
 import pytest
 from system.sessions import sshd_of
 
+from lab.gateway import ADDRESS
+from lab.remote import PORT
 from lab.waiting import wait_until
+from lab.wan import FAR_IPV4
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Iterator, Sequence
+    from pathlib import Path
 
     from lab.bench import Lab
     from lab.gateway import Gateway
@@ -221,19 +228,105 @@ def test_no_tunnel_device(lab: Lab, gateway: Gateway, user: User, kind: str) -> 
 
 def _refuses_tunnels(lab: Lab, gateway: Gateway, user: User, kind: str) -> None:
     """See a tunnel refused."""
-    before = [room.run(["ip", "-o", "link"]).stdout for room in (lab.near, lab.remote.room)]
+    before = _links(lab)
     options = ["-N", "-w", "any:any", "-o", "ExitOnForwardFailure=yes", "-o", f"Tunnel={kind}"]
     done = lab.run(lab.gateway_argv(gateway, user, options=options))
     assert (done.stdout, done.returncode) == (b"", 255)
     assert b"open failed: " in done.stderr
-    after = [room.run(["ip", "-o", "link"]).stdout for room in (lab.near, lab.remote.room)]
-    assert after == before
+    assert _links(lab) == before
+
+
+def _links(lab: Lab) -> list[str]:
+    """List the network devices on both sides."""
+    return [room.run(["ip", "-o", "link"]).stdout for room in (lab.near, lab.remote.room)]
 
 
 def test_a_session_cannot_forward_over_the_shared_connection(lab: Lab, gateway: Gateway, user: User) -> None:
     """A user's own ssh on the gateway has no forwarding configured: the shared connection brought none along."""
     before = _listening(lab)
     assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0
+    assert _listening(lab) == before
+
+
+# Clients that ask for what OpenSSH's would not
+
+
+async def _openings(connection: asyncssh.SSHClientConnection, target: int, broker: Path, path: Path) -> dict[str, str]:
+    """Ask for every kind of channel and listener, and return what came of each."""
+    asked: dict[str, Awaitable[object]] = {
+        "direct-tcpip to the gateway": connection.open_connection("127.0.0.1", target),
+        "direct-tcpip by name": connection.open_connection("localhost", target),
+        "direct-tcpip to the remote": connection.open_connection(FAR_IPV4, PORT),
+        "direct-streamlocal@openssh.com": connection.open_unix_connection(str(broker)),
+        "tun@openssh.com, point-to-point": connection.open_tun(),
+        "tun@openssh.com, ethernet": connection.open_tap(),
+        "tcpip-forward": connection.start_server(lambda _host, _port: None, "127.0.0.1", 0),
+        "tcpip-forward for all": connection.start_server(lambda _host, _port: None, "", 0),
+        "streamlocal-forward@openssh.com": connection.start_unix_server(lambda: None, str(path)),
+    }
+    outcomes = {}
+    for name, opening in asked.items():
+        try:
+            async with asyncio.timeout(20):
+                await opening
+            outcomes[name] = "opened"
+        except (asyncssh.ChannelOpenError, asyncssh.ChannelListenError) as error:
+            outcomes[name] = type(error).__name__
+    return outcomes
+
+
+@pytest.fixture
+def either(request: pytest.FixtureRequest, lab: Lab) -> Gateway:
+    """One of the two kinds of gateway, by the parameter."""
+    gateway: Gateway = request.getfixturevalue(request.param)
+    assert gateway in lab.gateways
+    return gateway
+
+
+@pytest.mark.parametrize("either", ["gateway", "pass_through"], indirect=True)
+def test_no_channel_and_no_listener_is_opened(lab: Lab, either: Gateway, user: User, target: socket.socket) -> None:
+    """A client that asks straight out for channels and listeners of every kind is refused each, and goes on."""
+    path, broker = lab.directory / f"asked-{user.name}", either.directory / "run/broker.sock"
+    before = _links(lab), _listening(lab)
+
+    async def use() -> dict[str, str]:
+        sock = lab.near.connect(ADDRESS, either.port)
+        sock.settimeout(0)
+        keys: dict[str, Any] = {"client_keys": [str(user.key.private)], "agent_path": None, "config": None}
+        known_hosts = asyncssh.import_known_hosts(either.known_hosts.read_text())
+        async with asyncssh.connect(
+            ADDRESS, either.port, sock=sock, username=user.name, known_hosts=known_hosts, **keys
+        ) as connection:
+            return await _openings(connection, target.getsockname()[1], broker, path)
+
+    outcomes = asyncio.run(use())
+    assert set(outcomes.values()) == {"ChannelOpenError", "ChannelListenError"}
+    assert len(outcomes) == 9
+    assert not _reached(target)
+    assert not path.exists()
+    assert (_links(lab), _listening(lab)) == before
+
+
+@pytest.mark.parametrize("either", ["gateway", "pass_through"], indirect=True)
+def test_no_display_and_no_channel_of_a_servers(lab: Lab, either: Gateway, user: User) -> None:
+    """x11-req fails, and so do channels that only servers open; with a key auth-agent-req brings no agent either."""
+    before = _listening(lab)
+    with closing(paramiko.Transport(lab.near.connect(ADDRESS, either.port, timeout_s=20))) as transport:
+        transport.start_client(timeout=20)
+        transport.auth_publickey(user.name, paramiko.Ed25519Key.from_private_key_file(str(user.key.private)))
+        for kind in ("x11", "forwarded-tcpip", "auth-agent@openssh.com", "session@example.com"):
+            with pytest.raises(paramiko.ChannelException):
+                transport.open_channel(kind, ("127.0.0.1", 1), ("127.0.0.1", 1), timeout=20)
+        channel = transport.open_session(timeout=20)
+        with pytest.raises(paramiko.SSHException):
+            channel.request_x11(handler=lambda *_: None)
+        if "GATEWAY_SSH_KEY_PATH" in either.settings:
+            channel = transport.open_session(timeout=20)
+            channel.settimeout(20)
+            channel.request_forward_agent(lambda _: None)
+            channel.exec_command('echo "[$SSH_AUTH_SOCK][$DISPLAY]"')
+            assert channel.makefile("rb").read() == b"[][]\n"
+            assert not list(either.room.path("/tmp").glob("ssh-*/agent.*"))  # noqa: S108 - where sshd would put it
     assert _listening(lab) == before
 
 
