@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import processes
+from gatewayctl.key_files import KeyFileError
 from helpers.broker.userdb import SERVICE
 from helpers.errors import SettingsError
 
@@ -213,7 +214,8 @@ def ensure_host_key(path: Path) -> bool:
         Whether it was made now.
 
     Raises:
-        SettingsError: It cannot be made, or is readable by others than root.
+        KeyFileError: It is readable by others than root.
+        SettingsError: It cannot be made or read.
     """
     try:
         info = path.stat()
@@ -225,7 +227,7 @@ def ensure_host_key(path: Path) -> bool:
         raise SettingsError(msg) from exc
     if info.st_uid != 0 or info.st_mode & 0o077:
         msg = f"GATEWAY_HOST_KEY_PATH {path} is readable by others than root: chown root {path} && chmod 0600 {path}"
-        raise SettingsError(msg)
+        raise KeyFileError(msg)
     return False
 
 

@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from gatewayctl import combinations, sources, values
+from gatewayctl import combinations, key_files, sources, values
 from gatewayctl.definition import Doc, setting_error
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _UID_MAP = Path("/proc/self/uid_map")
 _BOOLEAN = "true or false"
 _FILE = "the absolute path of a file"
 _Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(values.port)]
-_File = Annotated[Path, BeforeValidator(values.absolute_path)]
+_AbsolutePath = Annotated[Path, BeforeValidator(values.absolute_path)]
 _KeyContent = Annotated[SecretStr, AfterValidator(_checked_key_content)]
 
 
@@ -61,7 +61,7 @@ class Settings(BaseModel):
     ]
     remote_port: Annotated[_Port, Doc("The TCP port of its sshd", "a port from 1 to 65535", "2200", "PORT")] = 22
     remote_known_hosts: Annotated[
-        _File,
+        _AbsolutePath,
         Doc(
             "The file that holds its host key, as ssh's UserKnownHostsFile does",
             _FILE,
@@ -99,7 +99,7 @@ class Settings(BaseModel):
         ),
     ] = "60001:60999"
     gateway_ssh_key_path: Annotated[
-        _File | None,
+        _AbsolutePath | None,
         Doc(
             "The private key with which the gateway logs in on the remote",
             _FILE,
@@ -117,7 +117,7 @@ class Settings(BaseModel):
         ),
     ] = None
     gateway_authorized_keys_path: Annotated[
-        _File | None,
+        _AbsolutePath | None,
         Doc(
             "A local authorized_keys file that decides for every user, instead of the remote's",
             _FILE,
@@ -132,6 +132,16 @@ class Settings(BaseModel):
             "authorized_keys lines",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv alice",
             "LINES",
+        ),
+    ] = None
+    gateway_keys_dir: Annotated[
+        _AbsolutePath | None,
+        Doc(
+            "A directory whose files id_ed25519, authorized_keys and known_hosts, where they are there, stand for"
+            " GATEWAY_SSH_KEY_PATH, GATEWAY_AUTHORIZED_KEYS_PATH and REMOTE_KNOWN_HOSTS",
+            "the absolute path of a directory",
+            "/etc/gateway/keys",
+            "DIRECTORY",
         ),
     ] = None
     gateway_password_auth: Annotated[bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")] = False
@@ -150,7 +160,7 @@ class Settings(BaseModel):
     ] = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
     gateway_port: Annotated[_Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")] = 2222
     gateway_host_key_path: Annotated[
-        _File,
+        _AbsolutePath,
         Doc(
             "The gateway's own host key; made when missing, never overwritten",
             _FILE,
@@ -293,6 +303,8 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
     given = sources.from_yaml(config, names) if config else {}
     given |= sources.from_environment(environ, names)
     given |= sources.from_flags(flags)
+    if "gateway_keys_dir" in given:
+        given |= key_files.in_directory(Path(given["gateway_keys_dir"].text), given)
     try:
         settings = Settings.model_validate({name: value.text for name, value in given.items()})
     except ValidationError as exc:

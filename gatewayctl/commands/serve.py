@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 import helpers
 from gatewayctl import render
+from gatewayctl.key_files import KeyFileError
 from gatewayctl.options import secrets_note, settings_options
 from gatewayctl.passwords import hashed_passwords, unknown_passwords
 from gatewayctl.processes import find
@@ -22,6 +24,9 @@ from helpers.broker.config import KEY_SETTINGS, BrokerConfig
 from helpers.errors import SettingsError
 from helpers.log import EventLog
 
+KEY_FILES_EVERY_S = 5.0
+"""Seconds between looks for whether somebody has mended a key file."""
+
 
 @click.command(epilog=secrets_note())
 @settings_options
@@ -30,7 +35,41 @@ def serve(load: Callable[[], Settings]) -> None:
 
     SIGHUP reads the settings anew and leaves live sessions alone; SIGTERM and Ctrl-C end the sessions and leave.
     """
+    if os.getpid() == 1:
+        wait_for_key_files(load)
     sys.exit(run(load))
+
+
+def wait_for_key_files(load: Callable[[], Settings]) -> None:
+    """Wait until the key files are as they should be, if that is all that is wrong.
+
+    For process 1 of a container: its engine would start it over and over, and whoever mends a file outside of it would
+    have to know that.
+
+    Args:
+        load: Reads the settings.
+
+    Raises:
+        GatewayError: Something else is wrong with them.
+        SystemExit: A signal ended the wait; the status is that of the error.
+    """
+    # Process 1 is not ended by signals that it does not take.
+    signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    said = ""
+    while True:
+        try:
+            if (host_key := load().gateway_host_key_path).exists():
+                ensure_host_key(host_key)
+        except KeyFileError as error:
+            if error.message != said:
+                said = error.message
+                click.echo(f"gatewayctl: {said} (waiting until that is done)", err=True)
+            arrived = signal.sigtimedwait(signals, KEY_FILES_EVERY_S)
+            if arrived is not None and arrived.si_signo != signal.SIGHUP:
+                sys.exit(error.status)
+        else:
+            return
 
 
 def run(load: Callable[[], Settings]) -> int:

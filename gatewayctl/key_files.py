@@ -1,0 +1,84 @@
+"""The files that decide who gets in and where users land: which there are, and whether they are root's alone to change.
+
+Unlike all other settings, they can be mended from outside while the gateway waits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from gatewayctl.sources import Given
+from helpers.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FILES = {
+    "gateway_ssh_key_path": "id_ed25519",
+    "gateway_authorized_keys_path": "authorized_keys",
+    "remote_known_hosts": "known_hosts",
+}
+"""What each file in GATEWAY_KEYS_DIR is called, by the setting that it stands for."""
+
+_INSTEAD = {
+    "gateway_ssh_key_path": "gateway_ssh_key_content",
+    "gateway_authorized_keys_path": "gateway_authorized_keys_content",
+}
+
+
+class KeyFileError(SettingsError):
+    """A file is missing, cannot be read, or may be changed or read by others than root."""
+
+
+def in_directory(directory: Path, given: Mapping[str, Given]) -> dict[str, Given]:
+    """Take what lies in GATEWAY_KEYS_DIR for the settings that were not given.
+
+    Args:
+        directory: The directory; may be missing.
+        given: What was given otherwise, which wins, as the content of a file wins over the file.
+
+    Returns:
+        Setting name to path. known_hosts counts whether it is there or not: no other file is a second choice.
+    """
+    return {
+        name: Given(str(directory / file), f"{directory / file}, GATEWAY_KEYS_DIR")
+        for name, file in FILES.items()
+        if not {name, _INSTEAD.get(name)} & given.keys()
+        if name == "remote_known_hosts" or os.path.lexists(directory / file)
+    }
+
+
+def check(path: Path, given: str, *, private: bool) -> None:
+    """Check a file as ssh and sshd check theirs (ssh(1), FILES; sshd_config(5), StrictModes).
+
+    Args:
+        path: The file.
+        given: The setting and where it came from, for the error.
+        private: Whether it holds a private key, which nobody but its owner, and root's group, may even read.
+
+    Raises:
+        KeyFileError: It is no file, cannot be read, belongs to somebody else, or is open to others.
+    """
+    if not path.is_file():
+        raise KeyFileError(f"{given}: {path} is no file")
+    if not os.access(path, os.R_OK):
+        raise KeyFileError(f"{given}: {path} cannot be read")
+    info = path.stat()
+    mode = "0600" if private else "0644"
+    if info.st_uid not in {0, os.geteuid()}:
+        raise KeyFileError(
+            f"{given}: {path} belongs to uid {info.st_uid}, who could change it:"
+            f" chown 0:0 {path} && chmod {mode} {path}"
+        )
+    closed = stat.S_IWGRP | stat.S_IWOTH
+    if private:
+        closed = stat.S_IRWXO if info.st_gid == 0 else stat.S_IRWXO | stat.S_IRWXG
+    if info.st_mode & closed:
+        holds = "it holds a private key" if private else "who may write to it decides who gets in"
+        raise KeyFileError(
+            f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
+            f" {holds}: chmod {mode} {path}"
+        )

@@ -1,0 +1,123 @@
+"""The key files: found by being there, and refused when others than root could change them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gatewayctl import key_files
+from gatewayctl.key_files import KeyFileError
+from gatewayctl.settings import Settings, load_settings
+from helpers.errors import SettingsError
+
+LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv alice"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Make a directory with all three files."""
+    for name in key_files.FILES.values():
+        (tmp_path / name).write_text("x\n")
+        (tmp_path / name).chmod(0o600 if name == "id_ed25519" else 0o644)
+    return tmp_path
+
+
+def load(directory: Path, environ: dict[str, str] | None = None) -> Settings:
+    """Load with a directory of keys."""
+    return load_settings(
+        None, {}, {"REMOTE_HOST": "h.example", "GATEWAY_KEYS_DIR": str(directory), **(environ or {})}
+    )
+
+
+def test_files_are_found_by_being_there(directory: Path) -> None:
+    """Each stands for its setting, and says where it came from."""
+    settings = load(directory)
+    assert settings.gateway_ssh_key_path == directory / "id_ed25519"
+    assert settings.gateway_authorized_keys_path == directory / "authorized_keys"
+    assert settings.remote_known_hosts == directory / "known_hosts"
+    assert settings.origin("gateway_ssh_key_path") == f"{directory / 'id_ed25519'}, GATEWAY_KEYS_DIR"
+
+
+def test_an_empty_directory(tmp_path: Path) -> None:
+    """Without files there is no key, users' keys come from elsewhere, and the host key is looked for there alone."""
+    settings = load(tmp_path)
+    assert settings.gateway_ssh_key_path is None
+    assert settings.gateway_authorized_keys_path is None
+    assert settings.remote_known_hosts == tmp_path / "known_hosts"
+    assert any(str(tmp_path / "known_hosts") in warning for warning in settings.warnings)
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    """It is as good as an empty one: an image says where keys would be."""
+    assert load(tmp_path / "none").gateway_ssh_key_path is None
+
+
+def test_what_is_given_wins(directory: Path) -> None:
+    """A setting of its own beats the file that is there, and so does its content."""
+    other = directory / "other"
+    other.write_text("x\n")
+    other.chmod(0o600)
+    assert load(directory, {"GATEWAY_SSH_KEY_PATH": str(other)}).gateway_ssh_key_path == other
+    settings = load(directory, {"GATEWAY_AUTHORIZED_KEYS_CONTENT": LINE})
+    assert (settings.gateway_authorized_keys_path, settings.gateway_authorized_keys_content) == (None, LINE)
+
+
+def test_any_key_beside_local_keys(directory: Path) -> None:
+    """A list of keys that is there by itself is no less a contradiction."""
+    with pytest.raises(SettingsError, match=r"GATEWAY_ACCEPT_ANY_KEY .* exclude each other"):
+        load(directory, {"GATEWAY_ACCEPT_ANY_KEY": "true"})
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("id_ed25519", 0o604),
+        ("id_ed25519", 0o622),
+        ("id_ed25519", 0o444),
+        ("authorized_keys", 0o664),
+        ("authorized_keys", 0o646),
+        ("known_hosts", 0o666),
+    ],
+)
+def test_open_to_others(directory: Path, name: str, mode: int) -> None:
+    """Who else could read the key, or write who gets in, stops the start; the line says what to do."""
+    path = directory / name
+    path.chmod(mode)
+    os.chown(path, os.geteuid(), 12345 if os.geteuid() == 0 else os.getegid())
+    with pytest.raises(KeyFileError) as caught:
+        load(directory)
+    assert f"(mode {mode:04o})" in caught.value.message
+    assert f"chmod {'0600' if name == 'id_ed25519' else '0644'} {path}" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", key_files.FILES.values())
+def test_somebody_elses(directory: Path, name: str) -> None:
+    """A file of another user's is refused: its owner could change it at any time."""
+    os.chown(directory / name, 12345, 0)
+    with pytest.raises(KeyFileError, match=rf"{name} belongs to uid 12345.*: chown 0:0"):
+        load(directory)
+
+
+@pytest.mark.parametrize("name", ["id_ed25519", "authorized_keys"])
+def test_no_file(directory: Path, name: str) -> None:
+    """A directory, which is what a container engine makes of a mount without a source, and a dangling link are none."""
+    path = directory / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(KeyFileError, match=f"{name} is no file"):
+        load(directory)
+    path.rmdir()
+    path.symlink_to("nowhere")
+    with pytest.raises(KeyFileError, match=f"{name} is no file"):
+        load(directory)
+
+
+def test_other_errors_are_not_of_files(directory: Path) -> None:
+    """A wrong setting is wrong whatever becomes of the files."""
+    with pytest.raises(SettingsError) as caught:
+        load(directory, {"REMOTE_PORT": "x"})
+    assert not isinstance(caught.value, KeyFileError)
