@@ -19,13 +19,17 @@ QUICK ?=
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
 	iproute2 mount procps ca-certificates vim less tmux putty-tools dropbear-bin rsync git iptables
 
+# One image for each checkout, as with the virtual environments.
+IMAGE ?= localhost/ssh-mosh-gateway:$(notdir $(VENV))
+CONTAINER_PACKAGES := podman buildah crun runc catatonit netavark aardvark-dns
+
 # The checkout is not on Python's path: what runs is the wheel that was installed from it.
 export PYTHONSAFEPATH := 1
 # Nothing is written into the checkout.
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench bulk test lint format clean
+.PHONY: help deps demo bench bulk test image lock lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -48,6 +52,15 @@ bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--m
 test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
 	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+image: deps ## Build the image and test it (BASE=NAME for another base)
+	@.ci/install-debian-packages $(CONTAINER_PACKAGES)
+	@.ci/build-image "$(IMAGE)"
+	@GATEWAY_IMAGE="$(IMAGE)" "$(VENV)/bin/python" -m pytest tests/image $(PYTEST_ARGS)
+
+lock: deps ## Take the newest Python packages into image/requirements*.txt, with their hashes
+	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group lock
+	@.ci/lock "$(VENV)/bin/uv"
+
 lint: deps ## Check style, types, the direction of imports, and what CI may do
 	@"$(VENV)/bin/ruff" check
 	@"$(VENV)/bin/ruff" format --check
@@ -60,4 +73,5 @@ format: deps ## Put the sources into shape
 	@"$(VENV)/bin/ruff" format
 
 clean: ## Remove the virtual environment and the caches
+	-@command -v podman >/dev/null && .ci/podman rmi --ignore "$(IMAGE)"
 	rm -rf "$(VENV)" .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

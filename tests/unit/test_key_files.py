@@ -26,9 +26,7 @@ def directory(tmp_path: Path) -> Path:
 
 def load(directory: Path, environ: dict[str, str] | None = None) -> Settings:
     """Load with a directory of keys."""
-    return load_settings(
-        None, {}, {"REMOTE_HOST": "h.example", "GATEWAY_KEYS_DIR": str(directory), **(environ or {})}
-    )
+    return load_settings(None, {}, {"REMOTE_HOST": "h.example", "GATEWAY_KEYS_DIR": str(directory), **(environ or {})})
 
 
 def test_files_are_found_by_being_there(directory: Path) -> None:
