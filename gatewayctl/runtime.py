@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import socket
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +202,37 @@ def check_root_only(path: Path, what: str) -> None:
             msg = (
                 f"{what} {path} cannot be reached by the gateway's unprivileged users: {part} is closed to them; "
                 "use a directory that everyone may enter, such as /opt/gateway or /run/gateway"
+            )
+            raise SettingsError(msg)
+
+
+def check_uids_free(
+    uids: range, accounts: Iterable[tuple[str, int]] | None = None, subordinate: Path = Path("/etc/subuid")
+) -> None:
+    """Check that nobody else on the machine has one of the uids: by its uid the broker knows whose a process is.
+
+    Args:
+        uids: GATEWAY_UID_RANGE.
+        accounts: Names and uids of the machine's accounts; None asks the system for those that it lists.
+        subordinate: The uids that accounts may give to their containers (subuid(5)).
+
+    Raises:
+        SettingsError: Somebody has; the sentence names one.
+    """
+    if accounts is None:
+        accounts = [(entry.pw_name, entry.pw_uid) for entry in pwd.getpwall()]
+    taken = [(name, range(uid, uid + 1)) for name, uid in accounts]
+    if subordinate.is_file():
+        lines = [line.split(":") for line in subordinate.read_text(encoding="utf-8", errors="replace").splitlines()]
+        for name, *numbers in lines:
+            with suppress(ValueError):
+                first, count = map(int, numbers)
+                taken.append((f"containers of {name}", range(first, first + count)))
+    for name, theirs in taken:
+        if theirs.start < uids.stop and uids.start < theirs.stop:
+            msg = (
+                f"GATEWAY_UID_RANGE {uids.start}:{uids.stop - 1} has uids that others have on this machine "
+                f"({name}: {theirs.start}), whose processes would pass for the gateway's users; choose another range"
             )
             raise SettingsError(msg)
 

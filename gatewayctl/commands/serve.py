@@ -17,7 +17,7 @@ from gatewayctl.key_files import KeyFileError
 from gatewayctl.options import secrets_note, settings_options
 from gatewayctl.passwords import hashed_passwords, unknown_passwords
 from gatewayctl.processes import find
-from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
+from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure_host_key
 from gatewayctl.settings import Settings
 from gatewayctl.supervisor import Plan, Supervisor
 from helpers.broker.config import KEY_SETTINGS, BrokerConfig
@@ -95,6 +95,8 @@ def run(load: Callable[[], Settings]) -> int:
         find(program, package)
     check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
     check_root_only(Path(sys.executable), "the Python")
+    first, last = settings.uid_range
+    check_uids_free(range(first, last + 1))
     runtime = Runtime(settings.gateway_runtime_dir)
     runtime.prepare(settings.uid_range[0])
     lock = runtime.lock()

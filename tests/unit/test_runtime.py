@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.runtime import Runtime, check_root_only, ensure_host_key
+from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure_host_key
 from helpers.broker.userdb import SERVICE
 from helpers.errors import SettingsError
 
@@ -184,3 +184,34 @@ def test_a_host_key_that_cannot_be_made(safe: Path) -> None:
     (safe / "file").touch()
     with pytest.raises(SettingsError, match="GATEWAY_HOST_KEY_PATH"):
         ensure_host_key(safe / "file" / "key")
+
+
+@pytest.mark.parametrize(
+    ("accounts", "subordinate", "whose"),
+    [
+        ([("alice", 999), ("bob", 3000)], "", None),
+        ([("alice", 1000)], "", "alice: 1000"),
+        ([("root", 0), ("bob", 2999)], "", "bob: 2999"),
+        ([], "alice:0:1000\nbob:3000:65536\n", None),
+        ([], "alice:2999:1\n", "containers of alice: 2999"),
+        ([], "odd\n\nbob:500:501\n", "containers of bob: 500"),
+        ([], "bob:100:65536\n", "containers of bob: 100"),
+    ],
+)
+def test_uids_that_others_have_are_refused(
+    tmp_path: Path, accounts: list[tuple[str, int]], subordinate: str, whose: str | None
+) -> None:
+    """An account of the machine's, or a container of one's, would be taken for a user of the gateway's."""
+    path = tmp_path / "subuid"
+    path.write_text(subordinate)
+    if whose is None:
+        check_uids_free(range(1000, 3000), accounts, path)
+    else:
+        with pytest.raises(SettingsError, match=f"GATEWAY_UID_RANGE 1000:2999 .*{whose}"):
+            check_uids_free(range(1000, 3000), accounts, path)
+
+
+def test_the_machines_accounts_are_asked_for(tmp_path: Path) -> None:
+    """Without a list, the machine itself tells: root is on every one."""
+    with pytest.raises(SettingsError, match="root: 0"):
+        check_uids_free(range(2000), subordinate=tmp_path / "none")
