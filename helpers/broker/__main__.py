@@ -68,7 +68,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
     except sqlite3.Error as exc:
         msg = f"the table of users {config.users_path} cannot be used ({exc})"
         raise SettingsError(msg) from exc
-    connections = Connections(remote.connect, known=users.had_session)
+    connections = Connections(remote.connect, known=users.had_session, refusal_ttl_s=config.cache_ttl_s)
     keys: KeySource
     if config.authorized_keys_content is not None:
         keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from helpers.broker.breaker import Breaker
 from helpers.errors import (
     GatewayError,
+    PermissionDeniedError,
     RemoteLostError,
     RemoteRefusedError,
     RemoteTimeoutError,
@@ -111,6 +112,9 @@ class RemoteConnection(Protocol):
         """Run a command."""
 
 
+MAX_REFUSALS = 20_000
+"""Most names whose refusal by the remote is remembered, about 300 bytes each."""
+
 Connect = Callable[[str, Callable[[str], str] | None], RemoteConnection]
 """Makes a connection for a user name, and begins a command."""
 
@@ -161,6 +165,7 @@ class Connections:
             blocks; raises `GatewayError`.
         clock: Seconds, monotonic.
         known: Tells whether a user name ever had a session.
+        refusal_ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a user whom the remote has refused is not tried again.
     """
 
     def __init__(
@@ -168,9 +173,11 @@ class Connections:
         connect: Connect,
         clock: Callable[[], float] = time.monotonic,
         known: Callable[[str], bool] = lambda _: False,
+        refusal_ttl_s: float = 60.0,
     ) -> None:
         """Start with no connection."""
-        self._connect, self._clock, self._known = connect, clock, known
+        self._connect, self._clock, self._known, self._refusal_ttl_s = connect, clock, known, refusal_ttl_s
+        self._refusals: dict[str, tuple[float, str]] = {}
         self._breaker = Breaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
@@ -234,6 +241,22 @@ class Connections:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
         if self._usable(user) is None:
             self._later(self._warm_up(user))
+
+    def check_refusal(self, user: str) -> None:
+        """Spare the remote a try at a user whom it has refused within the TTL.
+
+        Raises:
+            PermissionDeniedError: It has.
+        """
+        until_s, message = self._refusals.get(user, (0.0, ""))
+        if self._clock() < until_s:
+            raise PermissionDeniedError(message)
+
+    def _remember_refusal(self, user: str, error: PermissionDeniedError) -> None:
+        self._refusals.pop(user, None)
+        if len(self._refusals) >= MAX_REFUSALS:
+            del self._refusals[next(iter(self._refusals))]  # the oldest
+        self._refusals[user] = (self._clock() + self._refusal_ttl_s, error.message)
 
     async def answers(self, user: str, timeout_s: float) -> bool:
         """Tell whether the remote answers on a user's warm connection: one round trip.
@@ -345,6 +368,7 @@ class Connections:
         """Connect, once for all who ask at the same time; the first one's command is begun."""
         task = self._connecting.get(user)
         if task is None:
+            self.check_refusal(user)
             known = self._known(user)
             if not known and len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
                 msg = "the gateway is busy with other logins; try again in a moment"
@@ -365,10 +389,13 @@ class Connections:
             except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
                 self._breaker.failed(error)
                 raise
-            except GatewayError:
+            except GatewayError as error:
                 self._breaker.worked()
+                if isinstance(error, PermissionDeniedError):
+                    self._remember_refusal(user, error)
                 raise
             self._breaker.worked()
+        self._refusals.pop(user, None)
         now = self._clock()
         warm = Warm(connection, now, now)
         self.forget(user)

@@ -230,7 +230,9 @@ class Sessions:
         )
 
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
-        """Tell the way to the remote, for the session's own ssh."""
+        """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
+        if self._config.ssh_key is not None:
+            self._connections.check_refusal(user)
         address = self._connections.address(user) or await self._resolve()
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None

@@ -62,6 +62,27 @@ def test_a_name_costs_the_remote_one_connection(make_lab: Callable[..., Lab]) ->
     assert lab.remote.connections() == len(names)
 
 
+@pytest.mark.parametrize("mode", ["local-keys", "any-key"])
+def test_a_name_costs_as_little_where_the_remote_is_not_asked_for_keys(make_lab: Callable[..., Lab], mode: str) -> None:
+    """Whoever knows a key of the local list, or needs none: the remote refuses an invented name once, not each time."""
+    lab = make_lab(rtt_ms=2)
+    user = lab.add_user()
+    local = {"GATEWAY_AUTHORIZED_KEYS_CONTENT": user.key.public}
+    gateway = lab.start_gateway(local if mode == "local-keys" else {"GATEWAY_ACCEPT_ANY_KEY": "true"})
+    known = lab.directory / "keys" / "known"
+    known.touch(0o600)  # of its private half a stranger has nothing
+    known.with_suffix(".pub").write_text(user.key.public)
+    for _ in range(4):
+        _refuse(lab, gateway, ["nobody1", "nobody2"], known)
+    assert lab.remote.connections() == 2
+    if mode == "any-key":
+        for _ in range(3):
+            done = lab.run(lab.gateway_argv(gateway, "nobody1", "id", key=user.key.private))
+            assert (done.stdout, done.returncode) == (b"", 77)
+        assert lab.remote.connections() == 2
+    assert lab.run(lab.gateway_argv(gateway, user, "echo in")).stdout == b"in\n"
+
+
 def test_refusals_read_alike(make_lab: Callable[..., Lab]) -> None:
     """A wrong key, a user who does not let the gateway in, and nobody at all are told the same, word for word."""
     lab = make_lab(rtt_ms=2)

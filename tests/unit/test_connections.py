@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from helpers.broker import connections
 from helpers.broker.breaker import FAILURES
 from helpers.broker.connections import (
     ACKNOWLEDGE_S,
@@ -241,9 +242,9 @@ def test_a_failure_to_connect_reaches_all_and_is_not_kept() -> None:
     """All who wait hear why there is no connection; the next one tries anew."""
 
     async def scenario(pool: Pool) -> None:
-        pool.remote.error = PermissionDeniedError("no")
+        pool.remote.error = RemoteLostError("gone")
         outcomes = await asyncio.gather(*(pool.do() for _ in range(5)), return_exceptions=True)
-        assert all(isinstance(outcome, PermissionDeniedError) for outcome in outcomes)
+        assert all(isinstance(outcome, RemoteLostError) for outcome in outcomes)
         assert (pool.remote.users, len(pool)) == (["alice"], 0)
         pool.remote.error = None
         await pool.do()
@@ -570,6 +571,43 @@ def test_closing_ends_all() -> None:
         pool.close()
         assert not any(connection.alive for connection in pool.remote.made)
         assert len(pool) == 0
+
+    _run(scenario)
+
+
+def test_a_refusal_is_remembered_for_the_ttl() -> None:
+    """The remote is not asked again for a user whom it has refused, whoever asks; for others it is, and afterwards."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.error = PermissionDeniedError("no")
+        for _ in range(3):
+            with pytest.raises(PermissionDeniedError, match="no"):
+                await pool.do()
+        pool.warm_up("alice")
+        with pytest.raises(PermissionDeniedError):
+            pool.check_refusal("alice")
+        pool.check_refusal("bob")
+        pool.remote.error = None
+        await pool.do("bob")
+        assert pool.remote.users == ["alice", "bob"]
+        pool.clock.now_s += 60.0
+        await pool.do()
+        pool.check_refusal("alice")
+        assert pool.remote.users == ["alice", "bob", "alice"]
+
+    _run(scenario)
+
+
+def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invented names push out the oldest."""
+    monkeypatch.setattr(connections, "MAX_REFUSALS", 2)
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.error = PermissionDeniedError("no")
+        for name in ("a", "b", "a", "c"):
+            with pytest.raises(PermissionDeniedError):
+                await pool.do(name)
+        assert list(pool._refusals) == ["b", "c"]
 
     _run(scenario)
 
