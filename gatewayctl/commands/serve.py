@@ -112,7 +112,9 @@ def run(load: Callable[[], Settings]) -> int:
                 raise SettingsError(msg)
             return make_plan(fresh, runtime)
 
-        return Supervisor(runtime, make_plan(settings, runtime), replan, log).run()
+        plan = make_plan(settings, runtime)
+        del settings  # and with it the text of passwords
+        return Supervisor(runtime, plan, replan, log).run()
     finally:
         os.close(lock)
 

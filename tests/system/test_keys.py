@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.client import ssh_options
 from lab.users import make_key
 from lab.waiting import wait_until
+from lab.wan import NEAR_IPV4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +167,28 @@ def test_gateways_key_must_be_in_the_file(lab: Lab, gateway: Gateway) -> None:
 
     assert not _may_enter(lab, gateway, user)
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*add the gateway's public key to ~{user.name}/")
+
+
+def test_a_narrowed_gateways_key_is_enough(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """What SECURITY.md tells to put before the gateway's key leaves shells, commands with a terminal, and sftp."""
+    lab.remote.authorize(user, [user.key.public, f'from="{NEAR_IPV4}",restrict,pty {lab.gateway_key.public}'])
+    open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+    # A terminal without a size goes over ssh.
+    with_terminal = lab.run(lab.gateway_argv(gateway, user, "tty", options=["-tt"]))
+    assert with_terminal.stdout.startswith(b"/dev/pts/")
+    done = lab.run(lab.gateway_argv(gateway, user, "echo hi; exit 3"))
+    assert (done.stdout, done.stderr, done.returncode) == (b"hi\n", b"", 3)
+    sftp = ["sftp", "-b", "-", *ssh_options(gateway.known_hosts, user.key.private), f"-P{gateway.port}"]
+    done = lab.run([*sftp, f"{user.name}@127.0.0.1"], stdin=b"pwd\n")
+    assert (f"Remote working directory: {user.home}".encode() in done.stdout, done.returncode) == (True, 0)
+
+
+def test_the_gateways_key_from_elsewhere_is_none(lab: Lab, gateway: Gateway, user: User) -> None:
+    """A from= that is not the gateway's address keeps its key out, and with it the user."""
+    lab.remote.authorize(user, [user.key.public, f'from="192.0.2.77" {lab.gateway_key.public}'])
+    assert not _may_enter(lab, gateway, user)
 
 
 def test_user_without_authorized_keys_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:

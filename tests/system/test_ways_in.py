@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -117,13 +118,28 @@ def _shadow(gateway: Gateway, name: str) -> str:
 
 
 def test_passwords_are_nowhere_in_clear(lab: Lab, by_password: Gateway) -> None:
-    """No file below the runtime directory, no child's environment or arguments, no log has the text."""
+    """No file below the runtime directory, no child's memory or arguments, no log has the text."""
     del lab
     for process in by_password.processes():
         assert "s3cr3t" not in " ".join(process.argv)
+    (broker,) = [its.pid for its in by_password.processes() if "helpers.broker" in its.argv]
+    assert _memory_has(broker, b"GATEWAY_COMMAND")  # the look finds what is there
+    assert not _memory_has(broker, b"s3cr3t")
     for path in (by_password.directory / "run").rglob("*"):
         assert not path.is_file() or b"s3cr3t" not in path.read_bytes()
     assert "s3cr3t" not in by_password.log_text()
+
+
+def _memory_has(pid: int, text: bytes) -> bool:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            bounds, access = line.split()[:2]
+            start, end = (int(word, 16) for word in bounds.split("-"))
+            if access.startswith("r") and "[v" not in line:
+                memory.seek(start)
+                if text in memory.read(end - start):
+                    return True
+    return False
 
 
 # Any key
