@@ -116,9 +116,13 @@ class UserTable:
         return None if row is None else str(row[0])
 
     def uid_of_root(self) -> int | None:
-        """Look up, or give, the uid that root's own sessions run as: never 0."""
-        found = self._find("root")
-        return self._allocate("root") if found is None else found[0]
+        """Look up, or give, the uid that root's own sessions run as: never 0.
+
+        No lookup says that root is about to log in, so this does: who asks has no process by this uid yet.
+        """
+        uid = self._allocate("root")
+        self._db.execute("UPDATE users SET seen = ? WHERE uid = ? AND name = 'root'", (self._clock(), uid))
+        return uid
 
     def note_session(self, uid: int) -> None:
         """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""

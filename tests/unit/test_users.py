@@ -123,6 +123,17 @@ def test_root_has_an_invented_uid(world: World) -> None:
     assert table.name_of(uid or 0) == "root"
 
 
+def test_roots_uid_is_not_given_away_while_root_takes_it(world: World) -> None:
+    """Root's session has no process by its uid yet when it asks for it: who comes then gets another, or none."""
+    table = world.table()
+    uid = table.uid_of_root()
+    world.clock.now_s += REUSE_AFTER_S + 1
+    assert table.uid_of_root() == uid
+    new = [table.uid_of(name, allocate=True) for name in "abcd"]
+    assert uid not in new
+    assert (new[-1], table.uid_of_root()) == (None, uid)
+
+
 def test_a_full_table_gives_nothing_away(world: World) -> None:
     """With every uid taken lately, a new name gets none, and nobody loses theirs."""
     table = world.table()
