@@ -5,6 +5,7 @@ A flag beats an environment variable, which beats the YAML file, which beats the
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,7 @@ from pydantic import (
 )
 
 from gatewayctl import combinations, key_files, sources, values
-from gatewayctl.definition import Doc, setting_error
+from gatewayctl.definition import Doc, describe, setting_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -288,6 +289,14 @@ class Settings(BaseModel):
         return self._origins.get(name, "default")
 
 
+def _open_to_all(config: Path, given: Mapping[str, sources.Given]) -> list[str]:
+    """Say so where a file with secrets in it can be read by everybody."""
+    secrets = [info.variable for info in describe(Settings) if info.secret and info.name in given]
+    if not secrets or not config.stat().st_mode & stat.S_IROTH:
+        return []
+    return [f"{config} holds {', '.join(secrets)} and can be read by everybody: chmod 0600 {config}"]
+
+
 def load_settings(config: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     """Bring the sources together and judge the result.
 
@@ -301,6 +310,7 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
     """
     names = Settings.model_fields.keys()
     given = sources.from_yaml(config, names) if config else {}
+    exposed = [] if config is None else _open_to_all(config, given)
     given |= sources.from_environment(environ, names)
     given |= sources.from_flags(flags)
     if "gateway_keys_dir" in given:
@@ -312,5 +322,5 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
         raise setting_error(error, Settings, given) from None  # a chained traceback could show the values
     settings.remember({name: value.origin for name, value in given.items()})
     combinations.check(settings)
-    settings.warn(*sources.unknown_variables(environ, names), *combinations.warnings(settings))
+    settings.warn(*exposed, *sources.unknown_variables(environ, names), *combinations.warnings(settings))
     return settings

@@ -42,7 +42,7 @@ def gatewayctl(*arguments: str, **environ: str) -> subprocess.CompletedProcess[s
 def enough(tmp_path: Path) -> dict[str, str]:
     """The least that a gateway needs."""
     for name in ("key", "known_hosts"):
-        (tmp_path / name).touch(mode=0o600)
+        (tmp_path / name).touch(0o600)
     return {
         "REMOTE_HOST": "shell.example.org",
         "GATEWAY_SSH_KEY_PATH": str(tmp_path / "key"),

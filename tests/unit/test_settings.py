@@ -443,6 +443,16 @@ def test_yaml_that_says_nothing(tmp_path: Path, text: str) -> None:
     assert load_settings(yaml(tmp_path, text), {}, ENOUGH).remote_port == 22
 
 
+def test_a_file_with_secrets_that_everybody_reads_is_a_warning(tmp_path: Path) -> None:
+    """It says which secrets and what to do; without secrets, or closed to others, a file is as it should be."""
+    text = "gateway_password_auth: true\ngateway_passwords: alice:s3cr3t\n"
+    for content, mode, warned in ((text, 0o644, True), (text, 0o640, False), ("remote_port: 22\n", 0o644, False)):
+        path = yaml(tmp_path, content)
+        path.chmod(mode)
+        found = [line for line in load_settings(path, {}, ENOUGH).warnings if "chmod" in line]
+        assert found == [f"{path} holds GATEWAY_PASSWORDS and can be read by everybody: chmod 0600 {path}"] * warned
+
+
 def test_yaml_values_are_what_was_written(tmp_path: Path) -> None:
     """YAML's own ideas about numbers do not come into it: 0700 is a name, 1:30 is not 90, a block keeps its lines."""
     config = yaml(
