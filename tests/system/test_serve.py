@@ -144,7 +144,7 @@ def test_not_root(lab: Lab) -> None:
     """Somebody else than root is told so."""
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", str(GATEWAYCTL), "serve"]
     key = make_key(lab.directory / "keys" / "of-nobody").private
-    key.chmod(0o644)
+    os.chown(key, 65534, 65534)
     result = lab.run(argv, environment={"REMOTE_HOST": FAR_IPV4, "GATEWAY_SSH_KEY_PATH": str(key)})
 
     assert result.returncode == EX_CONFIG
