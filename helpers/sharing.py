@@ -1,4 +1,7 @@
-"""Which connection to the remote a session's ssh shares: one of the user's that is alive and has room, or a new one.
+"""Which connection to the remote a session's ssh shares: one of the user's that is free and alive, or a new one.
+
+One session after the other, never two at once: a master whose question to the remote is refused, or given up before
+the answer, ends with all that it carries (OpenSSH 9.2, nchan.c: "no remote_id").
 
 ssh by itself (``ControlMaster=auto``) waits for ever on a connection that has died, and complains on the user's
 standard error when sessions begin together or the remote takes no more (OpenSSH 9.2, mux.c). So each master has a name
@@ -16,10 +19,6 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-MAX_SESSIONS = 5
-"""Sessions over one connection: half of sshd's MaxSessions (10, sshd_config(5)), as the channel by which each one asks
-may still be there when its own is opened."""
 
 PATIENCE_S = 1.0
 """Longest time, in seconds, that a session may lose with connections that do not answer."""
@@ -58,47 +57,45 @@ def options(home: str, pid: int) -> list[str]:
         ssh's options: none where the session is better off with a connection of its own.
     """
     deadline = time.monotonic() + PATIENCE_S
-    tried: set[int] = set()
     try:
-        while (master := _take_place(home, pid, tried, deadline)) not in {None, pid}:
+        while (master := _take_place(home, pid, deadline)) not in {None, pid}:
             path = f"{home}/m{master}"
             try:
                 if _has_room(path, deadline):
                     return ["ControlMaster=no", f"ControlPath={path}"]
-            except OSError as exc:
-                # Nobody waits for it again. It leaves after its last session, by itself.
-                _remove(path)
-                if isinstance(exc, TimeoutError):
-                    deadline = 0.0
+            except TimeoutError:
+                deadline = 0.0
+            except OSError:
+                pass
+            # It is dead, or about to be.
+            _remove(path)
             _remove(f"{home}/s{master}-{pid}")
-            tried.add(master)
     except OSError:
         return []
     return [] if master is None else ["ControlMaster=yes", f"ControlPersist={PERSIST_S}", f"ControlPath={home}/m{pid}"]
 
 
-def _take_place(home: str, pid: int, tried: set[int], deadline: float) -> int | None:
-    """Take a place on a connection.
+def _take_place(home: str, pid: int, deadline: float) -> int | None:
+    """Take a connection that no session has.
 
     Returns:
         The master's number: ``pid`` for a new one; None where another session is making one.
     """
     with _locked(home, deadline):
         names = os.listdir(home)  # noqa: PTH208 - pathlib costs 4 ms
-        places = {master: 0 for name in names if (master := _master(home, name))}
+        free = {master for name in names if (master := _master(home, name))}
         making = False
         for match in filter(None, map(_SESSION.fullmatch, names)):
             master, session = int(match[1]), int(match[2])
             path = f"{home}/{match[0]}"
             if not _lives(session):
                 _remove(path)
-            elif master in places:
-                places[master] += 1
-            elif master == session and time.time() - os.lstat(path).st_mtime < MAKING_S:
+                continue
+            free.discard(master)
+            if master == session and f"m{master}" not in names and time.time() - os.lstat(path).st_mtime < MAKING_S:
                 making = True
-        rooms = [master for master, taken in places.items() if taken < MAX_SESSIONS and master not in tried]
-        if rooms and time.monotonic() < deadline:
-            chosen = max(rooms, key=lambda master: places[master])
+        if free and time.monotonic() < deadline:
+            chosen = min(free)  # the same each time, so that those that are not needed leave
         elif making:
             return None
         else:

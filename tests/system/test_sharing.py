@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,31 @@ def test_a_broken_connection_breaks_no_login(make_lab: Callable[..., Lab], fault
     _run_ok(lab, gateway, user)
     assert lab.remote.accepted(user) == accepted
     assert [its for its in masters_of(gateway, user) if its.pid != master.pid]
+
+
+@pytest.mark.parametrize("trouble", ["no network", "no room"])
+def test_a_login_in_trouble_ends_no_running_session(make_lab: Callable[..., Lab], trouble: str) -> None:
+    """A session that begins while the WAN is down, or where the remote takes one a connection, harms no other."""
+    lab = make_lab(rtt_ms=20)
+    user, gateway = lab.add_user(), lab.start_gateway()
+    lab.remote.set_option("MaxSessions 1")
+    argv = lab.near.network_argv(lab.gateway_argv(gateway, user, "echo ready; cat; exit 4"))
+    with ExitStack() as stack:
+        clients: list[subprocess.Popen[bytes]] = []
+
+        def begin() -> None:
+            pipe = subprocess.PIPE
+            clients.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=lab.environment()))
+            stack.callback(clients[-1].kill)
+
+        begin()
+        wait_until(lambda: masters_of(gateway, user) and lab.remote.processes("cat", user=user), "the first one runs")
+        uid = lookup_uid(gateway, user)
+        with lab.wan.weather(loss=1.0 if trouble == "no network" else 0.0):
+            begin()
+            wait_until(lambda: len(gateway.processes("ssh", uid=uid)) > 2, "the second one has its ssh")
+        done = [(*its.communicate(b"in", timeout=40), its.returncode) for its in reversed(clients)]
+    assert done == [(b"ready\nin", b"", 4)] * 2
 
 
 def test_homes_are_private(lab: Lab, gateway: Gateway) -> None:

@@ -106,30 +106,43 @@ def test_a_live_connection_is_shared_once_the_remote_has_answered(home: Path) ->
     assert f"s77-{_ALIVE}" in _files(home)
 
 
-def test_a_connection_without_room_is_left_to_its_sessions(home: Path) -> None:
-    """Where the remote takes no more sessions over it, a new one is made, and the old one keeps its name."""
+def test_a_connection_without_room_is_given_up(home: Path) -> None:
+    """Where the remote takes no session over it, its master ends by that: a new one is made."""
     with _master(home / "m77", _HELLO + _PROXY + _NO_ROOM):
         assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
-    assert _files(home) == {"m77", f"s{_ALIVE}-{_ALIVE}"}
+    assert _files(home) == {f"s{_ALIVE}-{_ALIVE}"}
 
 
-def test_places_are_counted(home: Path) -> None:
-    """A full connection is not even asked; the place of a session that ended is free again."""
-    live = [subprocess.Popen(["cat"], stdin=subprocess.PIPE) for _ in range(sharing.MAX_SESSIONS)]
-    try:
-        for process in live:
-            (home / f"s77-{process.pid}").touch()
-        with _master(home / "m77", _HELLO + _PROXY + _ROOM) as heard:
-            assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
-            assert heard == []
-            (home / f"s{_ALIVE}-{_ALIVE}").unlink()
-            live[0].communicate()
-            assert sharing.options(str(home), _ALIVE)[0] == "ControlMaster=no"
-        assert f"s77-{live[0].pid}" not in _files(home)
-    finally:
-        for process in live:
-            process.kill()
-            process.communicate()
+def test_a_connection_in_use_is_not_even_asked(home: Path) -> None:
+    """A question can end a master, and what runs over it; it is free again when its session has ended."""
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as live,
+        _master(home / "m77", _HELLO + _PROXY + _ROOM) as heard,
+    ):
+        (home / f"s77-{live.pid}").touch()
+        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert heard == []
+        (home / f"s{_ALIVE}-{_ALIVE}").unlink()
+        live.communicate()
+        assert sharing.options(str(home), _ALIVE) == ["ControlMaster=no", f"ControlPath={home}/m77"]
+    assert _files(home) == {"m77", f"s77-{_ALIVE}"}
+
+
+def test_the_makers_own_session_has_the_connection(home: Path) -> None:
+    """Once the new connection is there, the next session makes another while the first one lasts."""
+    sharing.options(str(home), _ALIVE)
+    with _master(home / f"m{_ALIVE}", _HELLO + _PROXY + _ROOM) as heard:
+        assert sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
+        assert heard == []
+
+
+def test_of_several_the_same_is_taken_each_time(home: Path) -> None:
+    """The others then leave, a minute after their last session."""
+    with ExitStack() as stack:
+        for number in (12, 7, 99):
+            stack.enter_context(_master(home / f"m{number}", _HELLO + _PROXY + _ROOM))
+        assert sharing.options(str(home), _ALIVE)[1] == f"ControlPath={home}/m7"
+        assert sharing.options(str(home), _ALSO_ALIVE)[1] == f"ControlPath={home}/m12"
 
 
 @pytest.mark.parametrize(
