@@ -253,6 +253,14 @@ def test_standard_output_is_the_commands_alone(lab: Lab, gateway: Gateway, user:
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"", 0)
 
 
+def test_a_noisy_remote_puts_no_more_on_the_outputs(lab: Lab, gateway: Gateway, user: User) -> None:
+    """What a .bashrc says comes through as by direct ssh, in front of a command and of a script, and nothing else."""
+    lab.remote.write_file(user, ".bashrc", "echo noise; echo complaint >&2\n")
+    pair = Pair(lab, gateway, user)
+    assert pair.compare("echo out").stdout == b"noise\nout\n"
+    assert pair.compare(options=["-T"], stdin=b"echo out\n").stdout.endswith(b"out\n")
+
+
 def test_other_subsystems_are_refused(gateway: Gateway, pair: Pair) -> None:
     """What is no sftp starts nothing, as on a remote that has no such subsystem."""
     since = gateway.log.mark()
