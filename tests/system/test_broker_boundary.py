@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SESSION = {
     "op": "session",
-    "terminal": {"colors": 256, "locale": {}},
+    "terminal": {"colors": 256, "locale": {}, "window": True},
     "command": None,
     "original_command": None,
     "connection": "",
