@@ -13,8 +13,9 @@ from lab.needs import not_installed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Where the tests run in a shell's background Ctrl-C is ignored, and would be by every client that a test sends it to.
+# Where the tests run in a shell's background these are ignored, and would be by every client that a test sends them to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

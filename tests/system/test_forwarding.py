@@ -69,13 +69,15 @@ def _refused_late(lab: Lab, gateway: Gateway, user: User, options: Sequence[str]
         assert sock is not None
         with closing(sock):
             sock.settimeout(20)
-            sock.sendall(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x16" if "-D" in options else b"hello\r\n")
             answer = b""
             try:
+                sock.sendall(
+                    b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x16" if "-D" in options else b"hello\r\n"
+                )
                 while chunk := sock.recv(4096):
                     answer += chunk
-            except ConnectionResetError:
-                pass
+            except ConnectionError:
+                pass  # it may be closed before it is read
     finally:
         client.kill()
         complaint = client.communicate()[1]

@@ -309,7 +309,8 @@ def test_a_key_for_sftp_alone(lab: Lab, gateway: Gateway, tmp_path: Path, option
         words = [
             way.told(lab.run(sftp, stdin=f"get shared/f {back}\nls -1 shared\n".encode())),
             way.told(lab.run(sftp, stdin=f"put {back} shared/new\nrm shared/new\n".encode())),
-            way.told(lab.run(["scp", "-O", *way.options, "-P", str(way.port), f"{way.at}:shared/f", str(back)])),
+            # Its words depend on how much of the refusal it has read before the end.
+            (lab.run(["scp", "-O", *way.options, "-P", str(way.port), f"{way.at}:shared/f", str(back)]).returncode, ""),
             _asked(way, "id"),
             _asked(way),
         ]
