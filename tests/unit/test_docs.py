@@ -16,6 +16,7 @@ from helpers import errors
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 EXAMPLE = ROOT / "config.yaml.example"
+COMPOSE = ROOT / "compose.yaml"
 SETTINGS = list(describe(Settings))
 
 
@@ -47,7 +48,7 @@ def test_readme_lists_every_setting_as_it_is() -> None:
 def test_readme_names_no_other_setting() -> None:
     """Every name in the documents that looks like a setting is one."""
     known = {info.variable for info in SETTINGS} | {"GATEWAY_COMMAND"}
-    for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "config.yaml.example"):
+    for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "config.yaml.example", "compose.yaml"):
         named = re.findall(r"(?<![A-Z_])(?:GATEWAY|REMOTE)_[A-Z_]+[A-Z]", (ROOT / name).read_text())
         assert {variable.removesuffix("_FILE") for variable in named} <= known, name
 
@@ -109,6 +110,25 @@ def test_example_is_yaml_in_effect_and_in_its_comments(tmp_path: Path) -> None:
     config.write_text(re.sub(r"^#([a-z_]+: )", r"\1", text, flags=re.MULTILINE))
     given = sources.from_yaml(config, {info.name for info in SETTINGS})
     assert {name: value.text for name, value in given.items()} == {info.name: info.doc.example for info in SETTINGS}
+
+
+def test_compose_documents_every_setting() -> None:
+    """Each but REMOTE_HOST, which it sets, in the order of the code, as a comment that is an entry once taken in."""
+    text = COMPOSE.read_text()
+    comments = re.findall(r'^((?: +# .+\n)+) +#([A-Z_]+): "(.+)"$', text, re.MULTILINE)
+    documented = {name: " ".join(line.strip(" #") for line in about.splitlines()) for about, name, _ in comments}
+    others = [info for info in SETTINGS if not info.required]
+    expected = {
+        info.variable: f"{info.doc.about}. Default: {info.default or 'not set'}.{' A secret.' if info.secret else ''}"
+        for info in others
+    }
+    assert documented == expected
+    assert list(documented) == list(expected)
+    taken_in = yaml.safe_load(re.sub(r'^( +)#([A-Z_]+: ")', r"\1\2", text, flags=re.MULTILINE))
+    (service,) = taken_in["services"].values()
+    environment = {"REMOTE_HOST": service["environment"].pop("REMOTE_HOST")}
+    assert service["environment"] == {info.variable: info.doc.example for info in others}
+    assert environment["REMOTE_HOST"].startswith("${REMOTE_HOST:?")
 
 
 def test_readme_starts_a_gateway(tmp_path: Path) -> None:
