@@ -108,12 +108,14 @@ async def serve(broker: Broker, connections: Connections, log: EventLog) -> None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     os.write(STATUS_FD, encode({"result": {}}))
     os.close(STATUS_FD)
+    fresh = asyncio.create_task(broker.keep_fresh())
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
                 await stop.wait()
         except TimeoutError:
             connections.sweep()
+    fresh.cancel()
     # The supervisor holds the sockets too, so whoever comes now waits in their queues for the next broker.
     for listener in servers:
         listener.close()

@@ -130,6 +130,11 @@ class Broker:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def keep_fresh(self) -> None:
+        """Keep the keys of users who will probably be back fresh, until cancelled."""
+        if isinstance(self._keys, RemoteKeys):
+            await self._keys.keep_fresh()
+
     async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Find the lines that let one offered key in.
 

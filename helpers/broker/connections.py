@@ -237,6 +237,36 @@ class Connections:
         ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
         return replace(ran, connect_ms=connect_ms)
 
+    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+        """Run a command over a user's warm connection on the gateway's own behalf, which keeps no connection longer.
+
+        Args:
+            user: A valid user name.
+            command: The command line.
+            max_bytes: Most output, in bytes, that is read.
+
+        Returns:
+            What it did; None where there is no such connection, or it did not work, which its next user will see to.
+        """
+        warm = self._usable(user)
+        if warm is None:
+            return None
+        try:
+            ran = await self._run(user, warm, lambda _: command, max_bytes=max_bytes, until=None, counts=False)
+        except GatewayError:
+            return None
+        return ran.completed
+
+    def expected(self, most: int) -> list[str]:
+        """List the users who will probably be back: had a session since they are connected, and not too long ago.
+
+        Args:
+            most: How many at most; those who were here last.
+        """
+        now = self._clock()
+        likely = [user for user, warm in self._warm.items() if warm.kept and now - warm.used_s <= IDLE_S]
+        return likely[-most:]
+
     def warm_up(self, user: str) -> None:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
         if self._usable(user) is None:
@@ -335,10 +365,13 @@ class Connections:
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None,
+        counts: bool = True,
     ) -> Ran:
         line = command(warm.connection.address)
         loop = asyncio.get_running_loop()
-        began = warm.used_s = self._clock()
+        began = self._clock()
+        if counts:
+            warm.used_s = began
         warm.users += 1
 
         def run() -> Completed:
@@ -350,13 +383,15 @@ class Connections:
             warm.users -= 1
             if warm.retired and not warm.users:
                 warm.connection.close()
-        warm.used_s = self._clock()
+        ended = self._clock()
         if not warm.retired:
             self._later(self._prepare(warm))
-        # The dict's order is the order of use, oldest first.
-        if self._warm.get(user) is warm:
-            self._warm[user] = self._warm.pop(user)
-        return Ran(completed, warm.connection.address, 0.0, (warm.used_s - began) * 1000)
+        if counts:
+            warm.used_s = ended
+            # The dict's order is the order of use, oldest first.
+            if self._warm.get(user) is warm:
+                self._warm[user] = self._warm.pop(user)
+        return Ran(completed, warm.connection.address, 0.0, (ended - began) * 1000)
 
     async def _warm_up(self, user: str) -> None:
         await self._new(user, None)

@@ -8,13 +8,13 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cachetools import TTLCache
 
-from helpers.broker.connections import Ran
+from helpers.broker.connections import Completed, Ran
 from helpers.broker.pacing import Pacing
 from helpers.errors import GatewayError, PermissionDeniedError
 
@@ -32,6 +32,15 @@ UNREACHABLE_TTL_S = 5.0
 """Seconds for which a remote that could not be reached is not asked again for the same user: short, since the
 network's failures are no verdict on the user."""
 
+REFRESHED_USERS = 100
+"""For how many users keys are kept fresh at most: those who were here last. Each costs a fetch in half a TTL."""
+
+REFRESHED_TTL_S = 10.0
+"""Smallest GATEWAY_CACHE_TTL, in seconds, with which they are: below it the remote would be asked all the time."""
+
+_AT_ONCE = 4
+"""Fetches at once that nobody waits for: few beside the pool's threads, which logins need."""
+
 FETCH_COMMAND = "cat .ssh/authorized_keys"
 """Read by the user's own shell, whichever it is, in the user's home directory."""
 
@@ -44,11 +53,13 @@ class KeyFile:
         content: The file; empty where there is none, None where any key will do.
         source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
+        fetched_s: When it was fetched, on the source's clock.
     """
 
     content: bytes | None
     source: str
     fetch_ms: float = 0.0
+    fetched_s: float = field(default=0.0, compare=False)
 
 
 class KeySource(Protocol):
@@ -142,6 +153,13 @@ class Pool(Protocol):
         """Run a command as a user."""
         ...
 
+    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+        """Run a command over a warm connection on the gateway's own behalf."""
+
+    def expected(self, most: int) -> list[str]:
+        """List the users who will probably be back."""
+        ...
+
     def forget(self, user: str) -> None:
         """Close a user's connection."""
 
@@ -224,8 +242,36 @@ class RemoteKeys:
             self.pacing.fetched(self._clock() - began)
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
         content = ran.completed.stdout if ran.completed.status == 0 else b""
-        self._files[user] = KeyFile(content, "remote")
+        self._files[user] = KeyFile(content, "remote", fetched_s=self._clock())
         return KeyFile(content, "remote", ran.connect_ms + ran.run_ms)
+
+    async def keep_fresh(self) -> None:
+        """Refresh every now and then, until cancelled."""
+        while self._ttl_s >= REFRESHED_TTL_S:
+            await asyncio.sleep(self._ttl_s / 4)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Fetch what will be forgotten soon, for users who will probably be back: their login then waits for no fetch.
+
+        It changes nothing in what is believed, and for how long.
+        """
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def refresh(user: str) -> None:
+            async with turns:
+                done = await self._pool.run_unused(user, FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
+            # Without the gateway's own key in it, whether the gateway may still be there is a login's to find out.
+            if done is not None and done.status == 0 and self._own_key in done.stdout:
+                self._files[user] = KeyFile(done.stdout, "remote", fetched_s=self._clock())
+
+        now = self._clock()
+        due = [
+            user
+            for user in self._pool.expected(REFRESHED_USERS)
+            if (file := self._files.get(user)) is None or now - file.fetched_s >= self._ttl_s / 2
+        ]
+        await asyncio.gather(*map(refresh, due))
 
     def _must_prove_anew(self, content: bytes, age_s: float | None) -> bool:
         """Whether a warm connection outlived the gateway's own permission to be there.

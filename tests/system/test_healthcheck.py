@@ -53,9 +53,10 @@ _ADDRESSES = ("127.0.0.1", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "localho
 
 
 @pytest.mark.parametrize("address", _ADDRESSES)
-def test_healthy(lab: Lab, start_gateway: Callable[..., Gateway], address: str) -> None:
+def test_healthy(make_lab: Callable[..., Lab], address: str) -> None:
     """All three answer wherever it listens; the remote hears nothing of it, the log two lines, from loopback."""
-    gateway = start_gateway({"GATEWAY_HOST": address}, wait=False)
+    lab = make_lab()
+    gateway = lab.start_gateway({"GATEWAY_HOST": address}, wait=False)
     gateway.log.wait_for(r"\bready\b")
     since, before = gateway.log.mark(), lab.wan.traffic().up.packets()
     done = _check(gateway)

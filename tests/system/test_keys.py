@@ -87,6 +87,31 @@ def test_logins_share_one_connection(
     assert _connections_for(lab, user.name) == lab.remote.accepted(user) == 1
 
 
+def test_keys_are_kept_fresh_between_logins(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Whoever was here comes back after the TTL without waiting for a fetch, and a key revoked meanwhile is refused."""
+    gateway = start_gateway({"GATEWAY_CACHE_TTL": "10"})
+
+    def fetched(times: int) -> None:
+        since = lab.remote.log.mark()
+        pattern = f"Starting session: command for {user.name} "
+        wait_until(lambda: len(lab.remote.log.matches(pattern, since=since)) >= times, f"{times} fetches")
+
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    # The second one is more than a TTL after the login's own.
+    fetched(2)
+    since = gateway.log.mark()
+    assert _may_enter(lab, gateway, user)
+    permitted = gateway.log.matches(rf"key_permitted .* user={user.name} .* source=remote fetch_ms=(\S+)", since=since)
+    assert {found[1] for found in permitted} == {"0.0"}
+
+    lab.remote.authorize(user, [lab.gateway_key.public])
+    fetched(1)
+    wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+
+
 def test_ten_logins_at_once_share_one_connection(lab: Lab, gateway: Gateway, user: User) -> None:
     """Ten terminals opened at the same moment by somebody new are one fetch and one connection."""
     with ThreadPoolExecutor(10) as pool:

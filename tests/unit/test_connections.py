@@ -437,6 +437,46 @@ def test_the_sweep_closes_what_is_idle_old_or_dead() -> None:
     _run(scenario)
 
 
+def test_what_the_gateway_runs_for_itself_is_no_use() -> None:
+    """It keeps no connection open for longer, makes none, and where it fails leaves the connection to its next user."""
+
+    async def scenario(pool: Pool) -> None:
+        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        assert pool.remote.made == []
+        await pool.do()
+        pool.clock.now_s += IDLE_S
+        assert await pool.run_unused("alice", "cat", max_bytes=100) == Completed(b"ok", b"", 0)
+        pool.remote.made[0].error = RemoteTimeoutError("no")
+        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        assert (pool.remote.made[0].lines[1:], len(pool)) == (["cat", "cat"], 1)
+        pool.keep("alice")
+        pool.clock.now_s += 1
+        pool.sweep()
+        assert (pool.remote.made[0].alive, len(pool.remote.made), len(pool)) == (False, 1, 0)
+
+    _run(scenario)
+
+
+def test_who_will_probably_be_back() -> None:
+    """Users who had a session over their connection, those who were here last, for as long as it is kept."""
+
+    async def scenario(pool: Pool) -> None:
+        for user in ("first", "stranger", "second", "third"):
+            await pool.do(user)
+            if user != "stranger":
+                pool.keep(user)
+        assert pool.expected(9) == ["first", "second", "third"]
+        await pool.do("first")
+        await pool.run_unused("second", "cat", max_bytes=100)
+        assert pool.expected(2) == ["third", "first"]
+        pool.clock.now_s += IDLE_S
+        await pool.do("third")
+        pool.clock.now_s += 1
+        assert pool.expected(9) == ["third"]
+
+    _run(scenario)
+
+
 def test_a_connection_that_no_session_came_of_goes_soon() -> None:
     """Strangers who know a user's name do not hold a connection open for longer than a minute after they left."""
 

@@ -15,6 +15,8 @@ from helpers.broker.connections import Completed, Ran
 from helpers.broker.keys import (
     FETCH_COMMAND,
     MAX_FILE_BYTES,
+    REFRESHED_TTL_S,
+    REFRESHED_USERS,
     UNREACHABLE_TTL_S,
     AnyKey,
     ContentKeys,
@@ -48,6 +50,7 @@ class FakePool:
         outcomes: For each command, the file, the exit status or the error; the last one repeats.
         fetches: The users for whom a command ran, in order.
         forgotten: The users whose connection was given up, in order.
+        likely: The users who will probably be back.
         gate: Commands wait for it.
     """
 
@@ -57,8 +60,18 @@ class FakePool:
         self._opened_s: dict[str, float] = {}
         self.fetches: list[str] = []
         self.forgotten: list[str] = []
+        self.likely: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+
+    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+        """Answer the next outcome; a status below zero is a connection that does not work."""
+        completed = (await self.run(user, lambda _: command, max_bytes=max_bytes)).completed
+        return None if completed.status == -1 else completed
+
+    def expected(self, most: int) -> list[str]:
+        """List whom the test expects."""
+        return self.likely[-most:]
 
     async def run(
         self,
@@ -418,6 +431,77 @@ def test_a_remembered_failure_does_not_grow() -> None:
         keys, _, _ = _keys(PermissionDeniedError("no"))
         depths = [await depth(keys) for _ in range(10)]
         assert max(depths[1:]) == min(depths[1:])
+
+    asyncio.run(scenario())
+
+
+def test_keys_of_users_who_will_be_back_are_kept_fresh() -> None:
+    """Half a TTL on, the file is fetched anew; so a login after the TTL waits for nothing, and a revoked key is out."""
+
+    async def scenario() -> None:
+        revoked = b"ssh-ed25519 AAAAgateway\n"
+        keys, pool, clock = _keys(_FILE, revoked)
+        pool.likely = ["alice"]
+        await keys.read("alice")
+        clock.now_s += _TTL_S / 2 - 1
+        await keys.refresh()
+        assert pool.fetches == ["alice"]
+        clock.now_s += 1
+        await keys.refresh()
+        clock.now_s += _TTL_S - 1
+        assert await keys.read("alice") == KeyFile(revoked, "remote")
+        assert pool.fetches == ["alice"] * 2
+        clock.now_s += 1
+        await keys.read("alice")
+        assert pool.fetches == ["alice"] * 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("outcome", [-1, 1, b"ssh-ed25519 AAAAmallory\n"])
+def test_what_a_refresh_cannot_vouch_for_is_left_to_the_next_login(outcome: bytes | int) -> None:
+    """No connection, no file, or a file without the gateway's own key: what was fetched before holds until its TTL."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(_FILE, outcome, _FILE)
+        pool.likely = ["alice"]
+        await keys.read("alice")
+        clock.now_s += _TTL_S / 2
+        await keys.refresh()
+        assert (await keys.read("alice")).content == _FILE
+        clock.now_s += _TTL_S / 2
+        assert (await keys.read("alice")).fetch_ms > 0
+        assert (pool.fetches, pool.forgotten) == (["alice"] * 3, [])
+
+    asyncio.run(scenario())
+
+
+def test_nobody_else_is_fetched_for_and_few_at_once() -> None:
+    """Only who will probably be back, at most a hundred, and never so many at once that logins wait for them."""
+
+    async def scenario() -> None:
+        keys, pool, clock = _keys(_FILE)
+        await keys.read("stranger")
+        pool.likely = [f"user{number}" for number in range(REFRESHED_USERS + 10)]
+        clock.now_s += _TTL_S / 2
+        pool.gate.clear()
+        task = asyncio.create_task(keys.refresh())
+        await _turns()
+        assert len(pool.fetches) - 1 <= 4
+        pool.gate.set()
+        await task
+        assert pool.fetches == ["stranger", *pool.likely[10:]]
+
+    asyncio.run(scenario())
+
+
+def test_a_short_ttl_is_not_kept_fresh() -> None:
+    """Who wants the remote asked at almost every login does not want it asked all the time."""
+
+    async def scenario() -> None:
+        keys, _, _ = _keys(_FILE, ttl_s=REFRESHED_TTL_S - 1)
+        async with asyncio.timeout(5):
+            await keys.keep_fresh()
 
     asyncio.run(scenario())
 
