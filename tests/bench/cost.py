@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lab.gateway import Gateway
     from lab.users import User
 
+PYTHON, KEY_COMMAND = "Python's own start", "key command, keys remembered"
+SESSION_HELPER = "session helper, up to mosh-client"
+
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
 _PYTHON = [sys.executable, "-I", "-S"]
 
@@ -86,7 +89,7 @@ class CostBench:
                 times[name].append(_cpu_ms(self._gateway.room.argv(command), PLAIN_ENVIRONMENT, terminal=terminal))
         entering, becoming = Sample(tuple(times["entering"])).median, Sample(tuple(times["becoming"])).median
         return {
-            "Python's own start": Sample(tuple(value - entering for value in times["python"])),
-            "key command, keys remembered": Sample(tuple(value - entering for value in times["key command"])),
-            "session helper, up to mosh-client": Sample(tuple(value - becoming for value in times["session helper"])),
+            PYTHON: Sample(tuple(value - entering for value in times["python"])),
+            KEY_COMMAND: Sample(tuple(value - entering for value in times["key command"])),
+            SESSION_HELPER: Sample(tuple(value - becoming for value in times["session helper"])),
         }

@@ -17,6 +17,7 @@ from bench.bare import GREETING
 from bench.stats import Sample
 from lab.processes import processes_in
 from lab.users import make_key
+from lab.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +26,20 @@ if TYPE_CHECKING:
     from lab.bench import Lab
     from lab.gateway import Gateway
     from lab.processes import Process
+    from lab.room import Room
     from lab.users import User
 
+BARE_SESSIONS, SESSIONS = "bare sshd, forced echo", "gateway, whole sessions with mosh"
+BARE_LOGINS, LOGINS = "bare sshd, authentication alone", "gateway, authentication alone"
+
+PROCESSES_EACH, SESSION_MB = "processes for each, two of them sshd's", "memory for each, MB (PSS)"
+BROKER_MB, CPU_SHARE = "broker, MB (PSS)", "gateway's CPU, share of a core"
+PYTHON_LEFT = "Python besides supervisor and broker"
+
 _TIMEOUT_S = 90.0
+_AT_ONCE = 6
+_CHUNK = 60
+"""Sessions that begin within one `_TIMEOUT_S`."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -132,18 +144,30 @@ class LoadBench:
         lab: The lab.
         gateway: Its gateway.
         bare: An sshd to compare with.
-        users: How many users there are.
         say: Told what is going on.
+
+    Attributes:
+        cpu_ms: Processor time of the gateway, and of the bare sshd, for each login, in milliseconds.
     """
 
-    def __init__(self, lab: Lab, gateway: Gateway, bare: BareSshd, users: int, say: Callable[[str], None]) -> None:
-        """Make the users, who share a key."""
+    def __init__(self, lab: Lab, gateway: Gateway, bare: BareSshd, say: Callable[[str], None]) -> None:
+        """Have nobody yet."""
         self._lab, self._gateway, self._bare, self._say = lab, gateway, bare, say
-        key = make_key(lab.directory / "keys" / "crowd")
-        authorized = [key.public, lab.gateway_key.public]
-        say(f"making {users} users")
-        self._users = [lab.remote.add_user(f"crowd{number}", key, authorized=authorized) for number in range(users)]
+        self._key = make_key(lab.directory / "keys" / "crowd")
+        self._users: list[User] = []
         self._crowd = Crowd(lab)
+        self.cpu_ms: dict[str, float] = {}
+
+    def _make_users(self, number: int) -> list[User]:
+        """Make users, who share a key."""
+        authorized = [self._key.public, self._lab.gateway_key.public]
+        first = len(self._users)
+        made = [
+            self._lab.remote.add_user(f"crowd{each}", self._key, authorized=authorized)
+            for each in range(first, first + number)
+        ]
+        self._users += made
+        return made
 
     def _login(self, number: int, user: User) -> tuple[list[str], str]:
         # From an address of its own: the limits for one address are for one address.
@@ -153,7 +177,8 @@ class LoadBench:
 
     def rates(self, logins: int, at_once: int) -> dict[str, float]:
         """Return logins per second: whole sessions, on the gateway and on a bare sshd, and authentication alone."""
-        user = self._users[0]
+        wait_until(lambda: not self._lab.remote.processes("mosh-server"), "all have left", timeout_s=120)
+        (user,) = self._users[:1] or self._make_users(1)
         wholly = [self._login(0, user)]
         bare = [(self._bare.argv(options=["-tt"]), GREETING)]
         # A subsystem that does not exist is refused once the user is in: nothing is started for it on either side.
@@ -164,44 +189,54 @@ class LoadBench:
         ]
         self._crowd.log_in(wholly, 1, stay=False)  # from now on the keys are remembered
         rates = {}
-        for name, login in {
-            "bare sshd, forced echo": bare,
-            "gateway, whole sessions with mosh": wholly,
-            "bare sshd, authentication alone": authenticated[1:],
-            "gateway, authentication alone": authenticated[:1],
-        }.items():
+        for name, room, login in (
+            (BARE_SESSIONS, self._bare.room, bare),
+            (SESSIONS, self._gateway.room, wholly),
+            (BARE_LOGINS, self._bare.room, authenticated[1:]),
+            (LOGINS, self._gateway.room, authenticated[:1]),
+        ):
             self._say(f"logins per second: {name}")
-            began_s = time.monotonic()
+            before_s, began_s = _tree_cpu_s(room), time.monotonic()
             times = self._crowd.log_in(login * logins, at_once, stay=False)
             rates[name] = sum(value < float("inf") for value in times) / (time.monotonic() - began_s)
+            self.cpu_ms[name] = (_tree_cpu_s(room) - before_s) * 1000 / logins
         return rates
 
-    def bare_burst(self) -> Sample:
-        """Let as many log in on the bare sshd at the same time, and return the seconds for each."""
-        self._say(f"a burst of {len(self._users)} logins on a bare sshd")
+    def bare_burst(self, users: int) -> Sample:
+        """Let so many log in on the bare sshd at the same time, and return the seconds for each."""
+        self._say(f"a burst of {users} logins on a bare sshd")
         login = (self._bare.argv(options=["-tt"]), GREETING)
-        return Sample(tuple(self._crowd.log_in([login] * len(self._users), len(self._users), stay=False)))
+        return Sample(tuple(self._crowd.log_in([login] * users, users, stay=False)))
 
-    def burst(self) -> tuple[Sample, int, float]:
-        """Let all users log in at the same time, for the first time, and stay.
+    def burst(self, users: int) -> tuple[Sample, int, float]:
+        """Let so many users log in at the same time, for the first time, and stay.
 
         Returns:
             Seconds for each, the most logins that the remote saw of one user, and the milliseconds of processor time
             that the gateway spent on each.
         """
-        self._say(f"a burst of {len(self._users)} logins")
-        before_s = _tree_cpu_s(self._gateway)
+        self._say(f"a burst of {users} logins")
+        crowd = list(enumerate(self._make_users(users)))
+        before_s = _tree_cpu_s(self._gateway.room)
         since = self._lab.remote.log.mark()
-        users = list(enumerate(self._users))
-        times = self._crowd.log_in([self._login(*each) for each in users], len(users), stay=True)
+        times = self._crowd.log_in([self._login(*each) for each in crowd], users, stay=True)
         for reason, count in self._crowd.reasons.most_common(5):
             self._say(f"{count} did not get in: {reason}")
-        logins = max(self._lab.remote.accepted(user, since=since) for user in self._users)
-        return Sample(tuple(times)), logins, (_tree_cpu_s(self._gateway) - before_s) * 1000 / len(users)
+        logins = max(self._lab.remote.accepted(user, since=since) for _, user in crowd)
+        return Sample(tuple(times)), logins, (_tree_cpu_s(self._gateway.room) - before_s) * 1000 / users
 
-    def idle(self, seconds: float) -> dict[str, float]:
-        """Measure what the sessions that stayed cost while nobody types, and end them."""
-        self._say("idle sessions")
+    def idle(self, sessions: int, seconds: float) -> dict[str, float]:
+        """Let more users log in, measure what sessions cost while nobody types, and end them all.
+
+        Args:
+            sessions: How many there are to be, with those that are there.
+            seconds: How long they are watched.
+        """
+        more = sessions - len(self._gateway.processes("mosh-client"))
+        self._say(f"{more} more sessions, and then all idle")
+        for first in range(0, more, _CHUNK):
+            users = [(len(self._users), self._make_users(1)[0]) for _ in range(first, min(first + _CHUNK, more))]
+            self._crowd.log_in([self._login(*each) for each in users], _AT_ONCE, stay=True)
         time.sleep(3)  # the last login is over
         processes = self._gateway.processes()
         clients = [process for process in processes if process.name == "mosh-client"]
@@ -211,22 +246,25 @@ class LoadBench:
         before, began_s = sum(map(_cpu_s, processes)), time.monotonic()
         time.sleep(seconds)
         share = (sum(map(_cpu_s, processes)) - before) / (time.monotonic() - began_s)
-        pss_mb = sum(map(_pss_mb, session)) / max(1, len(clients))
+        each_mb = sum(pss_mb(process.pid) for process in session) / max(1, len(clients))
+        # Supervisor, broker and listener are nobody's.
+        each = (len(processes) - 3) / max(1, len(clients))
         result = {
             "sessions": len(clients),
-            "memory per session, MB (PSS)": pss_mb,
-            "broker, MB (PSS)": sum(map(_pss_mb, broker)),
-            "gateway's CPU, share of a core": share,
-            "Python processes besides supervisor and broker": len(python) - 2,
+            PROCESSES_EACH: each,
+            SESSION_MB: each_mb,
+            BROKER_MB: sum(pss_mb(process.pid) for process in broker),
+            CPU_SHARE: share,
+            PYTHON_LEFT: len(python) - 2,
         }
         self._crowd.leave()
         return result
 
 
-def _tree_cpu_s(gateway: Gateway) -> float:
-    """Return the processor time of all that ran on the gateway so far, what has ended included."""
+def _tree_cpu_s(room: Room) -> float:
+    """Return the processor time of all that ran in a room so far, what has ended included, in seconds."""
     # A process that has ended is in the account of the one that waited for it, and the last of those is the init.
-    return sum(_cpu_s(process, ended=True) for process in processes_in(gateway.room.pid_namespace))
+    return sum(_cpu_s(process, ended=True) for process in processes_in(room.pid_namespace))
 
 
 def _program(process: Process) -> str:
@@ -236,10 +274,10 @@ def _program(process: Process) -> str:
         return ""
 
 
-def _pss_mb(process: Process) -> float:
-    """Return a process's share of the memory, in megabytes (proc(5), smaps_rollup)."""
+def pss_mb(pid: int) -> float:
+    """Return a process's share of the memory, in megabytes (proc(5), smaps_rollup); 0 when it has ended."""
     try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:")), 0.0)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench import keystrokes, logins
+from bench import keystrokes, load, logins
+from bench.goals import goals
 from bench.stats import Fit, Sample
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _COLORS = {
     logins.COLD: "#1b6ca8",
     logins.WARM: "#18a558",
+    logins.LATER: "#0b7a75",
     logins.SSH: "#c0392b",
     logins.MOSH: "#8e44ad",
     logins.JUMP: "#e67e22",
@@ -70,6 +72,7 @@ class Results:
         typing: Times of echoes in milliseconds, by the share of lost packets.
         cost: Processor time of the helpers in milliseconds.
         rates: Logins per second.
+        rate_cpu_ms: The gateway's, or the bare sshd's, processor time for each of these, in milliseconds.
         bare_burst: Times of simultaneous logins on a bare sshd, in seconds.
         burst: The same on the gateway.
         burst_connections: The most logins that the remote saw of one user meanwhile.
@@ -84,6 +87,7 @@ class Results:
     typing: dict[str, dict[str, Sample]] = field(default_factory=dict)
     cost: dict[str, Sample] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
+    rate_cpu_ms: dict[str, float] = field(default_factory=dict)
     bare_burst: Sample | None = None
     burst: Sample | None = None
     burst_connections: int = 0
@@ -102,10 +106,28 @@ class Results:
                 return {key: plain(its) for key, its in value.items()}
             return round(value, 4) if isinstance(value, float) else value
 
-        path.write_text(json.dumps({name: plain(value) for name, value in vars(self).items()}, indent=1) + "\n")
+        # A line for each part: there are thousands of numbers.
+        parts = [f"{json.dumps(name)}: {json.dumps(plain(value))}" for name, value in vars(self).items()]
+        path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+    def read_json(self, path: Path) -> None:
+        """Take over what `write_json` wrote, as far as something was measured then."""
+
+        def lively(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            if "values" in value:
+                return Sample(tuple(math.inf if each is None else each for each in value["values"]))
+            if "round_trips" in value:
+                return Fit(**value)
+            return {key: lively(its) for key, its in value.items()}
+
+        for name, value in json.loads(path.read_text()).items():
+            if value:
+                setattr(self, name, lively(value))
 
     def print(self, console: Console) -> None:
-        """Print one table."""
+        """Print one table, and the goals beside what was measured."""
         console.print(", ".join(f"{name} {value}" for name, value in self.machine.items()))
         table = Table("what", "way", "median", "25 % - 75 %", "of ssh's", "n", "given up")
         for weather, ways in self.logins.items():
@@ -121,10 +143,21 @@ class Results:
                 )
             table.add_section()
         for way, line in self.fits.items():
-            table.add_row("login = a + n x RTT", way, f"a {line.fixed_s:.2f} s, n {line.round_trips:.1f}")
+            share = f"{line.round_trips / self.fits[logins.SSH].round_trips:.2f}"
+            table.add_row("login = a + n x RTT", way, f"n {line.round_trips:.1f}", f"a {line.fixed_s:.2f} s", share)
         if self.bare_login:
             table.add_row("login, s", "bare sshd nearby", _number(self.bare_login.median), _spread(self.bare_login))
         table.add_section()
+        self._add_typing_rows(table)
+        self._add_machine_rows(table)
+        console.print(table)
+        wanted = Table("goal", "wanted", "measured", "met")
+        for goal in goals(self):
+            wanted.add_row(goal.name, goal.wanted, goal.measured, "yes" if goal.met else "NO")
+        if wanted.rows:
+            console.print(wanted)
+
+    def _add_typing_rows(self, table: Table) -> None:
         for weather, ways in self.typing.items():
             for way, sample in ways.items():
                 mean_p99 = f"mean {_number(sample.mean)}, 99 % {_number(sample.quantile(0.99))}"
@@ -137,16 +170,19 @@ class Results:
                     str(len(sample.values)),
                     str(sample.given_up or ""),
                 )
+            if weather.endswith(keystrokes.WORST):
+                for way, (median, mean) in keystrokes.PUBLISHED_MS.items():
+                    table.add_row("  published", way, _number(median), f"mean {_number(mean)}")
             table.add_section()
-        self._add_machine_rows(table)
-        console.print(table)
 
     def _add_machine_rows(self, table: Table) -> None:
         for name, sample in self.cost.items():
             table.add_row("CPU, ms", name, _number(sample.median), _spread(sample), "", str(len(sample.values)))
         for name, rate in self.rates.items():
             table.add_row("logins per second", name, _number(rate))
-        for name, burst in (("bare sshd, forced echo", self.bare_burst), ("gateway, first login of each", self.burst)):
+            if name in self.rate_cpu_ms:
+                table.add_row("", "CPU for each, ms", _number(self.rate_cpu_ms[name]))
+        for name, burst in ((load.BARE_SESSIONS, self.bare_burst), ("gateway, first login of each", self.burst)):
             if burst:
                 table.add_row(
                     f"burst of {len(burst.values)}, s",
@@ -161,11 +197,12 @@ class Results:
             table.add_row("", "gateway's CPU for each, ms", _number(self.burst_cpu_ms))
             table.add_row("", "connections to the remote, a user", str(self.burst_connections))
         for name, value in self.idle.items():
-            table.add_row("idle sessions", name, _number(value))
+            table.add_row("idle sessions", name, f"{value:.4f}" if 0 < value < 0.1 else _number(value))
 
     def plot(self, path: Path, loss: str) -> None:
         """Draw logins over the round-trip time, and the distribution of echoes at one loss."""
         # Only here: tests and demo do without it.
+        from matplotlib import rc_context  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
 
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -181,9 +218,9 @@ class Results:
         left.set(title="Login to the remote prompt", xlabel="round-trip time, ms", ylabel="seconds", ylim=(0, None))
         left.legend(fontsize=7)
         for way, sample in self.typing[loss].items():
-            ordered = sorted(value for value in sample.values if math.isfinite(value))
-            shares = [(place + 1) / len(sample.values) for place in range(len(ordered))]
-            right.plot(ordered, shares, label=way, color=_COLORS[way], drawstyle="steps-post")
+            # Not each of thousands, or the picture would be as large as the program.
+            shares = [place / 100 for place in range(101) if math.isfinite(sample.quantile(place / 100))]
+            right.plot([sample.quantile(share) for share in shares], shares, label=way, color=_COLORS[way])
         right.set(
             title=f"Echo of a keystroke, {loss}", xlabel="milliseconds", ylabel="share of keystrokes seen by then"
         )
@@ -192,7 +229,9 @@ class Results:
         right.legend(fontsize=7)
         for axes in (left, right):
             axes.grid(visible=True, alpha=0.3)
-        figure.savefig(path, metadata={"Date": None})
+        # Text stays text, and the same figures are the same file.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):
+            figure.savefig(path, metadata={"Date": None})
 
 
 def _number(value: float) -> str:

@@ -69,6 +69,10 @@ class Fit:
     fixed_s: float
     round_trips: float
 
+    def at(self, rtt_ms: float) -> float:
+        """Return the line's seconds at a round-trip time in milliseconds."""
+        return self.fixed_s + self.round_trips * rtt_ms / 1000
+
 
 def fit(times_s: Mapping[float, float]) -> Fit:
     """Fit a line through times in seconds, by round-trip time in milliseconds: least squares."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
+from bench import cost, keystrokes, load, logins
+from bench.goals import goals
 from bench.keystrokes import trace
-from bench.stats import Sample, fit
+from bench.report import Results
+from bench.stats import Fit, Sample, fit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NEVER = float("inf")
 
@@ -57,3 +64,70 @@ def test_the_trace_is_the_same_each_time() -> None:
     assert len(made) == 500
     assert all(0 < pause_s <= 2 for pause_s, _ in made)
     assert 0.12 < Sample(tuple(pause_s for pause_s, _ in made)).median < 0.25
+
+
+def test_each_line_that_is_typed_begins_like_no_other_on_the_screen() -> None:
+    """An echo is told by its line's beginning: within any 24 lines, no first letter comes twice."""
+    first = [line[0] for line in keystrokes.text(5000).split("\r") if line]
+    assert len(first) > 80
+    assert all(len(set(first[place : place + 24])) == 24 for place in range(len(first) - 24))
+
+
+def _results(worse: float) -> Results:
+    """Make up results that meet all goals where ``worse`` is 1, and none where it is large."""
+    lines = {way: Fit(0.5 * worse, 1.5 * worse) for way in (logins.WARM, logins.LATER)}
+    lines |= {logins.COLD: Fit(0.5, 7 * worse), logins.SSH: Fit(0.4, 12.0), logins.FIRST_FRAME: Fit(0.25, 1.0)}
+    ways = {logins.COLD: Sample((1.0 * worse,)), logins.SSH: Sample((2.0,))}
+    typing = dict.fromkeys(keystrokes.WAYS, Sample((200.0,)))
+    typing |= {
+        keystrokes.GATEWAY_PREDICTING: Sample((2.0 * worse,)),
+        keystrokes.GATEWAY_PLAIN: Sample((200.0 * worse,)),
+        keystrokes.SSH: Sample((8000.0, _NEVER)),
+    }
+    return Results(
+        machine={},
+        logins={"30 ms RTT": ways, "100 ms RTT": ways, "300 ms RTT": ways, "100 ms RTT, 5% loss": ways},
+        fits=lines,
+        bare_login=Sample((0.2,)),
+        typing={"100 ms RTT, 29% loss": typing},
+        cost={cost.KEY_COMMAND: Sample((20.0 * worse,)), cost.SESSION_HELPER: Sample((30.0 * worse,))},
+        rates={load.SESSIONS: 7 / worse, load.BARE_SESSIONS: 10, load.LOGINS: 7 / worse, load.BARE_LOGINS: 10},
+        burst=Sample((5.0, 6.0 * worse)),
+        burst_connections=int(worse),
+        idle={
+            "sessions": 500,
+            load.BROKER_MB: 75.0 * worse,
+            load.CPU_SHARE: 0.01 * worse,
+            load.PROCESSES_EACH: 3 * worse,
+            load.SESSION_MB: 7.0,
+            load.PYTHON_LEFT: worse - 1,
+        },
+    )
+
+
+def test_goals_are_met_or_not() -> None:
+    """Each goal is told as met where it is, and as not met where it is not; only what was measured is told."""
+    good, bad = list(goals(_results(1))), list(goals(_results(20)))
+    assert len(good) == len(bad) == 21
+    assert [goal.name for goal in good if not goal.met] == []
+    assert [goal.name for goal in bad if goal.met] == []
+    assert list(goals(Results(machine={}))) == []
+
+
+def test_a_login_that_never_ends_is_not_fast() -> None:
+    """Endless measurements meet no goal."""
+    results = _results(1)
+    results.burst = Sample((5.0, _NEVER))
+    results.typing["100 ms RTT, 29% loss"][keystrokes.GATEWAY_PLAIN] = Sample((5.0, _NEVER))
+    assert len([goal for goal in goals(results) if not goal.met]) == 4
+
+
+def test_parts_measured_apart_come_together(tmp_path: Path) -> None:
+    """What runs of one part each have written is the same as one run's of all."""
+    whole, first, second = _results(1), _results(1), Results(machine={"cores": 2})
+    first.typing, second.typing = {}, whole.typing
+    together = Results(machine={})
+    for number, part in enumerate((first, second)):
+        part.write_json(tmp_path / str(number))
+        together.read_json(tmp_path / str(number))
+    assert vars(together) == {**vars(whole), "machine": {"cores": 2}}
