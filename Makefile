@@ -13,6 +13,7 @@ VENV ?= $(CACHE)/$(shell printf %s "$(CURDIR)" | sha256sum | cut -c1-12)
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 2 ? n : 2)))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 QUICK ?=
 
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
@@ -29,7 +30,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench bulk test image lock lint format clean
+.PHONY: help deps demo bench bulk soak test image lock lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -45,6 +46,9 @@ demo: deps ## Show a login through a gateway over a bad WAN, all on this machine
 bench: deps ## Measure logins, typing and load beside ssh and mosh (QUICK=1 for a few of each; BENCH_ARGS='--json FILE')
 	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group bench
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+soak: deps ## Watch for an hour whether anything grows (SOAK_ARGS='--minutes 10 --sessions 100' for less)
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.soak $(SOAK_ARGS)
 
 bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--mib 64' for less)
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.bulk $(BULK_ARGS)

@@ -11,6 +11,7 @@ from bench import cost, keystrokes, load, logins
 from bench.goals import goals
 from bench.keystrokes import trace
 from bench.report import Results
+from bench.soak import COUNTS, Soak
 from bench.stats import Fit, Sample, fit
 
 if TYPE_CHECKING:
@@ -131,3 +132,34 @@ def test_parts_measured_apart_come_together(tmp_path: Path) -> None:
         part.write_json(tmp_path / str(number))
         together.read_json(tmp_path / str(number))
     assert vars(together) == {**vars(whole), "machine": {"cores": 2}}
+
+
+def _soak(**series: list[float]) -> Soak:
+    samples = [dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True)]
+    base = {name: values[0] for name, values in series.items()} | dict.fromkeys(COUNTS, 3.0)
+    return Soak(60.0, 1, {}, base, samples, dict(base), {"login": 5}, {"login": 0}, {}, restarted=False)
+
+
+def test_what_a_soak_calls_growth() -> None:
+    """What rises after the first third grows; what only warms up, swings or falls does not."""
+    number = 60
+    swinging = [10.0 + place % 2 for place in range(number)]
+    told = _soak(
+        sessions=[1.0] * number,
+        leak=[value + place / 20 for place, value in enumerate(swinging)],
+        warming=[min(place, 20.0) for place in range(number)],
+        swinging=swinging,
+        falling=[float(number - place) for place in range(number)],
+    )
+    assert told.faults == ["leak grows"]
+    assert told.an_hour("leak") == pytest.approx(3, abs=0.2)
+    assert told.an_hour("warming") == 0
+
+
+def test_what_else_a_soak_finds() -> None:
+    """Something left behind, something that went wrong, sessions that ended, a broker that did."""
+    told = _soak(sessions=[1.0] * 29 + [0.0])
+    told.after[COUNTS[0]] += 1
+    told.failed["login"] = 2
+    told.restarted = True
+    assert len(told.faults) == 4
