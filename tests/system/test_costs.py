@@ -1,13 +1,19 @@
-"""What a login costs, in what does not depend on the machine: processes started, packets sent."""
+"""What a login costs, in what does not depend on the machine: processes, programs, packets, bytes."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.remote import PORT
+from lab.room import PLAIN_ENVIRONMENT
+from lab.waiting import LogFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lab.bench import Lab
     from lab.gateway import Gateway
@@ -20,29 +26,71 @@ def _last_pid(gateway: Gateway) -> int:
     return int(gateway.room.run(["cat", "/proc/sys/kernel/ns_last_pid"]).stdout)
 
 
-def test_processes_and_packets_of_a_warm_login(
-    lab: Lab, start_gateway: Callable[..., Gateway], open_terminal: Callable[..., Terminal], user: User
-) -> None:
-    """A login of somebody known starts six processes, and takes a dozen packets of TCP each way at the most."""
-    gateway = start_gateway()
+def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) -> None:
+    """A login of somebody known takes six processes, and a dozen packets of TCP and 3 kB each way at the most."""
+    lab = make_lab(rtt_ms=20)  # of its own: in another's, gateways have something to say too
+    gateway, user = lab.start_gateway(), lab.add_user()
     counts = []
     for _ in range(4):
         pid, before = _last_pid(gateway), lab.wan.traffic()
-        terminal = open_terminal(lab.gateway_argv(gateway, user))
+        terminal = lab.terminal(lab.gateway_argv(gateway, user))
         terminal.wait_for(user.prompt)
         after = lab.wan.traffic()
         # One is the reader's own. The rest: sshd for the connection and its unprivileged half, two key commands, sshd
         # as the user, the session.
         processes = _last_pid(gateway) - pid - 1
-        up, down = (
-            now.packets("tcp", PORT) - then.packets("tcp", PORT)
-            for now, then in ((after.up, before.up), (after.down, before.down))
-        )
-        counts.append((processes, up, down))
+        up, down = ((then, now) for then, now in ((before.up, after.up), (before.down, after.down)))
+        packets = [now.packets("tcp", PORT) - then.packets("tcp", PORT) for then, now in (up, down)]
+        counts.append((processes, *packets, *(now.bytes - then.bytes for then, now in (up, down))))
         terminal.close()
     # The first one is cold; and the broker starts a thread more while all it has are busy.
-    assert min(processes for processes, _, _ in counts[1:]) <= 6 + 1
-    assert min(up for _, up, _ in counts[1:]) <= 12
-    assert min(down for _, _, down in counts[1:]) <= 12
-    assert counts[0][1] <= 30
-    assert counts[0][2] <= 30
+    processes, packets_up, packets_down, bytes_up, bytes_down = map(min, zip(*counts[1:], strict=True))
+    assert processes <= 6 + 1
+    assert max(packets_up, packets_down) <= 12
+    assert max(counts[0][1:3]) <= 30
+    # mosh's first frames are in it.
+    assert bytes_up <= 2000
+    assert bytes_down <= 3000
+    assert max(counts[0][3:]) <= 9000
+
+
+@contextmanager
+def _executed(gateway: Gateway, log: LogFile) -> Iterator[list[str]]:
+    """Collect the names of the programs that are executed below the gateway's sshd; they are there at the end."""
+    listener = next(its.pid for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
+    names: list[str] = []
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-e", "trace=execve", "-e", "status=successful", "-o", str(log.path), "-p", str(listener)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=PLAIN_ENVIRONMENT,
+    )
+    try:
+        assert tracer.stderr is not None
+        assert b"attached" in tracer.stderr.readline()
+        yield names
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+    names += [Path(found[1]).name for found in log.matches(r'execve\("([^"]+)"')]
+
+
+def test_programs_of_a_login(
+    lab: Lab,
+    start_gateway: Callable[..., Gateway],
+    open_terminal: Callable[..., Terminal],
+    user: User,
+    require: Callable[..., None],
+) -> None:
+    """A login executes Python three times: for each of sshd's two questions about the key, and for the session."""
+    require("strace")
+    gateway = start_gateway()
+    with _executed(gateway, LogFile(gateway.directory / "execve")) as names:
+        terminal = open_terminal(lab.gateway_argv(gateway, user))
+        terminal.wait_for(user.prompt)
+        terminal.close()
+    programs = [re.sub(r"^python.*", "python", name) for name in names if not name.startswith("sshd")]
+    # The shell is how sshd executes a command: it becomes the session.
+    assert programs == ["python", "python", "sh", "python", "mosh-client"]
+    # From OpenSSH 9.8 on it executes itself once more.
+    assert len(names) - len(programs) <= 2

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import helpers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ROOT = Path(helpers.__file__).parent
 _LAUNCH = _ROOT / "launch.py"
@@ -42,6 +47,26 @@ def test_a_helper_loads_little_and_nothing_foreign(arguments: tuple[str, ...]) -
     assert not packages & _EXPENSIVE
     assert not {name for name in loaded if name.startswith("helpers.broker")}
     assert len(loaded) < 75
+
+
+@pytest.mark.parametrize(
+    "arguments", [("authorized_keys", "/nowhere", "alice", "ssh-ed25519", "AAAA"), ("session", "/nowhere")]
+)
+def test_a_helper_executes_little(arguments: tuple[str, ...], tmp_path: Path, require: Callable[..., None]) -> None:
+    """Few instructions of the processor's are spent on top of Python's own start, whatever machine it is."""
+    require("valgrind")
+
+    def instructions(*arguments: str) -> int:
+        out = tmp_path / "callgrind.out"
+        argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-I", "-S", *arguments]
+        subprocess.run(argv, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
+        found = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
+        assert found
+        return int(found[1])
+
+    spent = instructions(str(_LAUNCH), *arguments) - instructions("-c", "pass")
+    # Python 3.11: 40 and 45 million, nearly all of them for the import of json and socket.
+    assert spent < 60_000_000
 
 
 @pytest.mark.parametrize("other", [("session", "curses"), ("authorized_keys", "helpers.session")])
