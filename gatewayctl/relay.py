@@ -11,14 +11,14 @@ import re
 import socket
 import struct
 from collections.abc import Callable
-
-from cachetools import LRUCache
+from pathlib import Path
 
 MAX_MESSAGE_BYTES = 8192
 """Longest message, in bytes; sshd's are 1 KiB at most (log.c, MSGBUFSIZ)."""
 
-MAX_CHILDREN = 65_536
-"""Sessions' processes that are remembered: more than can live at once."""
+LOOK_AFTER = 1024
+"""Sessions after which those that have ended are forgotten: more than there are messages in a socket's queue
+(net.unix.max_dgram_qlen), in which what a process said last may still be."""
 
 _PROGRAMS = frozenset({"sshd", "sshd-session", "sshd-auth"})
 # sshd's monitor, which is root, says which process of a user's is its own (OpenSSH, sshd.c, LogLevel VERBOSE).
@@ -44,7 +44,9 @@ class Relay:
         """Ask the kernel to say who sends."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._sock, self._write = sock, write
-        self._children: LRUCache[int, bool] = LRUCache(MAX_CHILDREN)
+        self._children: set[int] = set()
+        self._ended: set[int] = set()
+        self._look_at = LOOK_AFTER
 
     def serve(self) -> None:
         """Relay until the socket is shut down."""
@@ -59,7 +61,7 @@ class Relay:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, uid, _gid = _UCRED.unpack(value[: _UCRED.size])
                     # A session's process speaks as its user, as whom others may run: only root's word makes it sshd.
-                    if uid == 0 or self._children.get(pid):
+                    if uid == 0 or pid in self._children:
                         self._relay(data, pid, root=uid == 0)
 
     def _relay(self, data: bytes, pid: int, *, root: bool) -> None:
@@ -70,4 +72,13 @@ class Relay:
         self._write(_LEVELS[int(match[1]) & 7], match[2].decode("ascii"), pid, text)
         child = _CHILD.fullmatch(text) if root else None
         if child is not None:
-            self._children[int(child[1])] = True
+            self._remember(int(child[1]))
+
+    def _remember(self, pid: int) -> None:
+        """Remember a session's process, and forget those that had ended by the last look already."""
+        self._children.add(pid)
+        if len(self._children) >= self._look_at:
+            ended = {child for child in self._children if not Path(f"/proc/{child}").exists()}
+            self._children -= ended & self._ended
+            self._ended = ended
+            self._look_at = len(self._children) + LOOK_AFTER

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayctl.relay import Relay
+from gatewayctl.relay import LOOK_AFTER, Relay
 
 _Line = tuple[str, str, int, str]
 
@@ -80,6 +80,20 @@ def test_of_others_only_sshds_own_children_are_relayed(*, announced: bool) -> No
         ours.shutdown(socket.SHUT_RD)
         thread.join()
     assert ["Accepted" in line[3] for line in lines] == ([False, True] if announced else [])
+
+
+def test_sessions_that_are_over_are_forgotten() -> None:
+    """A gateway that was up for long knows no more processes than live, and a few that ended last."""
+    alive, first = os.getpid(), 2**22 + 1  # above the largest process id that there can be (proc(5), pid_max)
+    last = first + 20 * LOOK_AFTER
+    most = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        relay = Relay(sock, lambda *_: None)
+        for pid in (alive, *range(first, last + 1)):
+            relay._relay(b"<38>sshd[1]: User child is on pid %d" % pid, 1, root=True)
+            most = max(most, len(relay._children))
+    assert most <= 3 * LOOK_AFTER
+    assert {alive, last} <= relay._children
 
 
 def test_other_programs_are_not_relayed() -> None:
