@@ -33,7 +33,8 @@ BARE_SESSIONS, SESSIONS = "bare sshd, forced echo", "gateway, whole sessions wit
 BARE_LOGINS, LOGINS = "bare sshd, authentication alone", "gateway, authentication alone"
 
 PROCESSES_EACH, SESSION_MB = "processes for each, two of them sshd's", "memory for each, MB (PSS)"
-BROKER_MB, CPU_SHARE = "broker, MB (PSS)", "gateway's CPU, share of a core"
+BROKER_MB, CPU_SHARE = "broker, MB (PSS)", "CPU of supervisor, broker and sshd, share of a core"
+MOSH_SHARE = "CPU of the mosh-clients, share of a core"
 PYTHON_LEFT = "Python besides supervisor and broker"
 
 _TIMEOUT_S = 90.0
@@ -243,9 +244,15 @@ class LoadBench:
         python = [process for process in processes if "python" in _program(process)]
         broker = [process for process in python if "helpers.broker" in process.argv]
         session = [process for process in processes if process.name in {"sshd", "sshd-session", "mosh-client"}]
-        before, began_s = sum(map(_cpu_s, processes)), time.monotonic()
+        own = [process for process in processes if process.name != "mosh-client"]
+
+        def cpu_s() -> tuple[float, float]:
+            return sum(map(_cpu_s, own)), sum(map(_cpu_s, clients))
+
+        before_s, began_s = cpu_s(), time.monotonic()
         time.sleep(seconds)
-        share = (sum(map(_cpu_s, processes)) - before) / (time.monotonic() - began_s)
+        passed_s = time.monotonic() - began_s
+        share, mosh_share = ((after - before) / passed_s for before, after in zip(before_s, cpu_s(), strict=True))
         each_mb = sum(pss_mb(process.pid) for process in session) / max(1, len(clients))
         # Supervisor, broker and listener are nobody's.
         each = (len(processes) - 3) / max(1, len(clients))
@@ -255,6 +262,7 @@ class LoadBench:
             SESSION_MB: each_mb,
             BROKER_MB: sum(pss_mb(process.pid) for process in broker),
             CPU_SHARE: share,
+            MOSH_SHARE: mosh_share,
             PYTHON_LEFT: len(python) - 2,
         }
         self._crowd.leave()

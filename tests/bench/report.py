@@ -52,7 +52,7 @@ def machine() -> dict[str, str | int | float]:
     return {
         "cpu": model,
         "cores": os.cpu_count() or 0,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "ssh": ssh,
         "mosh": mosh,

@@ -99,6 +99,7 @@ def _results(worse: float) -> Results:
             "sessions": 500,
             load.BROKER_MB: 75.0 * worse,
             load.CPU_SHARE: 0.01 * worse,
+            load.MOSH_SHARE: 0.05,
             load.PROCESSES_EACH: 3 * worse,
             load.SESSION_MB: 7.0,
             load.PYTHON_LEFT: worse - 1,
