@@ -82,3 +82,18 @@ def check(path: Path, given: str, *, private: bool) -> None:
             f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
             f" {holds}: chmod {mode} {path}"
         )
+
+
+def check_public(path: Path) -> None:
+    """Check that the broker and users' own ssh, none of which is root, can read a file of public keys.
+
+    Args:
+        path: The file, which is there.
+
+    Raises:
+        KeyFileError: It, or a directory on the way to it, is closed to them.
+    """
+    for part in (*reversed(path.resolve().parents), path):
+        wanted, mode = (stat.S_IROTH, "0644") if part is path else (stat.S_IXOTH, "0755")
+        if not part.stat().st_mode & wanted:
+            raise KeyFileError(f"{part} is closed to the gateway's unprivileged users: chmod {mode} {part}")

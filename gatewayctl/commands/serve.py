@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 import helpers
-from gatewayctl import render
+from gatewayctl import key_files, render
 from gatewayctl.key_files import KeyFileError
 from gatewayctl.options import secrets_note, settings_options
 from gatewayctl.passwords import hashed_passwords, unknown_passwords
@@ -59,8 +59,12 @@ def wait_for_key_files(load: Callable[[], Settings]) -> None:
     said = ""
     while True:
         try:
-            if (host_key := load().gateway_host_key_path).exists():
-                ensure_host_key(host_key)
+            settings = load()
+            for path in (settings.gateway_authorized_keys_path, settings.remote_known_hosts):
+                if path is not None and path.is_file():
+                    key_files.check_public(path)
+            if settings.gateway_host_key_path.exists():
+                ensure_host_key(settings.gateway_host_key_path)
         except KeyFileError as error:
             if error.message != said:
                 said = error.message

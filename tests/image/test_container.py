@@ -273,6 +273,7 @@ def test_the_host_key_stays(start: Start, keys: Keys) -> None:
         (("id_ed25519", 1000, 0o600), "id_ed25519 belongs to uid 1000"),
         (("authorized_keys", 0, 0o666), "authorized_keys is open to others than its owner (mode 0666)"),
         (("known_hosts", 1000, 0o644), "known_hosts belongs to uid 1000"),
+        (("known_hosts", 0, 0o400), "known_hosts is closed to the gateway's unprivileged users: chmod 0644"),
     ],
 )
 def test_a_key_file_that_is_wrong(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,19 @@ def test_other_errors_are_not_of_files(directory: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(directory, {"REMOTE_PORT": "x"})
     assert not isinstance(caught.value, KeyFileError)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="wants a directory that everybody may enter")
+def test_public_keys_that_only_root_can_read() -> None:
+    """The broker reads them, and it is not root: who closed file or directory is told which."""
+    with tempfile.TemporaryDirectory(dir="/run", prefix="gateway-test-") as name:
+        directory, file = Path(name), Path(name) / "known_hosts"
+        directory.chmod(0o755)
+        file.touch(mode=0o600)
+        with pytest.raises(KeyFileError, match=f"{file} is closed .* chmod 0644 {file}"):
+            key_files.check_public(file)
+        file.chmod(0o644)
+        key_files.check_public(file)
+        directory.chmod(0o700)
+        with pytest.raises(KeyFileError, match=f"{directory} is closed .* chmod 0755 {directory}"):
+            key_files.check_public(file)
