@@ -173,11 +173,11 @@ def test_one_session_cannot_spy_on_another(lab: Lab, gateway: Gateway, open_term
 
 
 def test_children_have_no_settings(secretive: Gateway) -> None:
-    """The environments of broker and sshd hold PATH and LANG, whatever secrets the gateway's own has."""
+    """The environments of broker and sshd hold PATH, LANG and HOME, whatever secrets the gateway's own has."""
     for process in (_broker(secretive), _sshd(secretive)):
         environ = Path(f"/proc/{process.pid}/environ").read_bytes()
         names = {line.split(b"=")[0] for line in environ.split(b"\0") if b"=" in line}
-        assert names <= {b"PATH", b"LANG"}
+        assert names <= {b"PATH", b"LANG", b"HOME"}
         assert not any("KEY" in word or "BEGIN" in word for word in process.argv)
 
 

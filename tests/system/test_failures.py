@@ -117,17 +117,17 @@ def test_remote_that_shuts_the_gateway_out(
     assert sentence.endswith(f"add the gateway's public key to ~{user.name}/.ssh/authorized_keys there")
 
 
-def test_failure_that_has_passed_is_forgotten(
-    lab: Lab, local: tuple[Gateway, KeyPair], open_terminal: Callable[..., Terminal]
-) -> None:
-    """As soon as the reason is gone the next login succeeds."""
+def test_failure_that_has_passed_is_forgotten(lab: Lab, open_terminal: Callable[..., Terminal]) -> None:
+    """When the reason is gone and GATEWAY_CACHE_TTL over, the next login succeeds."""
+    gateway, key = _with_local_keys(lab, GATEWAY_CACHE_TTL="1")
     user = lab.add_user(authorized=[])
-    argv = lab.gateway_argv(local[0], user, key=local[1].private)
+    argv = lab.gateway_argv(gateway, user, key=key.private)
     _wait_for_failure(open_terminal(argv, columns=200), 77)
 
     lab.remote.authorize(user, [lab.gateway_key.public])
 
-    open_terminal(argv).wait_for(user.prompt)
+    wait_until(lambda: lab.run([*argv, "true"]).returncode == 0, "the next login succeeds")
+    gateway.close()
 
 
 # mosh-server
