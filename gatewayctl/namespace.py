@@ -38,7 +38,8 @@ shift 3
 # are ours. A mount on a single file would not last: who puts another file in its place, as useradd does with
 # /etc/passwd, takes the mount away in every namespace, and sshd would see the host's users.
 mount -t tmpfs -o mode=0755 etc "$private/etc"
-mount --bind /etc "$private/host"
+# With what is mounted in it, as a volume at /etc/gateway is.
+mount --rbind /etc "$private/host"
 # Links as they are, since they may be relative; everything else by a link, so that what the host writes anew is seen.
 # One may be gone by the time it is copied.
 find /etc -mindepth 1 -maxdepth 1 -type l -exec cp -P -t "$private/etc" {} + || :

@@ -132,6 +132,21 @@ def test_the_hosts_record_of_logins_is_out_of_reach(runtime: Runtime) -> None:
             assert path.stat().st_size == before
 
 
+_MOUNTED = """
+mount -t tmpfs tmpfs /etc/ssh
+echo mounted > /etc/ssh/ssh_known_hosts
+exec "$@"
+"""
+
+
+def test_what_is_mounted_in_the_hosts_etc(runtime: Runtime) -> None:
+    """The host's own mounts below /etc are seen: the key of a gateway may lie on one, as in a privileged container."""
+    inside = enter(runtime, ["cat", "/etc/ssh/ssh_known_hosts"], relay=False)
+    outside = ["unshare", "--mount", "sh", "-c", _MOUNTED, "sh"]
+    done = subprocess.run([*outside, *inside], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.stdout, done.stderr) == ("mounted\n", "")
+
+
 _DANGLING = """
 mount -t tmpfs dev /dev
 mknod /dev/null c 1 3
