@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from helpers.client import Question, ask
 from helpers.errors import INTERRUPTED, GatewayError
@@ -28,6 +29,11 @@ it would wait as long as the remote's command takes."""
 
 TOLD_CHARS = 64
 """How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
+
+NUDGE = """exec </dev/null >/dev/null 2>&1
+(for wait in 0.6 0.6 1; do sleep $wait; kill -s WINCH "$0" || exit; done) &"""
+"""Has mosh-client send its first datagram again, lest it was lost. By itself it does so after 3 s (mosh 1.4.0,
+transportsender.h, ACK_INTERVAL), unless there is news for the remote, as that the window may have changed."""
 
 CARRIER = "GATEWAY_COMMAND"
 """Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
@@ -215,6 +221,8 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         "MOSH_ESCAPE_KEY": "",
     }
     ensure_window(sys.stdout.fileno())
+    with suppress(OSError):
+        os.waitpid(os.posix_spawnp("sh", ["sh", "-c", NUDGE, str(os.getpid())], {"PATH": path}), 0)
     become(["mosh-client", str(session["address"]), str(session["port"])], environ)
 
 

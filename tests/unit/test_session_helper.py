@@ -21,7 +21,7 @@ import pytest
 import helpers
 from helpers.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
 from helpers.protocol import decode, encode, error_answer
-from helpers.session import accepted_key, ssh_argv
+from helpers.session import NUDGE, accepted_key, ssh_argv
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
 _ROOTS_UID = 70_005
@@ -425,3 +425,32 @@ def test_openssh_reads_it_so(require: Callable[..., None]) -> None:
     assert (said["batchmode"], said["stricthostkeychecking"], said["requesttty"]) == ("yes", "true", "false")
     assert (said["forwardagent"], said["clearallforwardings"], said["escapechar"]) == ("no", "yes", "none")
     assert json.dumps(said).count("/run/agent.sock") == 1
+
+
+_COUNTS_WINDOW_CHANGES = """
+import signal, sys
+for number in range(1, 4):
+    signal.sigwait([signal.SIGWINCH])
+    print(number, flush=True)
+print(signal.sigtimedwait([signal.SIGWINCH], 3), flush=True)
+"""
+
+
+def test_mosh_client_is_nudged_three_times() -> None:
+    """It is told of a change of its window three times in its first seconds, and never after."""
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])"
+    code = f"{blocked}; print(flush=True){_COUNTS_WINDOW_CHANGES}"
+    with subprocess.Popen([sys.executable, "-I", "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is listening
+        subprocess.run(["sh", "-c", NUDGE, str(process.pid)], check=True, timeout=20)
+        assert process.stdout.read().split() == ["1", "2", "3", "None"]
+
+
+def test_nudging_ends_with_mosh_client() -> None:
+    """What nudges holds nobody's terminal or pipe open, and leaves when there is nobody to nudge."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    # communicate() comes back when the last one has closed the pipe.
+    nudging = subprocess.Popen(["sh", "-c", NUDGE, str(gone.pid)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert nudging.communicate(timeout=20)[0] == b""
