@@ -181,18 +181,23 @@ def write(directory: Path, files: Mapping[str, str]) -> Path:
     return main
 
 
-def check(sshd: Path, config_file: Path) -> None:
+def check(sshd: Path, config_file: Path, prefix: Iterable[str] = ()) -> None:
     """Let sshd judge a configuration, keys and all (``sshd -t``).
+
+    Args:
+        sshd: The program.
+        config_file: The configuration.
+        prefix: What its command begins with, where it will not see the files that we see: `gatewayctl.namespace`.
 
     Raises:
         GatewayError: What sshd says is wrong with it, on one line.
     """
-    result = _run(sshd, "-t", "-f", str(config_file))
+    result = _run(sshd, "-t", "-f", str(config_file), prefix=prefix)
     missing = re.search(r"^Missing privilege separation directory: (/\S+)\s*$", result.stderr, re.MULTILINE)
     if missing and os.geteuid() == 0:
         # Debian makes it when the host's own sshd starts, which may never be (sshd.c, PRIVSEP_CHROOT_DIR).
         Path(missing[1]).mkdir(mode=0o755, exist_ok=True)
-        result = _run(sshd, "-t", "-f", str(config_file))
+        result = _run(sshd, "-t", "-f", str(config_file), prefix=prefix)
     if result.returncode != 0:
         said = "; ".join(line.strip() for line in result.stderr.splitlines() if line.strip())
         raise GatewayError(f"{sshd} refuses {config_file}: {said or f'status {result.returncode}'}")
@@ -220,10 +225,10 @@ def _one_line(text: str) -> str:
     return text
 
 
-def _run(sshd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(sshd: Path, *arguments: str, prefix: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            [sshd, *arguments],
+            [*prefix, sshd, *arguments],
             capture_output=True,
             text=True,
             errors="replace",

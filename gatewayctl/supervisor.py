@@ -199,7 +199,13 @@ class Supervisor:
 
     def _write_sshd_config(self, plan: Plan) -> None:
         main = render.write(self._runtime.root, render.render(plan.sshd))
-        render.check(self._sshd_program, main)
+        try:
+            # At a reload from where the running sshd is, to which what came into /etc or /run since is not there: an
+            # sshd that cannot read its host key ends, and all sessions with it.
+            prefix = namespace.beside(self._sshd) if self._sshd else self._entered([])
+        except OSError:
+            prefix = []  # it has just ended, which is the next thing to be seen
+        render.check(self._sshd_program, main, prefix)
 
     def _start_sshd(self) -> None:
         """Start sshd and wait until it listens.
@@ -305,7 +311,8 @@ class Supervisor:
         except GatewayError as error:
             processes.end(broker, signal.SIGTERM)
             self._draining.add(broker)
-            self._write_sshd_config(self._plan)
+            # Not checked: what sshd dislikes may be a file that both name.
+            render.write(self._runtime.root, render.render(self._plan.sshd))
             self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
             return
         if self._broker:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from system.sessions import broker_of, mosh_client_of, uid_of
 
 from lab.gateway import ADDRESS
+from lab.users import make_key
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from lab.bench import Lab
     from lab.gateway import Gateway
@@ -162,6 +164,27 @@ def test_what_needs_a_restart_is_refused(lab: Lab, start_gateway: StartGateway, 
     _write(config, gateway_uid_range="700000:799999")
     assert "GATEWAY_UID_RANGE" in _reload(gateway, "reload_failed")
 
+    assert _may_log_in(lab, gateway, user)
+
+
+def test_a_host_key_that_sshd_does_not_see(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """A directory that is new in /run is not there for the running sshd: the reload fails, and the gateway goes on."""
+    config = _write(_config(lab, user.name), gateway_cache_ttl=30)
+    path = lab.directory / f"{user.name}-host-key"
+    key = make_key(lab.directory / "keys" / path.name).private
+    path.symlink_to(key)
+    gateway = start_gateway({"GATEWAY_HOST_KEY_PATH": str(path)}, "--config", str(config))
+    new = Path("/run", f"{lab.directory.name}-new")
+    new.mkdir()
+    try:
+        path.unlink()
+        path.symlink_to(make_key(new / "host_key").private)
+        _write(config, gateway_trusted_proxies="192.0.2.77")  # so that sshd would start itself anew
+        assert f"Unable to load host key: {path}" in _reload(gateway, "reload_failed")
+    finally:
+        shutil.rmtree(new)
+    path.unlink()
+    path.symlink_to(key)
     assert _may_log_in(lab, gateway, user)
 
 
