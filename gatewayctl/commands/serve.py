@@ -35,6 +35,10 @@ def serve(load: Callable[[], Settings]) -> None:
 
     SIGHUP reads the settings anew and leaves live sessions alone; SIGTERM and Ctrl-C end the sessions and leave.
     """
+    # Before any file is looked at: whether others may read it is another question then.
+    if os.geteuid() != 0:
+        msg = "serve must be started by root: sshd changes to the uid of whoever logs in"
+        raise SettingsError(msg)
     if os.getpid() == 1:
         wait_for_key_files(load)
     sys.exit(run(load))
@@ -89,9 +93,6 @@ def run(load: Callable[[], Settings]) -> int:
         GatewayError: It cannot run.
     """
     settings = load()
-    if os.geteuid() != 0:
-        msg = "serve must be started by root: sshd changes to the uid of whoever logs in"
-        raise SettingsError(msg)
     log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
     for warning in settings.warnings:
         log.warning("setting", text=warning)

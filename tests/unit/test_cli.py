@@ -238,3 +238,21 @@ def test_completion(shell: str) -> None:
     result = gatewayctl(_GATEWAYCTL_COMPLETE=f"{shell}_source")
     assert result.returncode == 0
     assert "_GATEWAYCTL_COMPLETE" in result.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become process 1 as somebody else")
+def test_process_1_that_is_not_root(tmp_path: Path) -> None:
+    """``docker run --user`` ends with one line: it does not wait for a key file that root alone may read."""
+    key = tmp_path / "id_ed25519"
+    key.touch(0o600)
+    serve = [sys.executable, "-I", "-m", "gatewayctl", "serve"]
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "--", "setpriv", "--reuid=1000", "--clear-groups", "--", *serve],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PATH": os.environ["PATH"], "REMOTE_HOST": "h.example", "GATEWAY_SSH_KEY_PATH": str(key)},
+    )
+    line = "gatewayctl: serve must be started by root: sshd changes to the uid of whoever logs in\n"
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", line)
