@@ -60,7 +60,8 @@ def check(path: Path, given: str, *, private: bool) -> None:
         private: Whether it holds a private key, which nobody but its owner, and root's group, may even read.
 
     Raises:
-        KeyFileError: It is no file, cannot be read, belongs to somebody else, or is open to others.
+        KeyFileError: It is no file, cannot be read, belongs to somebody else or is open to others, as may be a
+            directory on the way to it.
     """
     if not path.is_file():
         raise KeyFileError(f"{given}: {path} is no file")
@@ -82,6 +83,24 @@ def check(path: Path, given: str, *, private: bool) -> None:
             f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
             f" {holds}: chmod {mode} {path}"
         )
+    _check_directories(path, given)
+
+
+def _check_directories(path: Path, given: str) -> None:
+    """Refuse a directory whose owner, or whose writers, could put another file in the place of one that is checked."""
+    resolved = path.resolve()
+    for directory in (path.parent.resolve(), *path.parent.resolve().parents, *resolved.parents):
+        info = directory.stat()
+        if info.st_uid not in {0, os.geteuid()}:
+            raise KeyFileError(
+                f"{given}: {path} could be replaced by uid {info.st_uid}, to whom {directory} belongs:"
+                f" chown 0:0 {directory}"
+            )
+        # In a sticky one, as Kubernetes mounts secrets, nobody replaces a file of root's (unlink(2)).
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not info.st_mode & stat.S_ISVTX:
+            raise KeyFileError(
+                f"{given}: {path} could be replaced by who may write to {directory}: chmod go-w {directory}"
+            )
 
 
 def check_public(path: Path) -> None:

@@ -205,5 +205,5 @@ class KnownHosts:
     def _unreadable(self, reason: object) -> HostKeyError:
         return HostKeyError(
             f"the gateway cannot read its known_hosts {self.path} ({reason}), so no host key can be checked; "
-            f"make the file readable by everyone: chmod 0644 {self.path}"
+            f"make the file readable by everyone: chmod 0644 {self.path}, and let everyone enter its directory"
         )

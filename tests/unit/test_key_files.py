@@ -101,6 +101,40 @@ def test_somebody_elses(directory: Path, name: str) -> None:
         load(directory)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_directory_that_others_may_write_to(directory: Path, mode: int) -> None:
+    """Who may write to it could put another file there."""
+    directory.chmod(mode)
+    with pytest.raises(KeyFileError, match=rf"could be replaced by .*: chmod go-w {directory}"):
+        load(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_somebody_elses_directory(directory: Path) -> None:
+    """So could its owner; by a link into it, too."""
+    os.chown(directory, 12345, 0)
+    with pytest.raises(KeyFileError, match=rf"could be replaced by uid 12345.*: chown 0:0 {directory}"):
+        load(directory)
+    os.chown(directory, 0, 0)
+    theirs = directory / "theirs"
+    theirs.mkdir()
+    (directory / "known_hosts").rename(theirs / "known_hosts")
+    (directory / "known_hosts").symlink_to("theirs/known_hosts")
+    os.chown(theirs, 12345, 0)
+    with pytest.raises(KeyFileError, match=rf"chown 0:0 {theirs}"):
+        load(directory)
+
+
+def test_a_directory_as_kubernetes_mounts_secrets(directory: Path) -> None:
+    """It is open to all and sticky, and the files are links: nobody but root replaces them."""
+    (directory / "..data").mkdir()
+    for name in key_files.FILES.values():
+        (directory / name).rename(directory / "..data" / name)
+        (directory / name).symlink_to(f"..data/{name}")
+    directory.chmod(0o1777)
+    assert load(directory).gateway_ssh_key_path == directory / "id_ed25519"
+
+
 @pytest.mark.parametrize("name", ["id_ed25519", "authorized_keys"])
 def test_no_file(directory: Path, name: str) -> None:
     """A directory, which is what a container engine makes of a mount without a source, and a dangling link are none."""
