@@ -148,6 +148,9 @@ def runtime_directory(text: str) -> str:
     plain = text.rstrip("/")
     if not _RUNTIME_DIRECTORY.fullmatch(plain) or {".", ".."} & set(plain.split("/")):
         raise ValueError
+    # gatewayctl/namespace.py; with a slash behind, so that /devices is none of them.
+    if f"{plain}/".startswith(("/dev/", "/etc/", "/var/log/")):
+        raise ValueError("below /dev, /etc and /var/log the gateway's sshd has files of its own")
     if len(plain) > MAX_RUNTIME_DIRECTORY:
         raise ValueError("it is too long for the sockets in it")
     return plain
