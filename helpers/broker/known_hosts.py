@@ -60,7 +60,7 @@ def find(content: bytes, name: str) -> HostKeys:
     revoked: set[bytes] = set()
     authorities = 0
     for line in content.decode("utf-8", "replace").split("\n"):
-        words = _WORD.findall(line)
+        words = _WORD.findall(line.partition("\0")[0])  # where a line ends for OpenSSH, too
         if not words or words[0].startswith("#"):
             continue
         marker = words.pop(0) if words[0].startswith("@") else ""

@@ -152,6 +152,7 @@ def _found_by_openssh(path: Path) -> list[tuple[str, str]]:
 @example(lines=[f"{_NAME} {text}" for text in _TEXTS])
 @example(lines=[f"{_NAME} {_TEXTS[0]}\x85"])
 @example(lines=[f"@revoked {_NAME} {_TEXTS[0]}", f"* {_TEXTS[0]}"])
+@example(lines=[f"{_NAME} {_TEXTS[0]}", f"@revoked {_NAME} {_TEXTS[0]}\0"])
 @given(lines=st.lists(_LINE, max_size=5))
 def test_nothing_is_trusted_that_openssh_does_not_trust(file: Path, lines: list[str]) -> None:
     """Each key that we trust ssh-keygen finds for the host too, and each that it has as revoked, we have."""
