@@ -79,7 +79,7 @@ class Pod:
         """Lay a volume out as the kubelet does, and mount it from there."""
         path = self._directory / volume["name"]
         path.mkdir()
-        path.chmod(0o777)
+        path.chmod(0o1777)  # a tmpfs both
         if "secret" in volume:
             version = path / "..2026_01_01"
             version.mkdir(mode=0o755)
