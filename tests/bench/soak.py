@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lab.gateway import Gateway
-    from lab.processes import Process
     from lab.users import User
 
 VISITORS = 20
@@ -75,11 +74,11 @@ def look(lab: Lab, gateway: Gateway) -> dict[str, float]:
     """
     processes = gateway.processes()
     sessions = [process for process in processes if process.name == "mosh-client"]
-    listener = next(process for process in processes if "[listener]" in " ".join(process.argv))
+    listener = gateway.listener
     carriers = [
         process for process in processes if process.name in {"sshd", "sshd-session"} and process.pid != listener.pid
     ]
-    named = {"broker": broker_of(gateway).pid, "supervisor": gateway.pid, "sshd's listener": listener.pid}
+    named = {"broker": gateway.broker.pid, "supervisor": gateway.pid, "sshd's listener": listener.pid}
     root = Path(gateway.settings["GATEWAY_RUNTIME_DIR"])
     # Not pathlib's: directories go while it looks.
     runtime = [Path(where) / name for where, directories, files in os.walk(root) for name in directories + files]
@@ -101,11 +100,6 @@ def look(lab: Lab, gateway: Gateway) -> dict[str, float]:
         found[f"{name}, MB (RSS)"] = int(status["VmRSS"].split()[0]) / 1000
         found[f"{name}, MB (PSS)"] = pss_mb(pid)
     return {name: round(value, 1) for name, value in found.items()}
-
-
-def broker_of(gateway: Gateway) -> Process:
-    """Find the broker."""
-    return next(process for process in gateway.processes() if "helpers.broker" in process.argv)
 
 
 def _size_bytes(path: Path) -> int:
@@ -281,7 +275,7 @@ def soak(lab: Lab, minutes: float, sessions: int, say: Callable[[str], None]) ->
     gateway = lab.start_gateway(SETTINGS)
     town = Town(lab, gateway, sessions + VISITORS)
     staying, visitors = town.people[:sessions], town.people[sessions:]
-    base, broker = look(lab, gateway), broker_of(gateway)
+    base, broker = look(lab, gateway), gateway.broker
     say(f"{sessions} sessions begin")
     town.settle_in(staying)
     samples: list[dict[str, float]] = []
@@ -306,7 +300,7 @@ def soak(lab: Lab, minutes: float, sessions: int, say: Callable[[str], None]) ->
         wait_until(is_as_before, "all is as before", timeout_s=_SETTLE_S)
     except AssertionError:
         say("not all is as before")  # what is not is in the result
-    restarted = broker_of(gateway).identity != broker.identity
+    restarted = gateway.broker.identity != broker.identity
     told = dict(town.done), dict(town.failed), dict(town.reasons)
     return Soak(minutes, sessions, machine(), base, samples, after, *told, restarted)
 

@@ -129,6 +129,19 @@ class Gateway:
         """List the gateway's processes: supervisor, broker, sshd, sessions."""
         return self.room.processes(name, uid=uid)
 
+    @property
+    def broker(self) -> Process:
+        """Its broker, the last one that was started."""
+        return max(
+            (its for its in self.processes() if "helpers.broker" in its.argv), key=lambda its: its.identity[::-1]
+        )
+
+    @property
+    def listener(self) -> Process:
+        """Its listening sshd. Between fork and exec a child has its title too, but not its parent."""
+        found = (its for its in self.processes("sshd") if its.parent_pid == self.pid and "[listener]" in its.argv[0])
+        return max(found, key=lambda its: its.identity[::-1])
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to ``gatewayctl serve``."""
         os.kill(self.pid, number)

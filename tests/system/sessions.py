@@ -37,16 +37,12 @@ def mosh_client_of(gateway: Gateway, user: User) -> Process:
     return client
 
 
-def broker_of(gateway: Gateway) -> Process:
-    """Find the gateway's broker, which is the last one that was started."""
-    return max(
-        (process for process in gateway.processes() if "helpers.broker" in process.argv), key=lambda its: its.pid
-    )
-
-
 def environment_of(process: Process) -> dict[str, str]:
-    """Read a process's environment."""
-    text = Path(f"/proc/{process.pid}/environ").read_text("utf-8", "surrogateescape")
+    """Read a process's environment; one that has ended since it was listed has none."""
+    try:
+        text = Path(f"/proc/{process.pid}/environ").read_text("utf-8", "surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
     # sshd writes its title over its environment.
     return dict(word.split("=", 1) for word in text.split("\0") if "=" in word)
 
@@ -82,8 +78,7 @@ def wait_same(through: Terminal, oracle: Terminal) -> None:
 
 def lookup_uid(gateway: Gateway, user: User) -> int:
     """Look a user's uid up as sshd does, be the user logged in or not."""
-    (listener,) = (its for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
-    argv = ["nsenter", f"--target={listener.pid}", "-m", "--", "getent", "passwd", user.name]
+    argv = ["nsenter", f"--target={gateway.listener.pid}", "-m", "--", "getent", "passwd", user.name]
     return int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(":")[2])
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
-from system.sessions import broker_of
+from system.sessions import lookup_uid
 
 from lab.users import make_key
 
@@ -92,8 +92,7 @@ def _agent(gateway: Gateway) -> Path:
 
 def _as_uid(gateway: Gateway, uid: int, argv: list[str], *, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command where sshd's sessions run, as a uid without any privilege, with the agent in its environment."""
-    (listener,) = (its for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
-    enter = ["nsenter", f"--target={listener.pid}", "-m", "-n", "-p", "--"]
+    enter = ["nsenter", f"--target={gateway.listener.pid}", "-m", "-n", "-p", "--"]
     setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
     environment = {"PATH": "/usr/bin:/bin", "SSH_AUTH_SOCK": str(_agent(gateway)), "HOME": "/nonexistent"}
     return subprocess.run(
@@ -110,31 +109,24 @@ def _say(gateway: Gateway, uid: int, *messages: bytes, raw: bool = False) -> lis
     return [None if answer is None else base64.b64decode(answer) for answer in json.loads(done.stdout)]
 
 
-def _uid_of(gateway: Gateway, user: User) -> int:
-    """Look a user's uid up as sshd does."""
-    (listener,) = (its for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
-    argv = ["nsenter", f"--target={listener.pid}", "-m", "--", "getent", "passwd", user.name]
-    return int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(":")[2])
-
-
 @pytest.fixture
 def uid(lab: Lab, gateway: Gateway, user: User) -> int:
     """The uid on the gateway of a user who has been in."""
     assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0
-    return _uid_of(gateway, user)
+    return lookup_uid(gateway, user)
 
 
 @pytest.fixture(autouse=True)
 def _no_key_in_the_log(lab: Lab, gateway: Gateway) -> Iterator[None]:
     """See after each test that no key material is in the log, and that the broker is the one from before."""
-    broker, since = broker_of(gateway).pid, gateway.log.mark()
+    broker, since = gateway.broker.pid, gateway.log.mark()
     yield
     text = gateway.log_text(since=since)
     secret = lab.gateway_key.private.read_text().splitlines()[2]
     assert secret not in text
     assert lab.gateway_key.public.split()[1] not in text
     assert "fault" not in text
-    assert broker_of(gateway).pid == broker
+    assert gateway.broker.pid == broker
 
 
 def test_it_lists_the_gateways_public_key(lab: Lab, gateway: Gateway, uid: int) -> None:
@@ -231,7 +223,7 @@ def test_frames_of_no_sensible_length_are_hung_up_on(gateway: Gateway, uid: int,
 @pytest.mark.parametrize("who", ["root", "broker", "auth", "unused", "nobody"])
 def test_a_uid_without_a_user_gets_nothing(lab: Lab, gateway: Gateway, user: User, uid: int, who: str) -> None:
     """A uid that owns no user, root and the gateway's own among them, is neither shown a key nor signed for."""
-    first, since = broker_of(gateway).uid, gateway.log.mark()
+    first, since = gateway.broker.uid, gateway.log.mark()
     asker = {"root": 0, "broker": first, "auth": first + 1, "unused": first + 40_000, "nobody": 65534}[who]
     key = _blob(lab.gateway_key.public)
     assert uid != asker
@@ -304,7 +296,7 @@ def test_keys_of_other_types_log_in(lab: Lab, start_gateway: Callable[..., Gatew
     done = lab.run(lab.gateway_argv(gateway, user, "echo ok; exit 3"))
     assert (done.stdout, done.stderr, done.returncode) == (b"ok\n", b"", 3)
     if (kind, form) == ("rsa", "RFC4716"):
-        blob, uid = _blob(key.public), _uid_of(gateway, user)
+        blob, uid = _blob(key.public), lookup_uid(gateway, user)
         asked = [(name, flags) for name in ("rsa-sha2-256", "rsa-sha2-512", "ssh-rsa") for flags in (0, 2, 4)]
         answers = _say(
             gateway,

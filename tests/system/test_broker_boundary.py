@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from system.sessions import lookup_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lab.bench import Lab
     from lab.gateway import Gateway
-    from lab.processes import Process
     from lab.terminal import Terminal
     from lab.users import User
 
@@ -79,19 +79,9 @@ sys.stdout.buffer.write(answer)
 """
 
 
-def _broker(gateway: Gateway) -> Process:
-    """Find the gateway's broker."""
-    return next(process for process in gateway.processes() if "helpers.broker" in process.argv)
-
-
-def _sshd(gateway: Gateway) -> Process:
-    """Find the gateway's listening sshd."""
-    return next(its for its in gateway.processes() if its.name == "sshd" and "[listener]" in " ".join(its.argv))
-
-
 def _as_uid(gateway: Gateway, uid: int, argv: list[str], *, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command where sshd's sessions run, as a uid without any privilege."""
-    enter = ["nsenter", f"--target={_sshd(gateway).pid}", "-m", "-n", "-p", "--"]
+    enter = ["nsenter", f"--target={gateway.listener.pid}", "-m", "-n", "-p", "--"]
     setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
     return subprocess.run([*enter, *setpriv, *argv], input=stdin, capture_output=True, check=False, timeout=60)
 
@@ -115,12 +105,6 @@ def _spy(gateway: Gateway, uid: int, secret: bytes, paths: list[str]) -> tuple[s
     return set(opened), set(found)
 
 
-def _uid_of(gateway: Gateway, user: User) -> int:
-    """Look up the uid that a user has on the gateway, as sshd does."""
-    argv = ["nsenter", f"--target={_sshd(gateway).pid}", "-m", "--", "getent", "passwd", user.name]
-    return int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split(":")[2])
-
-
 @pytest.fixture(scope="module")
 def secretive(shared_lab: Lab) -> Iterator[Gateway]:
     """A gateway whose key is in its environment, where a careless child would inherit it."""
@@ -133,7 +117,7 @@ def secretive(shared_lab: Lab) -> Iterator[Gateway]:
 def _login(lab: Lab, gateway: Gateway, open_terminal: Callable[..., Terminal], user: User) -> int:
     """Log in and stay; the uid that the user has on the gateway."""
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
-    return _uid_of(gateway, user)
+    return lookup_uid(gateway, user)
 
 
 # Secrets
@@ -145,7 +129,7 @@ def test_key_is_out_of_reach(
 ) -> None:
     """Neither a session's uid nor the key helper's can read the gateway's key, by file, process or environment."""
     session_uid = _login(lab, secretive, open_terminal, user)
-    uid = session_uid if who == "session" else _broker(secretive).uid + 1
+    uid = session_uid if who == "session" else secretive.broker.uid + 1
     run = secretive.directory / "run"
     paths = [str(lab.gateway_key.private), str(secretive.host_key), str(run), f"{run}/state/users.sqlite3"]
     key = lab.gateway_key.private.read_bytes().splitlines()[2]
@@ -163,7 +147,7 @@ def test_one_session_cannot_spy_on_another(lab: Lab, gateway: Gateway, open_term
     """A user cannot read the MOSH_KEY of another user's session."""
     first, second = lab.add_user(), lab.add_user()
     _login(lab, gateway, open_terminal, first)
-    uid, other = _uid_of(gateway, first), _login(lab, gateway, open_terminal, second)
+    uid, other = lookup_uid(gateway, first), _login(lab, gateway, open_terminal, second)
     (client,) = gateway.processes("mosh-client", uid=other)
     variables = Path(f"/proc/{client.pid}/environ").read_bytes().split(b"\0")
     key = next(its for its in variables if its.startswith(b"MOSH_KEY=")).removeprefix(b"MOSH_KEY=")
@@ -174,7 +158,7 @@ def test_one_session_cannot_spy_on_another(lab: Lab, gateway: Gateway, open_term
 
 def test_children_have_no_settings(secretive: Gateway) -> None:
     """The environments of broker and sshd hold PATH, LANG and HOME, whatever secrets the gateway's own has."""
-    for process in (_broker(secretive), _sshd(secretive)):
+    for process in (secretive.broker, secretive.listener):
         environ = Path(f"/proc/{process.pid}/environ").read_bytes()
         names = {line.split(b"=")[0] for line in environ.split(b"\0") if b"=" in line}
         assert names <= {b"PATH", b"LANG", b"HOME"}
@@ -183,7 +167,7 @@ def test_children_have_no_settings(secretive: Gateway) -> None:
 
 def test_broker_has_no_privileges(gateway: Gateway) -> None:
     """The broker runs as a uid of its own, without a capability, a group, a way to gain any, or a core file."""
-    broker = _broker(gateway)
+    broker = gateway.broker
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{broker.pid}/status").read_text().splitlines() if ":\t" in line
     )
@@ -219,7 +203,7 @@ def test_session_is_the_callers_own(lab: Lab, gateway: Gateway, open_terminal: C
 @pytest.mark.parametrize("who", ["root", "broker", "auth", "unused", "last", "beyond", "nobody"])
 def test_uid_without_a_user_gets_no_session(gateway: Gateway, who: str) -> None:
     """A uid that belongs to no user, the gateway's own ones among them, is refused a session."""
-    first = _broker(gateway).uid
+    first = gateway.broker.uid
     uids = {"root": 0, "broker": first, "auth": first + 1, "unused": first + 40_000, "last": first + 65535}
     uid = {**uids, "beyond": first + 65536, "nobody": 65534}[who]
 
@@ -238,7 +222,7 @@ def test_session_cannot_ask_for_keys(
     since = gateway.log.mark()
 
     refused = [_ask(gateway, uid, its)["error"]["code"] for its in (request, {"op": "status"}, {"op": "root"})]
-    answered = _ask(gateway, _broker(gateway).uid + 1, request)
+    answered = _ask(gateway, gateway.broker.uid + 1, request)
 
     assert refused == ["permission_denied"] * 3
     assert key in answered["result"]["lines"][0]
@@ -251,7 +235,7 @@ def test_key_helper_learns_only_of_the_key_it_shows(lab: Lab, gateway: Gateway, 
     request = {"op": "authorized_keys", "user": user.name, "key_type": shown[0], "key": shown[1], "connection": ""}
     lab.run(lab.gateway_argv(gateway, user, options=["-W", "127.0.0.1:9"]))
 
-    assert _ask(gateway, _broker(gateway).uid + 1, request)["result"]["lines"] == []
+    assert _ask(gateway, gateway.broker.uid + 1, request)["result"]["lines"] == []
 
 
 def test_agent_signs_for_the_callers_own_name_alone(
@@ -294,7 +278,7 @@ def test_nobody_but_sshd_speaks_to_the_log(
     lab: Lab, gateway: Gateway, user: User, open_terminal: Callable[..., Terminal], *, who: str, message: str
 ) -> None:
     """What a session's uid or a stranger says where sshd's log goes is not taken for sshd's or the broker's word."""
-    uids = {"session": _login(lab, gateway, open_terminal, user), "auth": _broker(gateway).uid + 1, "nobody": 65534}
+    uids = {"session": _login(lab, gateway, open_terminal, user), "auth": gateway.broker.uid + 1, "nobody": 65534}
     since = gateway.log.mark()
 
     done = _as_uid(gateway, uids[who], [sys.executable, "-I", "-c", _SYSLOG], stdin=message.encode())
@@ -330,7 +314,7 @@ _GARBAGE = {
 @pytest.mark.parametrize("garbage", _GARBAGE.values(), ids=_GARBAGE.keys())
 def test_garbage_is_answered_with_an_error(gateway: Gateway, garbage: bytes) -> None:
     """Whatever root or a stranger sends to the broker's two sockets, it says no or hangs up, and lives on."""
-    broker = _broker(gateway)
+    broker = gateway.broker
     since = gateway.log.mark()
     for path, end in (("broker.sock", b"\n"), ("userdb/io.ssh-mosh-gateway", b"\0")):
         with closing(socket.socket(socket.AF_UNIX)) as sock:
@@ -346,7 +330,7 @@ def test_garbage_is_answered_with_an_error(gateway: Gateway, garbage: bytes) -> 
         # It hung up, or said what is wrong, or that no key lets such a user in.
         assert not answer or json.loads(answer.split(end)[0]).get("result", {"lines": []}) == {"lines": []}
 
-    assert _broker(gateway).pid == broker.pid
+    assert gateway.broker.pid == broker.pid
     assert gateway.log.matches(r"\berror fault\b|Traceback", since=since) == []
 
 
@@ -402,7 +386,7 @@ def test_host_does_not_know_the_users(
     places = {
         "host": [],
         "supervisor": ["nsenter", f"--target={gateway.pid}", "-m", "--"],
-        "sshd": ["nsenter", f"--target={_sshd(gateway).pid}", "-m", "--"],
+        "sshd": ["nsenter", f"--target={gateway.listener.pid}", "-m", "--"],
     }
     known = {
         place: [

@@ -57,10 +57,10 @@ def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) ->
 @contextmanager
 def _executed(gateway: Gateway, log: LogFile) -> Iterator[list[str]]:
     """Collect the names of the programs that are executed below the gateway's sshd; they are there at the end."""
-    listener = next(its.pid for its in gateway.processes("sshd") if "[listener]" in " ".join(its.argv))
     names: list[str] = []
+    what = ["-e", "trace=execve", "-e", "status=successful"]
     tracer = subprocess.Popen(
-        ["strace", "-f", "-e", "trace=execve", "-e", "status=successful", "-o", str(log.path), "-p", str(listener)],
+        ["strace", "-f", *what, "-o", str(log.path), "-p", str(gateway.listener.pid)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=PLAIN_ENVIRONMENT,

@@ -217,11 +217,6 @@ def test_no_locale(make_lab: Callable[..., Lab]) -> None:
 # The gateway
 
 
-def _broker_pid(gateway: Gateway) -> int:
-    """Find the gateway's broker."""
-    return next(process.pid for process in gateway.processes() if "helpers.broker" in process.argv)
-
-
 def test_broker_that_dies_while_it_is_asked(make_lab: Callable[..., Lab]) -> None:
     """A session that waits for a broker that is killed hears of it, and the next login finds the next broker."""
     lab = make_lab(rtt_ms=2)
@@ -231,7 +226,7 @@ def test_broker_that_dies_while_it_is_asked(make_lab: Callable[..., Lab]) -> Non
     with lab.wan.weather(blackout=True):
         terminal = lab.terminal(argv, columns=200)
         terminal.wait_for("gateway: reaching")
-        os.kill(_broker_pid(gateway), signal.SIGKILL)
+        os.kill(gateway.broker.pid, signal.SIGKILL)
         sentence = _wait_for_failure(terminal, 71)
 
     assert sentence == "the gateway's broker went away before it answered; try again"
@@ -251,7 +246,7 @@ def test_broker_that_does_not_come_back(make_lab: Callable[..., Lab]) -> None:
     lab.terminal([*argv[:1], "-M", *argv[1:]]).wait_for(user.prompt)
 
     (gateway.directory / "run/state/users.sqlite3").write_bytes(b"broken" * 1000)
-    os.kill(_broker_pid(gateway), signal.SIGKILL)
+    os.kill(gateway.broker.pid, signal.SIGKILL)
     gateway.log.wait_for("broker_not_started")
     terminal = lab.terminal(argv, columns=200)
 

@@ -31,14 +31,6 @@ def _check(gateway: Gateway, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
 
 
-def _broker(gateway: Gateway) -> Process:
-    return next(process for process in gateway.processes() if "helpers.broker" in process.argv)
-
-
-def _sshd(gateway: Gateway) -> Process:
-    return next(process for process in gateway.processes("sshd") if process.parent_pid == gateway.pid)
-
-
 @contextmanager
 def _stopped(process: Process) -> Iterator[None]:
     """Freeze a process for a while."""
@@ -78,7 +70,7 @@ def test_a_broker_that_hangs(make_lab: Callable[..., Lab]) -> None:
     """A broker that does not answer is unhealthy, and green again once it does."""
     lab = make_lab(rtt_ms=2)
     gateway = lab.start_gateway()
-    with _stopped(_broker(gateway)):
+    with _stopped(gateway.broker):
         done = _check(gateway)
     assert done.returncode == 1
     assert done.stdout.startswith("unhealthy: broker: ")
@@ -90,7 +82,7 @@ def test_an_sshd_that_hangs(make_lab: Callable[..., Lab]) -> None:
     """An sshd that accepts and says nothing is unhealthy."""
     lab = make_lab(rtt_ms=2)
     gateway = lab.start_gateway()
-    with _stopped(_sshd(gateway)):
+    with _stopped(gateway.listener):
         done = _check(gateway, "--json")
     assert done.returncode == 1
     checks = json.loads(done.stdout)["checks"]
@@ -102,7 +94,7 @@ def test_an_sshd_that_has_ended(make_lab: Callable[..., Lab]) -> None:
     """Without sshd nothing is left that could answer."""
     lab = make_lab(rtt_ms=2)
     gateway = lab.start_gateway()
-    os.kill(_sshd(gateway).pid, signal.SIGKILL)
+    os.kill(gateway.listener.pid, signal.SIGKILL)
     gateway.wait_exit()
     done = _check(gateway)
     assert done.returncode == 1
@@ -113,7 +105,7 @@ def test_users_that_are_not_found(make_lab: Callable[..., Lab]) -> None:
     """A user database that sshd would not see is unhealthy, though both processes are well."""
     lab = make_lab(rtt_ms=2)
     gateway = lab.start_gateway()
-    where = ["nsenter", "--mount", f"--target={_sshd(gateway).pid}", "--"]
+    where = ["nsenter", "--mount", f"--target={gateway.listener.pid}", "--"]
     subprocess.run([*where, "mount", "--no-mtab", "--bind", "/dev/null", "/etc/nsswitch.conf"], check=True)
     done = _check(gateway)
     assert done.returncode == 1

@@ -224,8 +224,7 @@ def test_no_secret_is_logged(
     """At the most talkative level no line has the gateway's private key, a session's MOSH_KEY or a key's blob."""
     gateway = start_gateway({"GATEWAY_LOG_LEVEL": "debug"})
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
-    broker = next(process for process in gateway.processes() if "helpers.broker" in process.argv)
-    os.kill(broker.pid, signal.SIGKILL)
+    os.kill(gateway.broker.pid, signal.SIGKILL)
     gateway.log.wait_for("broker_restarted")
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
     clients = gateway.processes("mosh-client")

@@ -17,16 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lab.gateway import Gateway
-    from lab.processes import Process
     from lab.terminal import Terminal
     from lab.users import KeyPair, User
 
 _LONGEST = "Longest.name_that-is_allowed.".ljust(64, "x")
-
-
-def _broker(gateway: Gateway) -> Process:
-    """Find the gateway's broker."""
-    return next(process for process in gateway.processes() if "helpers.broker" in process.argv)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +175,7 @@ def test_root_is_permitted_on_request(make_lab: Callable[..., Lab]) -> None:
     uids = {process.uid for process in gateway.processes("mosh-client")}
     assert len(uids) == 2
     assert 0 not in uids
-    assert _broker(gateway).uid not in uids
+    assert gateway.broker.uid not in uids
 
     done = lab.run(lab.gateway_argv(gateway, root, "id -u; cat; exit 3"), stdin=b"in")
     assert (done.stdout, done.stderr, done.returncode) == (b"0\nin", b"", 3)
@@ -220,7 +214,7 @@ def test_users_have_uids_of_their_own(lab: Lab, gateway: Gateway, open_terminal:
 
     assert len(set(owners)) == len(owners) == 2
     assert min(owners) > 65535
-    assert _broker(gateway).uid not in owners
+    assert gateway.broker.uid not in owners
 
 
 def test_uids_outlive_the_broker(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
@@ -230,13 +224,13 @@ def test_uids_outlive_the_broker(lab: Lab, start_gateway: Callable[..., Gateway]
     lab.terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
     (uid,) = {process.uid for process in gateway.processes("mosh-client")}
 
-    killed = _broker(gateway).pid
+    killed = gateway.broker.pid
     os.kill(killed, signal.SIGKILL)
     gateway.log.wait_for("broker_restarted")
     for who in (other, user):
         lab.terminal(lab.gateway_argv(gateway, who)).wait_for(who.prompt)
 
     uids = [process.uid for process in gateway.processes("mosh-client")]
-    assert _broker(gateway).pid != killed
+    assert gateway.broker.pid != killed
     assert uids.count(uid) == 2
     assert len(set(uids)) == 2

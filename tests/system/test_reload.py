@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from system.sessions import broker_of, mosh_client_of, uid_of
+from system.sessions import mosh_client_of, uid_of
 
 from lab.gateway import ADDRESS
 from lab.users import make_key
@@ -63,7 +63,7 @@ def test_live_session_survives(lab: Lab, start_gateway: StartGateway, user: User
     terminal = open_terminal(lab.gateway_argv(gateway, user))
     terminal.wait_for(user.prompt)
     uid, client = uid_of(gateway, user), mosh_client_of(gateway, user)
-    broker = broker_of(gateway)
+    broker = gateway.broker
 
     for number in range(3):
         _reload(gateway)
@@ -194,16 +194,15 @@ def test_a_reload_mends_a_broken_broker(start_gateway: StartGateway) -> None:
     gateway = start_gateway()
     table = gateway.directory / "run" / "state" / "users.sqlite3"
     table.write_bytes(b"broken" * 1000)
-    os.kill(broker_of(gateway).pid, signal.SIGKILL)
+    os.kill(gateway.broker.pid, signal.SIGKILL)
     wait_until(lambda: len(gateway.log.matches("broker_not_started")) == 2, "the broker does not start, twice")
     table.unlink()
     _reload(gateway)
 
     since = gateway.log.mark()
-    os.kill(broker_of(gateway).pid, signal.SIGKILL)
+    os.kill(gateway.broker.pid, signal.SIGKILL)
     gateway.log.wait_for("broker_ended .* restart_in_s=[1-9]", since=since)
-    (sshd,) = [its.pid for its in gateway.processes() if "[listener]" in its.argv[0]]
-    lookup = ["nsenter", f"--mount=/proc/{sshd}/ns/mnt", "--", "getent", "passwd", "gateway+auth"]
+    lookup = ["nsenter", f"--mount=/proc/{gateway.listener.pid}/ns/mnt", "--", "getent", "passwd", "gateway+auth"]
     assert subprocess.run(lookup, check=False, capture_output=True, timeout=30).returncode == 0
 
 

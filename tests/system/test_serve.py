@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from system.sessions import broker_of, environment_of, mosh_client_of, sshd_of, uid_of
+from system.sessions import environment_of, mosh_client_of, sshd_of, uid_of
 
 from lab.gateway import ADDRESS, GATEWAYCTL
 from lab.processes import read_process
@@ -43,18 +43,12 @@ def _refused(start_gateway: StartGateway, *arguments: Any) -> tuple[int, list[st
     return status, gateway.log.lines()
 
 
-def _listener_of(gateway: Gateway) -> int:
-    """Return the process id of the gateway's listening sshd."""
-    (pid,) = [process.pid for process in gateway.processes() if "[listener]" in process.argv[0]]
-    return pid
-
-
 def _children(pid: int) -> dict[int, str]:
     """List the children of a process with their states (proc(5), children and stat), zombies too."""
     found = {}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
-            with suppress(OSError):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 stat = Path(f"/proc/{child}/stat").read_text("utf-8", "replace")
                 found[int(child)] = stat.rpartition(") ")[2].split()[0]
     return found
@@ -250,9 +244,10 @@ def test_environment_alone_is_enough(gateway: Gateway) -> None:
 
     assert argv[-2:] == (str(GATEWAYCTL), "serve")
     children = [its for its in gateway.processes() if its.parent_pid == gateway.pid]
+    environments = [environment_of(child) for child in children]
+    assert "PATH" in environment_of(gateway.broker)
+    assert not {name for its in environments for name in its if name.startswith(("GATEWAY_", "REMOTE_"))}
     assert len(children) >= 2
-    for child in children:
-        assert not {name for name in environment_of(child) if name.startswith(("GATEWAY_", "REMOTE_"))}
 
 
 def test_configuration_file(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
@@ -345,7 +340,7 @@ def test_broker_killed_in_mid_session(
     gateway = start_gateway()
     terminal = open_terminal(lab.gateway_argv(gateway, user))
     terminal.wait_for(user.prompt)
-    uid, client, broker = uid_of(gateway, user), mosh_client_of(gateway, user), broker_of(gateway)
+    uid, client, broker = uid_of(gateway, user), mosh_client_of(gateway, user), gateway.broker
 
     os.kill(broker.pid, signal.SIGKILL)
     terminal.run("echo $((6 * 7))", "\n42\n")
@@ -353,7 +348,7 @@ def test_broker_killed_in_mid_session(
     again.wait_for(user.prompt)
 
     assert uid_of(gateway, user) == uid
-    assert broker_of(gateway).pid != broker.pid
+    assert gateway.broker.pid != broker.pid
     assert client in gateway.processes("mosh-client", uid=uid)
     assert gateway.log.matches("broker_ended .*status=-9")
     again.type("exit\r")
@@ -366,7 +361,7 @@ def test_broker_that_keeps_crashing(
     """A broker that ends again and again is started again and again, later each time; then all is as before."""
     gateway = start_gateway()
     for crash in range(1, 4):
-        os.kill(broker_of(gateway).pid, signal.SIGKILL)
+        os.kill(gateway.broker.pid, signal.SIGKILL)
         wait_until(lambda: len(gateway.log.matches("broker_restarted")) == crash, "the broker is back")  # noqa: B023
 
     waits_s = [float(match[1]) for match in gateway.log.matches(r"broker_ended .*restart_in_s=([0-9.]+)")]
@@ -380,7 +375,7 @@ def test_listener_killed(lab: Lab, start_gateway: StartGateway, user: User, open
     gateway = start_gateway()
     terminal = open_terminal(lab.gateway_argv(gateway, user))
     terminal.wait_for(user.prompt)
-    os.kill(_listener_of(gateway), signal.SIGKILL)
+    os.kill(gateway.listener.pid, signal.SIGKILL)
 
     assert gateway.wait_exit() not in {0, EX_CONFIG}
     (line,) = gateway.log.matches("^gatewayctl: ")
@@ -395,7 +390,7 @@ def test_supervisor_killed(lab: Lab, start_gateway: StartGateway, user: User, op
     gateway = start_gateway()
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
     uid = uid_of(gateway, user)
-    broker, listener, supervisor = broker_of(gateway).pid, _listener_of(gateway), gateway.pid
+    broker, listener, supervisor = gateway.broker.pid, gateway.listener.pid, gateway.pid
 
     os.kill(supervisor, signal.SIGKILL)
     assert gateway.wait_exit() != 0
@@ -422,4 +417,4 @@ def test_orphans_are_adopted_and_reaped(
     wait_until(lambda: client.pid not in _children(gateway.pid), "mosh-client is gone")
 
     wait_until(lambda: "Z" not in _children(gateway.pid).values(), "there is no zombie")
-    assert set(_children(gateway.pid)) == {broker_of(gateway).pid, _listener_of(gateway)}
+    assert set(_children(gateway.pid)) == {gateway.broker.pid, gateway.listener.pid}

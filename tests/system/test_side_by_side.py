@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,15 +112,14 @@ def _machine_argv(directory: Path, name: str, *command: str) -> list[str]:
 
 
 def _sockets(process: Process) -> set[str]:
-    """List the inodes of the sockets that a process holds."""
+    """List the inodes of the sockets that a process holds; one that has ended since it was listed holds none."""
     found = set()
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            target = str(descriptor.readlink())
-        except FileNotFoundError:
-            continue
-        if target.startswith("socket:["):
-            found.add(target[8:-1])
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                target = str(descriptor.readlink())
+                if target.startswith("socket:["):
+                    found.add(target[8:-1])
     return found
 
 

@@ -112,8 +112,7 @@ def test_a_hashed_password_may_have_any_character(
 
 def _shadow(gateway: Gateway, name: str) -> str:
     """Tell what sshd finds of a name's password."""
-    sshd = next(its for its in gateway.processes() if "[listener]" in " ".join(its.argv))
-    argv = ["nsenter", f"--target={sshd.pid}", "--mount", "--root", "--", "getent", "shadow", name]
+    argv = ["nsenter", f"--target={gateway.listener.pid}", "--mount", "--root", "--", "getent", "shadow", name]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split(":")[1]
 
 
@@ -122,7 +121,7 @@ def test_passwords_are_nowhere_in_clear(lab: Lab, by_password: Gateway) -> None:
     del lab
     for process in by_password.processes():
         assert "s3cr3t" not in " ".join(process.argv)
-    (broker,) = [its.pid for its in by_password.processes() if "helpers.broker" in its.argv]
+    broker = by_password.broker.pid
     assert _memory_has(broker, b"GATEWAY_COMMAND")  # the look finds what is there
     assert not _memory_has(broker, b"s3cr3t")
     for path in (by_password.directory / "run").rglob("*"):
