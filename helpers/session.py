@@ -9,8 +9,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from _signal import SIGWINCH  # type: ignore[import-not-found]  # signal itself imports enum, which takes 3 ms
 
 from helpers.client import Question, ask
 from helpers.errors import INTERRUPTED, GatewayError
@@ -18,6 +17,7 @@ from helpers.terminal import ensure_window, has_window, locale_of, usable_term
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 PROGRESS_AFTER_S = 0.5
@@ -30,10 +30,8 @@ it would wait as long as the remote's command takes."""
 TOLD_CHARS = 64
 """How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
 
-NUDGE = """exec </dev/null >/dev/null 2>&1
-(for wait in 0.6 0.6 1; do sleep $wait; kill -s WINCH "$0" || exit; done) &"""
-"""Has mosh-client send its first datagram again, lest it was lost. By itself it does so after 3 s (mosh 1.4.0,
-transportsender.h, ACK_INTERVAL), unless there is news for the remote, as that the window may have changed."""
+NUDGES_S = (0.6, 0.6, 1.0)
+"""Seconds before each time that mosh-client is nudged: see `nudge`."""
 
 CARRIER = "GATEWAY_COMMAND"
 """Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
@@ -221,9 +219,36 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         "MOSH_ESCAPE_KEY": "",
     }
     ensure_window(sys.stdout.fileno())
-    with suppress(OSError):
-        os.waitpid(os.posix_spawnp("sh", ["sh", "-c", NUDGE, str(os.getpid())], {"PATH": path}), 0)
+    nudge(os.getpid())
     become(["mosh-client", str(session["address"]), str(session["port"])], environ)
+
+
+def nudge(client: int) -> None:
+    """Have mosh-client send its first datagram again, lest it was lost, from a process that is then gone.
+
+    By itself it does so after 3 s (mosh 1.4.0, transportsender.h, ACK_INTERVAL), unless there is news for the remote,
+    as that the window may have changed. The process is no child of mosh-client, which would not take notice of its end.
+
+    Args:
+        client: The process that will be mosh-client.
+    """
+    try:
+        child = os.fork()
+    except OSError:
+        return  # it helps, and is not needed
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):  # sshd waits until nobody has the terminal
+                os.dup2(null, fd)
+            for wait_s in NUDGES_S:
+                time.sleep(wait_s)
+                os.kill(client, SIGWINCH)
+    finally:
+        os._exit(0)  # whatever happened: this process must not go on as a second session
 
 
 def ssh_argv(session: Mapping[str, Any]) -> list[str]:

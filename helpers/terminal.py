@@ -6,14 +6,14 @@ waiting on the remote for a minute (mosh 1.4.0).
 
 from __future__ import annotations
 
-import curses
-import fcntl
-import re
-import struct
-import termios
-from collections.abc import Mapping
+import _curses as curses  # nothing that curses itself adds is needed
+import os
 
-from helpers.protocol import LOCALE_VALUE, MAX_COLORS
+from helpers.protocol import MAX_COLORS, is_locale_value, is_term
+
+TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FALLBACK_TERM = "xterm-256color"
 """What an unknown TERM becomes: every terminal emulator that is in use understands it."""
@@ -21,7 +21,6 @@ FALLBACK_TERM = "xterm-256color"
 FALLBACK_SIZE = (24, 80)
 """Rows and columns of a window that has none, as of a VT100."""
 
-_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _LOCALE_NAMES = (
     "LANG",
     "LC_ALL",
@@ -38,7 +37,6 @@ _LOCALE_NAMES = (
     "LC_MEASUREMENT",
     "LC_IDENTIFICATION",
 )
-_UTF8 = re.compile(r".*\.utf-?8", re.IGNORECASE)
 
 
 def usable_term(term: str, fd: int) -> tuple[str, int]:
@@ -52,7 +50,7 @@ def usable_term(term: str, fd: int) -> tuple[str, int]:
         ``term`` if terminfo has it, else `FALLBACK_TERM`; and how many colours it has, 0-256.
     """
     for name in (term, FALLBACK_TERM):
-        if _TERM.fullmatch(name):
+        if is_term(name):
             try:
                 curses.setupterm(name, fd)
             except curses.error:
@@ -67,8 +65,7 @@ def has_window(fd: int) -> bool:
     Raises:
         OSError: ``fd`` is no terminal.
     """
-    rows, columns = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2]
-    return bool(rows and columns)
+    return all(os.get_terminal_size(fd))
 
 
 def ensure_window(fd: int) -> None:
@@ -78,7 +75,9 @@ def ensure_window(fd: int) -> None:
         OSError: ``fd`` is no terminal.
     """
     if not has_window(fd):
-        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", *FALLBACK_SIZE, 0, 0))
+        import termios  # noqa: PLC0415 - hardly ever
+
+        termios.tcsetwinsize(fd, FALLBACK_SIZE)
 
 
 def locale_of(environ: Mapping[str, str]) -> dict[str, str]:
@@ -91,6 +90,7 @@ def locale_of(environ: Mapping[str, str]) -> dict[str, str]:
         The variables that are well-formed locale names, or none of them when the character set that follows from
         them (LC_ALL before LC_CTYPE before LANG, locale(7)) is not UTF-8.
     """
-    wanted = {name: environ[name] for name in _LOCALE_NAMES if LOCALE_VALUE.fullmatch(environ.get(name, ""))}
+    wanted = {name: environ[name] for name in _LOCALE_NAMES if is_locale_value(environ.get(name, ""))}
     ctype = wanted.get("LC_ALL") or wanted.get("LC_CTYPE") or wanted.get("LANG") or ""
-    return wanted if _UTF8.match(ctype) else {}
+    charset = ctype.partition("@")[0].lower()
+    return wanted if charset.endswith((".utf-8", ".utf8")) else {}

@@ -16,7 +16,7 @@ from helpers.broker.connections import Connections
 from helpers.broker.keyline import decode_command
 from helpers.broker.known_hosts import KnownHosts
 from helpers.errors import GatewayError, NoLocaleError, ProtocolError, RemoteUnresolvedError
-from helpers.protocol import LOCALE_VALUE, MAX_COLORS
+from helpers.protocol import MAX_COLORS, is_locale_value
 
 MOSH_OUTPUT_MAX_BYTES = 64 * 1024
 """Most output, in bytes, that a login shell may write before mosh-server's line."""
@@ -142,7 +142,7 @@ def _terminal(terminal: object) -> mosh.Terminal:
         msg = "the session's terminal is not whole"
         raise ProtocolError(msg)
     for name, value in locale.items():
-        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and LOCALE_VALUE.fullmatch(value)):
+        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and is_locale_value(value)):
             msg = "the session's locale is none"
             raise ProtocolError(msg)
     return mosh.Terminal(colors, locale)

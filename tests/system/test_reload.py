@@ -135,7 +135,8 @@ def test_broken_file_changes_nothing(
     gateway = start_gateway(None, "--config", str(config))
     terminal = open_terminal(lab.gateway_argv(gateway, user))
     terminal.wait_for(user.prompt)
-    wait_until(lambda: not gateway.processes("sh"), "mosh-client is nudged no more")
+    uid = mosh_client_of(gateway, user).uid
+    wait_until(lambda: len(gateway.processes(uid=uid)) == 2, "mosh-client is nudged no more")
     processes = gateway.processes()
 
     for broken in (

@@ -21,7 +21,7 @@ import pytest
 import helpers
 from helpers.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
 from helpers.protocol import decode, encode, error_answer
-from helpers.session import NUDGE, accepted_key, ssh_argv
+from helpers.session import accepted_key, ssh_argv
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
 _ROOTS_UID = 70_005
@@ -436,6 +436,10 @@ print(signal.sigtimedwait([signal.SIGWINCH], 3), flush=True)
 """
 
 
+def _nudging(pid: int) -> list[str]:
+    return [sys.executable, "-c", f"from helpers.session import nudge; nudge({pid})"]
+
+
 def test_mosh_client_is_nudged_three_times() -> None:
     """It is told of a change of its window three times in its first seconds, and never after."""
     blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])"
@@ -443,7 +447,7 @@ def test_mosh_client_is_nudged_three_times() -> None:
     with subprocess.Popen([sys.executable, "-I", "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it is listening
-        subprocess.run(["sh", "-c", NUDGE, str(process.pid)], check=True, timeout=20)
+        subprocess.run(_nudging(process.pid), check=True, timeout=20)
         assert process.stdout.read().split() == ["1", "2", "3", "None"]
 
 
@@ -452,5 +456,5 @@ def test_nudging_ends_with_mosh_client() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     # communicate() comes back when the last one has closed the pipe.
-    nudging = subprocess.Popen(["sh", "-c", NUDGE, str(gone.pid)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    nudging = subprocess.Popen(_nudging(gone.pid), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert nudging.communicate(timeout=20)[0] == b""
