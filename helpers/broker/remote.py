@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import paramiko
@@ -35,8 +36,9 @@ CONNECT_TIMEOUT_S = 12.0
 """Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
 room for what follows; 40 round trips of 300 ms."""
 
-TCP_CONNECT_TIMEOUT_S = 5.0
-"""Longest wait for one address to answer, in seconds: three SYNs (RFC 6298: sent at 0, 1 and 3 s)."""
+TCP_CONNECT_TIMEOUTS_S = (1.0, 1.0, 1.0, 1.0, 2.0)
+"""How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost SYN
+again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
@@ -54,6 +56,7 @@ _NEEDS_PASSPHRASE = (
 _READ_BYTES = 32768
 # Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
 _TCP_INFO = struct.Struct("2xB5x17I")
+_TCP_THIN_LINEAR_TIMEOUTS = 16  # the same; Python's socket has no name for it
 _RETRANSMITS, _UNACKED, _RTT, _RTTVAR = 0, 5, 16, 17
 _STDERR_MAX_BYTES = 8192
 
@@ -370,17 +373,27 @@ class Remote:
             msg = f"the remote host {self.host} has no address; check REMOTE_HOST and the gateway's DNS"
             raise RemoteUnresolvedError(msg) from exc
         error: OSError = OSError("no address")
-        for family, kind, proto, _, sockaddr in addresses[:2]:
+        hopeful = deque(addresses[:2])
+        for timeout_s in TCP_CONNECT_TIMEOUTS_S:
+            family, kind, proto, _, sockaddr = hopeful[0]
             sock = socket.socket(family, kind, proto)
             try:
-                sock.settimeout(TCP_CONNECT_TIMEOUT_S)
+                sock.settimeout(timeout_s)
                 # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+                # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
+                with suppress(OSError):  # where the kernel has it; gVisor has not
+                    sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
                 sock.connect(sockaddr)
             except OSError as exc:
                 sock.close()
                 error = exc
+                hopeful.rotate(-1)
+                if not isinstance(exc, TimeoutError):
+                    hopeful.pop()
+                    if not hopeful:
+                        break
                 continue
             return sock
         raise self._tcp_error(error) from error
