@@ -30,7 +30,7 @@ WORST = "29% loss"
 PUBLISHED_MS = {SSH: (416.0, 16_800.0), MOSH_PLAIN: (222.0, 329.0)}
 """Median and mean of theirs, in milliseconds (Winstein and Balakrishnan, "Mosh", USENIX ATC 2012, section 4)."""
 
-PATIENCE_S = 30.0
+PATIENCE_S = 300.0
 """How long, in seconds, after the last keystroke its echo is waited for; what is not seen then counts as endless."""
 
 # A letter that somebody might write; mosh's own traces are of real people and not published.

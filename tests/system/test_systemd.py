@@ -113,7 +113,7 @@ def test_the_service_serves_and_leaves_the_hosts_sshd_alone(service: Machine, be
     broker = machine.run("pgrep", "-f", "helpers.broker").stdout
     machine.run("systemctl", "reload", _UNIT)
     wait_until(lambda: machine.run("pgrep", "-f", "helpers.broker").stdout not in {"", broker}, "a new broker")
-    assert _property(machine, _UNIT, "ActiveState") == "active"
+    wait_until(lambda: _property(machine, _UNIT, "ActiveState") == "active", "the reload is over")
     assert machine.run("getent", "passwd", "gateway+auth", check=False).returncode == 2
     assert _sshd_of_the_host(machine) == before
     machine.run("systemctl", "stop", _UNIT)
