@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,36 +152,55 @@ class Supervisor:
         Raises:
             GatewayError: Its own error, or that it did not get ready.
         """
-        config = os.memfd_create("broker-config", os.MFD_CLOEXEC)
-        ready, tell = os.pipe2(os.O_CLOEXEC)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with ExitStack() as held, ExitStack() as given:
+            try:
+                ready, tell = os.pipe2(os.O_CLOEXEC)
+                held.callback(os.close, ready)
+                given.callback(os.close, tell)
+                pid = self._spawn_broker(plan, tell)
+            except (OSError, RuntimeError) as exc:  # the latter where no thread can be started
+                msg = f"the broker cannot be started ({getattr(exc, 'strerror', None) or exc})"
+                raise GatewayError(msg) from exc
+            given.close()
+            self._await_broker(ready, pid)
+        self._broker_started_s = time.monotonic()
+        return pid
+
+    def _spawn_broker(self, plan: Plan, tell: int) -> int:
+        """Start a broker's process, and what makes homes for it.
+
+        Args:
+            plan: What it is told.
+            tell: Our end of the pipe on which it says that it serves.
+
+        Raises:
+            OSError: The kernel has no process, memory or file descriptor left for it.
+            RuntimeError: It has no thread left for us.
+        """
+        with ExitStack() as given:  # what the broker gets copies of
+            config = os.memfd_create("broker-config", os.MFD_CLOEXEC)
+            given.callback(os.close, config)
             os.write(config, plan.broker.to_json())
             os.lseek(config, 0, os.SEEK_SET)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            given.enter_context(theirs)
+            homes = threading.Thread(target=self._homes.serve, args=(ours,), daemon=True)
+            try:
+                homes.start()  # it closes ours once nobody has theirs
+            except RuntimeError:
+                ours.close()
+                raise
+            copies = []
+            for fd in (config, theirs.fileno(), tell):
+                copies.append(processes.high(fd))
+                given.callback(os.close, copies[-1])
             uid = plan.broker_uid
             # chroot and not setpriv changes the uid: setpriv looks it up (util-linux 2.41), which waits for a broker
             # where users are looked up as our sshd does.
             become = ["chroot", f"--userspec=+{uid}:+{uid}", "--groups=", "--skip-chdir", "/"]
             bare = ["setpriv", "--inh-caps=-all", "--no-new-privs", "--pdeathsig=TERM", "--"]
             argv = [*become, *bare, sys.executable, "-I", "-m", "helpers.broker"]
-            copies = [processes.high(fd) for fd in (config, theirs.fileno(), tell)]
-            inherited = dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True))
-            try:
-                pid = processes.spawn(argv, inherited)
-            finally:
-                for fd in (*copies, tell):
-                    os.close(fd)
-            self._await_broker(ready, pid)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(config)
-            os.close(ready)
-        threading.Thread(target=self._homes.serve, args=(ours,), daemon=True).start()
-        self._broker_started_s = time.monotonic()
-        return pid
+            return processes.spawn(argv, dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True)))
 
     def _await_broker(self, ready: int, pid: int) -> None:
         readable, _, _ = select.select([ready], [], [], BROKER_READY_TIMEOUT_S)
@@ -291,7 +310,7 @@ class Supervisor:
     def _turn_away(self) -> None:
         """Hang up on all who wait for a broker that does not start: sshd's lookups among them would wait for long."""
         for fd in self._sockets:
-            with socket.socket(fileno=os.dup(fd)) as listener, suppress(BlockingIOError):
+            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
                 while True:
                     listener.accept()[0].close()
 
@@ -299,21 +318,24 @@ class Supervisor:
         """Take the settings anew; live sessions hold neither of what is replaced.
 
         The new broker serves before the old one is told to end, and both share the sockets, so that no login fails.
+        Whatever fails, and be it for want of space or of file descriptors, the gateway goes on as it was.
         """
         try:
             plan = self._replan()
             broker = self._start_broker(plan)
-        except GatewayError as error:
-            self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
+        except (GatewayError, OSError) as error:
+            self._reload_failed(error)
             return
         try:
             self._write_sshd_config(plan)
-        except GatewayError as error:
+        except (GatewayError, OSError) as error:
             processes.end(broker, signal.SIGTERM)
             self._draining.add(broker)
-            # Not checked: what sshd dislikes may be a file that both name.
-            render.write(self._runtime.root, render.render(self._plan.sshd))
-            self._log.error("reload_failed", reason=error.message, effect="the settings from before stay in force")
+            # Not checked: what sshd dislikes may be a file that both name. Where it fails too, nobody reads the mixture
+            # that is left: sshd gives each connection what it has in memory (sshd.c, send_rexec_state).
+            with suppress(GatewayError, OSError):
+                render.write(self._runtime.root, render.render(self._plan.sshd))
+            self._reload_failed(error)
             return
         if self._broker:
             self._draining.add(self._broker)
@@ -325,6 +347,9 @@ class Supervisor:
         if written:
             processes.end(self._sshd, signal.SIGHUP)
         self._log.info("reloaded")
+
+    def _reload_failed(self, error: GatewayError | OSError) -> None:
+        self._log.error("reload_failed", reason=str(error), effect="the settings from before stay in force")
 
     # Ending
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,44 @@ def test_a_host_key_that_sshd_does_not_see(lab: Lab, start_gateway: StartGateway
     path.unlink()
     path.symlink_to(key)
     assert _may_log_in(lab, gateway, user)
+
+
+def test_a_full_disk(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """A reload that finds no space for sshd's configuration fails, ends no session, and works once there is space."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    full = f"{gateway.settings['GATEWAY_RUNTIME_DIR']}/sshd_config.d"
+    gateway.room.run(["mount", "-t", "tmpfs", "-o", "mode=0755,nr_inodes=1", "tmpfs", full])
+
+    for _ in range(2):
+        assert "No space left on device" in _reload(gateway, "reload_failed")
+
+    terminal.run("echo $((6 * 7))", "\n42\n")
+    gateway.room.run(["umount", full])
+    _reload(gateway)
+    assert _may_log_in(lab, gateway, user)
+
+
+def test_no_file_descriptors(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """A supervisor that can start nothing goes on, tries its broker again, and ends no session."""
+    gateway = start_gateway()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    before = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    assert "Too many open files" in _reload(gateway, "reload_failed")
+    os.kill(gateway.broker.pid, signal.SIGKILL)
+    gateway.log.wait_for("broker_not_started .*Too many open files")
+    gateway.log.wait_for("broker_ended .*restart_in_s=1.0")  # it has turned away who waits, too
+    terminal.run("echo $((6 * 7))", "\n42\n")
+
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, before)
+    gateway.log.wait_for("broker_restarted")
+    assert _may_log_in(lab, gateway, user)
+    inherited = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
+    _reload(gateway)
+    wait_until(lambda: len(list(Path(f"/proc/{gateway.pid}/fd").iterdir())) <= inherited, "nothing is left open")
 
 
 def test_a_reload_mends_a_broken_broker(start_gateway: StartGateway) -> None:
