@@ -112,6 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:  # as where standard output is a file on a disk that is full
+        where = "" if error.filename is None else f": {error.filename}"
+        click.echo(f"gatewayctl: {error.strerror or error}{where}", err=True)
+        sys.exit(GatewayError.status)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pwd
@@ -9,21 +10,24 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import processes
 from gatewayctl.key_files import KeyFileError
 from helpers.broker.userdb import SERVICE
-from helpers.errors import SettingsError
+from helpers.errors import GatewayError, SettingsError
 
 SYSTEM_USERDB = Path("/run/systemd/userdb")
 """Where nss-systemd looks for the sockets of user databases (systemd's docs/USER_GROUP_API.md)."""
 
 SYSTEM_LOG = Path("/dev/log")
 """Where syslog(3) sends messages (glibc's _PATH_LOG)."""
+
+_MAY_PASS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""What is wrong with the machine at the moment, and not with a setting (errno(3))."""
 
 _BACKLOG = 512
 """Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
@@ -84,6 +88,20 @@ class Runtime:
         """Files that take the place of the host's in our sshd's mount namespace."""
         return self.root / "private"
 
+    @contextmanager
+    def made_ready(self) -> Iterator[None]:
+        """Say so in one sentence where something cannot be made in the directory.
+
+        Raises:
+            SettingsError: Something is in the way, or nothing may be written there.
+            GatewayError: There is no space left, or the like: what may pass, so that systemd tries again.
+        """
+        try:
+            yield
+        except OSError as exc:
+            msg = f"GATEWAY_RUNTIME_DIR {self.root} cannot be made ready ({exc.strerror}: {exc.filename or self.root})"
+            raise (GatewayError if exc.errno in _MAY_PASS else SettingsError)(msg) from exc
+
     def prepare(self, broker_uid: int) -> None:
         """Make the directories.
 
@@ -92,20 +110,18 @@ class Runtime:
 
         Raises:
             SettingsError: They cannot be made, or others may write where only root should.
+            GatewayError: See `made_ready`.
         """
         os.umask(0o022)  # the modes below are meant; a stricter umask would close what unprivileged helpers must enter
         # Before anything is made or given away there.
         check_root_only(next(path for path in (self.root, *self.root.parents) if path.exists()), "GATEWAY_RUNTIME_DIR")
-        try:
+        with self.made_ready():
             for directory in (self.root, self.userdb, self.home, self.private, Path("/run/sshd")):
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.state.mkdir(mode=0o700, exist_ok=True)
             # A range of uids may have changed since the last start.
             for path in (self.state, *self.state.iterdir()):
                 os.chown(path, broker_uid, broker_uid, follow_symlinks=False)
-        except OSError as exc:
-            msg = f"GATEWAY_RUNTIME_DIR {self.root} cannot be made ready ({exc.strerror}: {exc.filename})"
-            raise SettingsError(msg) from exc
         check_root_only(self.root, "GATEWAY_RUNTIME_DIR")
 
     def lock(self) -> int:
@@ -116,8 +132,10 @@ class Runtime:
 
         Raises:
             SettingsError: Another gateway has it.
+            GatewayError: See `made_ready`.
         """
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self.made_ready():
+            fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -134,10 +152,14 @@ class Runtime:
 
         Returns:
             The file descriptors of the broker's socket, of the user database's and of the agent's.
+
+        Raises:
+            GatewayError: See `made_ready`.
         """
         userdb = self.userdb if private else SYSTEM_USERDB
-        userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
+        with self.made_ready():
+            userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
 
     def listen_log(self, *, private: bool) -> socket.socket:
         """Make the socket to which our sshd logs.
@@ -147,17 +169,19 @@ class Runtime:
 
         Raises:
             SettingsError: That place is taken.
+            GatewayError: See `made_ready`.
         """
         path = self.log_socket if private else SYSTEM_LOG
         if not private and path.is_socket():
             msg = f"{path} is another program's here; set GATEWAY_LOG=syslog to log there"
             raise SettingsError(msg)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with suppress(FileNotFoundError):
-            path.unlink()
-        sock.bind(os.fspath(path))
-        path.chmod(0o666)  # sshd logs as the user whose session it runs, too
-        return sock
+        with self.made_ready():
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            with suppress(FileNotFoundError):
+                path.unlink()
+            sock.bind(os.fspath(path))
+            path.chmod(0o666)  # sshd logs as the user whose session it runs, too
+            return sock
 
     def remove_sockets(self, *, private: bool) -> None:
         """Remove what `listen` made, so that no door is left that only looks like one."""

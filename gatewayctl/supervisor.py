@@ -20,7 +20,7 @@ from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
 from gatewayctl.runtime import Runtime
 from helpers.broker.config import BrokerConfig
-from helpers.errors import GatewayError, SettingsError
+from helpers.errors import GatewayError
 from helpers.log import EventLog
 from helpers.protocol import decode, result_of
 
@@ -120,7 +120,8 @@ class Supervisor:
 
     def _start(self) -> None:
         if self._private:
-            namespace.prepare(self._runtime)
+            with self._runtime.made_ready():
+                namespace.prepare(self._runtime)
         else:
             namespace.prepare_shared()
         self._broker = self._start_broker(self._plan)
@@ -206,10 +207,7 @@ class Supervisor:
         readable, _, _ = select.select([ready], [], [], BROKER_READY_TIMEOUT_S)
         line = os.read(ready, 65536) if readable else b""
         if line:
-            try:
-                result_of(decode(line))
-            except GatewayError as exc:
-                raise SettingsError(exc.message) from exc
+            result_of(decode(line))
             return
         processes.end(pid, signal.SIGKILL)
         reason = "ended at its start; its own lines above say why" if readable else "did not get ready in time"

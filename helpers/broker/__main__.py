@@ -45,6 +45,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
 
     Raises:
         SettingsError: The gateway's key, or a file that the settings name, cannot be used.
+        GatewayError: There is no space for the table of users.
     """
     key = None if config.ssh_key is None else load_key(config.ssh_key, config.ssh_certificate)
     known_hosts = None
@@ -67,7 +68,8 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         users = UserTable(config.users_path, range(config.uid_start, config.uid_stop))
     except sqlite3.Error as exc:
         msg = f"the table of users {config.users_path} cannot be used ({exc})"
-        raise SettingsError(msg) from exc
+        # What may pass is no wrong setting: systemd tries again.
+        raise (GatewayError if exc.sqlite_errorcode == sqlite3.SQLITE_FULL else SettingsError)(msg) from exc
     connections = Connections(remote.connect, known=users.had_session, refusal_ttl_s=config.cache_ttl_s)
     keys: KeySource
     if config.authorized_keys_content is not None:

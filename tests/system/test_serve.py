@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     OpenTerminal = Callable[..., Terminal]
     StartGateway = Callable[..., Gateway]
 
-EX_CONFIG = 78  # sysexits.h
+# sysexits.h
+EX_SOFTWARE = 70
+EX_CONFIG = 78
 
 
 def _refused(start_gateway: StartGateway, *arguments: Any) -> tuple[int, list[str]]:
@@ -193,6 +196,43 @@ def test_runtime_directory_with_a_wrong_mode(lab: Lab, start_gateway: StartGatew
     assert (status, len(lines)) == (EX_CONFIG, 1)
     assert "GATEWAY_RUNTIME_DIR" in lines[0]
     assert str(parent) in lines[0]
+
+
+_FULL = 'mount -t tmpfs -o "mode=0755,size=$0" tmpfs "$GATEWAY_RUNTIME_DIR" && exec "$@"'
+
+
+@pytest.mark.parametrize("size", ["4k", "16k", "48k"])
+def test_full_disk(lab: Lab, size: str) -> None:
+    """A runtime directory without space is one line with its name, and no setting that never gets better."""
+    directory = lab.directory / f"full-{size}"
+    directory.mkdir()
+    settings = {
+        "REMOTE_HOST": FAR_IPV4,
+        "GATEWAY_RUNTIME_DIR": str(directory),
+        "GATEWAY_HOST_KEY_PATH": str(make_key(directory.with_name(f"{directory.name}-key")).private),
+        "GATEWAY_LOG_LEVEL": "error",
+    }
+    result = lab.run(["unshare", "--mount", "sh", "-c", _FULL, size, str(GATEWAYCTL), "serve"], environment=settings)
+
+    assert result.returncode == EX_SOFTWARE
+    (line,) = result.stderr.decode().splitlines()
+    assert line.startswith("gatewayctl: ")
+    assert str(directory) in line
+    assert re.search("No space left on device|disk is full", line)
+
+
+@pytest.mark.parametrize("name", ["lock", "broker.sock", "agent.sock", "log.sock"])
+def test_something_in_the_way(lab: Lab, start_gateway: StartGateway, name: str) -> None:
+    """What stands in the place of a socket or of the lock is one line with its name."""
+    directory = lab.directory / f"taken-{name}"
+    (directory / name).mkdir(parents=True)
+    host_key = str(make_key(directory.with_name(f"{directory.name}-key")).private)
+    settings = {"GATEWAY_RUNTIME_DIR": str(directory), "GATEWAY_HOST_KEY_PATH": host_key}
+    status, lines = _refused(start_gateway, settings)
+
+    assert (status, len(lines)) == (EX_CONFIG, 1)
+    assert lines[0].startswith("gatewayctl: GATEWAY_RUNTIME_DIR ")
+    assert str(directory / name) in lines[0]
 
 
 # The host key

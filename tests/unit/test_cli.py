@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,6 @@ from gatewayctl.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not re.match("GATEWAY_|REMOTE_", name)}
 COMMANDS = ("check-config", "render-config", "serve")
@@ -110,6 +110,22 @@ def test_a_secret_is_no_flag(flag: str) -> None:
     result = gatewayctl("check-config", f"{flag}=hunter2")
     assert result.returncode == 2
     assert "hunter2" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["check-config", "--json"], ["render-config"]])
+def test_output_on_a_full_disk(enough: dict[str, str], arguments: list[str]) -> None:
+    """What cannot be written is one line and a status that is not 0."""
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "gatewayctl", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**ENVIRONMENT, **enough},
+        )
+    assert result.returncode == 70
+    assert result.stderr == "gatewayctl: No space left on device\n"
 
 
 def test_wrong_command() -> None:
