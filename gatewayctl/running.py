@@ -9,6 +9,7 @@ import click
 
 from gatewayctl.runtime import Runtime
 from helpers.client import ask
+from helpers.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,14 @@ def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
         timeout_s: Longest wait, in seconds; it answers from memory.
 
     Raises:
-        GatewayError: It does not answer, or we are not root.
+        BrokerUnavailableError: It does not answer, or there is none.
+        GatewayError: We are not root.
     """
-    return ask(str(Runtime(directory).broker_socket), {"op": "status"}, timeout_s)
+    try:
+        return ask(str(Runtime(directory).broker_socket), {"op": "status"}, timeout_s)
+    except BrokerUnavailableError as exc:
+        # Nobody listens: the supervisor does, whatever has become of the broker.
+        if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
+            msg = f"no gateway runs in {directory}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR"
+            raise BrokerUnavailableError(msg) from exc
+        raise

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_output_on_a_full_disk(enough: dict[str, str], arguments: list[str]) -> 
         )
     assert result.returncode == 70
     assert result.stderr == "gatewayctl: No space left on device\n"
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_status_of_no_gateway(tmp_path: Path, *, stale: bool) -> None:
+    """Where no gateway runs, the directory is named that it was looked for in, and what to do."""
+    if stale:
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(tmp_path / "broker.sock"))
+    expected = f"no gateway runs in {tmp_path}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR\n"
+    result = gatewayctl("status", GATEWAY_RUNTIME_DIR=str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (71, "", f"gatewayctl: {expected}")
+    result = gatewayctl("healthcheck", "--gateway-runtime-dir", str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (1, f"unhealthy: broker: {expected}", "")
 
 
 def test_wrong_command() -> None:
