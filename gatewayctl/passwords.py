@@ -51,7 +51,9 @@ def hashed_passwords(text: str) -> dict[str, str]:
     Raises:
         SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
     """
-    return {name: _hashed(name, password) for name, password in pairs(text)}
+    return {
+        name: password if _HASHED.fullmatch(password) else hash_password(password) for name, password in pairs(text)
+    }
 
 
 def unknown_passwords(hashed: Iterable[str]) -> list[str]:
@@ -76,22 +78,34 @@ def hash_password(password: str) -> str:
     """Hash one password with bcrypt.
 
     Raises:
-        ValueError: It is empty, too long, or has a NUL.
+        ValueError: See `encoded`.
     """
     import bcrypt  # noqa: PLC0415 - most gateways have no passwords
 
-    encoded = password.encode("utf-8")
-    if not 0 < len(encoded) <= MAX_PASSWORD_BYTES or b"\0" in encoded:
-        msg = f"a password has 1 to {MAX_PASSWORD_BYTES} bytes"
+    return bcrypt.hashpw(encoded(password), bcrypt.gensalt(ROUNDS)).decode("ascii")
+
+
+def encoded(password: str) -> bytes:
+    """Write a password as sshd gets it from a client (RFC 4252, 8).
+
+    Raises:
+        ValueError: It is empty, too long, no UTF-8, or has a NUL; nothing of it is in the sentence.
+    """
+    try:
+        text = password.encode("utf-8")
+    except UnicodeEncodeError:
+        text = b""
+    if not 0 < len(text) <= MAX_PASSWORD_BYTES or b"\0" in text:
+        msg = f"a password has 1 to {MAX_PASSWORD_BYTES} bytes of UTF-8"
         raise ValueError(msg)
-    return bcrypt.hashpw(encoded, bcrypt.gensalt(ROUNDS)).decode("ascii")
+    return text
 
 
 def pairs(text: str) -> Iterator[tuple[str, str]]:
     """Take pairs apart: see `hashed_passwords`.
 
     Raises:
-        SettingsError: A pair is none, or a name cannot log in or comes twice.
+        SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
     """
     seen: set[str] = set()
     for number, pair in enumerate(_PAIRS.split(text.strip()), start=1):
@@ -100,19 +114,19 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
             raise _wrong(number, "it must be NAME:PASSWORD, with a name that can log in")
         if name in seen:
             raise _wrong(number, f"{name} has one already")
-        if not _HASHED.fullmatch(password) and _LOOKS_HASHED.match(password):
-            raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
-        if not _HASHED.fullmatch(password) and ("," in password or ":" in password):
-            raise _wrong(number, "a password with a comma or a colon must be given hashed: gatewayctl hash-password")
+        if not _HASHED.fullmatch(password):
+            _check_text(number, name, password)
         seen.add(name)
         yield name, password
 
 
-def _hashed(name: str, password: str) -> str:
-    if _HASHED.fullmatch(password):
-        return password
+def _check_text(number: int, name: str, password: str) -> None:
+    if _LOOKS_HASHED.match(password):
+        raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
+    if "," in password or ":" in password:
+        raise _wrong(number, "a password with a comma or a colon must be given hashed: gatewayctl hash-password")
     try:
-        return hash_password(password)
+        encoded(password)
     except ValueError as exc:
         msg = f"GATEWAY_PASSWORDS: the password of {name} cannot be used: {exc}"
         raise SettingsError(msg) from None

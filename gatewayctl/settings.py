@@ -313,6 +313,7 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
     exposed = [] if config is None else _open_to_all(config, given)
     given |= sources.from_environment(environ, names)
     given |= sources.from_flags(flags)
+    sources.check_text(given)
     if "gateway_keys_dir" in given:
         given |= key_files.in_directory(Path(given["gateway_keys_dir"].text), given)
     try:

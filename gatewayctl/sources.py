@@ -97,6 +97,19 @@ def _content(path: str, variable: str) -> str:
     return value
 
 
+def check_text(given: Mapping[str, Given]) -> None:
+    """Check that values are text: what is no UTF-8 can be passed on neither to the broker nor to sshd.
+
+    Raises:
+        SettingsError: One is not; it is not quoted.
+    """
+    for name, value in given.items():
+        try:
+            value.text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise SettingsError(f"{name.upper()} is no text in UTF-8 (from {value.origin})") from None
+
+
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
     """Say which variables look like settings and are none.
 

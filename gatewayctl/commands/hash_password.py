@@ -16,7 +16,9 @@ def hash_password() -> None:
 
     Asks for it twice on a terminal, else reads one line from standard input; it is never an argument.
     """
-    if sys.stdin.isatty():
+    if sys.stdin is None:  # started with it closed
+        password = ""
+    elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\n")

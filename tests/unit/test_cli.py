@@ -129,6 +129,29 @@ def test_output_on_a_full_disk(enough: dict[str, str], arguments: list[str]) -> 
     assert result.stderr == "gatewayctl: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    "setting", ["REMOTE_HOST", "GATEWAY_AUTHORIZED_KEYS_CONTENT", "GATEWAY_PASSWORDS", "GATEWAY_SSH_KEY_CONTENT"]
+)
+def test_a_value_that_is_no_text(enough: dict[str, str], setting: str) -> None:
+    """Bytes that are no UTF-8 stop at the setting, and are not repeated."""
+    result = gatewayctl("check-config", **{**enough, setting: os.fsdecode(b"alice:s3cr\xff")})
+    assert (result.returncode, result.stdout) == (78, "")
+    assert result.stderr == f"gatewayctl: {setting} is no text in UTF-8 (from environment {setting})\n"
+
+
+@pytest.mark.parametrize(
+    "given", [b"", b"\n", b"x" * 73, b"s3cr\xff\n", None], ids=["empty", "line", "long", "bytes", "closed"]
+)
+def test_a_password_that_cannot_be_hashed(given: bytes | None) -> None:
+    """What is no password, or no input at all, is one line, without the password."""
+    argv = [sys.executable, "-m", "gatewayctl", "hash-password"]
+    if given is None:
+        argv = ["sh", "-c", 'exec "$@" <&-', "sh", *argv]
+    result = subprocess.run(argv, input=given, capture_output=True, check=False, env=ENVIRONMENT)
+    assert (result.returncode, result.stdout) == (78, b"")
+    assert result.stderr == b"gatewayctl: a password has 1 to 72 bytes of UTF-8\n"
+
+
 @pytest.mark.parametrize("stale", [False, True])
 def test_status_of_no_gateway(tmp_path: Path, *, stale: bool) -> None:
     """Where no gateway runs, the directory is named that it was looked for in, and what to do."""

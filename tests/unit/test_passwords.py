@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from gatewayctl.passwords import hash_password, hashed_passwords, unknown_passwords
+from gatewayctl.passwords import hash_password, hashed_passwords, pairs, unknown_passwords
 from helpers.errors import SettingsError
 
 _BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
@@ -63,6 +63,7 @@ def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
         ("alice:a,b", "must be given hashed"),
         ("alice:" + "x" * 73, "1 to 72 bytes"),
         ("alice:a\0b", "cannot be used"),
+        ("alice:" + "\udcff" * 3, "1 to 72 bytes of UTF-8"),
         (f"alice:{_BCRYPT[:-1]}", "it looks hashed, and is cut short"),
         (f"alice:{_BCRYPT}x", "it looks hashed"),
         (f"alice:{_YESCRYPT},bob:$1$salt$qJH7.N4xYta3aEG/dfqo/0", "pair 2 is wrong: it looks hashed"),
@@ -72,7 +73,7 @@ def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
 def test_refused(text: str, reason: str) -> None:
     """One line says which pair, and what would be right; the password is not in it."""
     with pytest.raises(SettingsError) as caught:
-        hashed_passwords(text)
+        list(pairs(text))  # which is all that check-config does
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
     assert "x" * 73 not in caught.value.message
