@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gatewayctl.commands.serve import read_key
 from gatewayctl.definition import describe
 from gatewayctl.options import secrets_note, settings_options
+from helpers.broker.known_hosts import KnownHosts
+from helpers.errors import GatewayError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +28,44 @@ def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
     What is odd but no error goes to standard error. Secrets are never printed, only whether they are set.
     """
     settings = load()
-    for warning in settings.warnings:
+    check_key(settings)
+    for warning in (*settings.warnings, *unknown_host(settings)):
         click.echo(f"gatewayctl: warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(effective(settings), indent=2))
         return
     remote = f"{settings.remote_host} port {settings.remote_port}"
     click.echo(f"OK: listens on {settings.gateway_host} port {settings.gateway_port}, users land on {remote}")
+
+
+def check_key(settings: Settings) -> None:
+    """Read the gateway's key as the broker will.
+
+    Raises:
+        SettingsError: It is none, needs a passphrase, or has a certificate that is not its own.
+    """
+    key, certificate = read_key(settings)
+    if key is not None:
+        from helpers.broker.remote import load_key  # noqa: PLC0415 - paramiko takes 0.2 s, and who has no key needs it not
+
+        load_key(key, certificate)
+
+
+def unknown_host(settings: Settings) -> list[str]:
+    """Say so where there is a known_hosts, and it has no key of the remote's.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    path = settings.remote_known_hosts
+    if settings.remote_ignore_host_key or not path.is_file():
+        return []
+    known = KnownHosts(path, settings.remote_host, settings.remote_port)
+    try:
+        trusted = known.keys().trusted
+    except GatewayError as exc:
+        raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc
+    return [] if trusted else [f"REMOTE_KNOWN_HOSTS {path} has no key of {known.name}: nobody gets in until it has"]
 
 
 def effective(settings: Settings) -> dict[str, dict[str, object]]:

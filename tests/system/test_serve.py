@@ -135,6 +135,9 @@ def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: st
     assert (status, len(errors)) == (EX_CONFIG, 1)
     assert "GATEWAY_SSH_KEY_PATH" in errors[0]
     assert reason in errors[0]
+    environment = {"REMOTE_HOST": FAR_IPV4, "GATEWAY_SSH_KEY_PATH": str(path)}
+    checked = lab.run([str(GATEWAYCTL), "check-config"], environment=environment)
+    assert (checked.returncode, checked.stderr.decode().splitlines()) == (EX_CONFIG, errors)
 
 
 def test_not_root(lab: Lab) -> None:

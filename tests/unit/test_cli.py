@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from gatewayctl import cli
 from gatewayctl.definition import describe
 from gatewayctl.settings import Settings
+from lab.users import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,11 +44,11 @@ def gatewayctl(*arguments: str, **environ: str) -> subprocess.CompletedProcess[s
 @pytest.fixture
 def enough(tmp_path: Path) -> dict[str, str]:
     """The least that a gateway needs."""
-    for name in ("key", "known_hosts"):
-        (tmp_path / name).touch(0o600)
+    key = make_key(tmp_path / "key")
+    (tmp_path / "known_hosts").write_text(f"shell.example.org {key.public}\n")
     return {
         "REMOTE_HOST": "shell.example.org",
-        "GATEWAY_SSH_KEY_PATH": str(tmp_path / "key"),
+        "GATEWAY_SSH_KEY_PATH": str(key.private),
         "REMOTE_KNOWN_HOSTS": str(tmp_path / "known_hosts"),
     }
 
@@ -211,10 +213,19 @@ def test_check_config_warns(enough: dict[str, str]) -> None:
     assert "did you mean GATEWAY_HOST?" in result.stderr
 
 
+@pytest.mark.parametrize("port", ["22", "2200"])
+def test_check_config_of_an_unknown_host(enough: dict[str, str], port: str) -> None:
+    """A known_hosts without the remote is warned of, by the name that it would need to have."""
+    name = {"22": "other.example.org", "2200": "[other.example.org]:2200"}[port]
+    result = gatewayctl("check-config", **{**enough, "REMOTE_HOST": "other.example.org", "REMOTE_PORT": port})
+    assert result.returncode == 0
+    expected = f"REMOTE_KNOWN_HOSTS {enough['REMOTE_KNOWN_HOSTS']} has no key of {name}: nobody gets in until it has"
+    assert result.stderr == f"gatewayctl: warning: {expected}\n"
+
+
 def test_check_config_as_json(enough: dict[str, str]) -> None:
     """Every setting with its value and source; of a secret, whether it is set."""
-    key = "LS0tLS1CRUdJTiBYLS0tLS0K"
-    del enough["GATEWAY_SSH_KEY_PATH"]
+    key = base64.b64encode(Path(enough.pop("GATEWAY_SSH_KEY_PATH")).read_bytes()).decode()
     result = gatewayctl("check-config", "--json", "--gateway-port", "22", GATEWAY_SSH_KEY_CONTENT=key, **enough)
     assert result.returncode == 0
     assert key not in result.stdout
