@@ -51,8 +51,10 @@ class LazyGroup(click.Group):
         return sorted(SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a subcommand, or fail with the nearest name."""
+        """Import a subcommand, or fail with the nearest name; while a shell completes a line, nothing is said."""
         if cmd_name not in SUBCOMMANDS:
+            if ctx.resilient_parsing:
+                return None
             near = did_you_mean(cmd_name, SUBCOMMANDS)
             ctx.fail(f"No such command {cmd_name!r}{near}")
         subcommand = SUBCOMMANDS[cmd_name]

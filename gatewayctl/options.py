@@ -33,9 +33,9 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
     decorated: Callable[..., None] = command
     for info in reversed(_flags()):
         decorated = _option(info)(decorated)
-    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="A YAML file with settings.")(
-        decorated
-    )
+    # Whether it can be read is `load_settings`' to say, as of a file that is not there.
+    path = click.Path(path_type=Path, readable=False)
+    return click.option("--config", type=path, metavar="FILE", help="A YAML file with settings.")(decorated)
 
 
 def secrets_note() -> str:

@@ -304,6 +304,32 @@ def test_completion(shell: str) -> None:
     assert "_GATEWAYCTL_COMPLETE" in result.stdout
 
 
+def test_completion_of_a_typing_error() -> None:
+    """Completing a line whose command is none prints nothing into it."""
+    words = {"COMP_WORDS": "gatewayctl srve --gateway-", "COMP_CWORD": "2"}
+    result = gatewayctl(_GATEWAYCTL_COMPLETE="bash_complete", **words)
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may read every file, and only root can become somebody else")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """A configuration that is another's fails as one that is not there: one line, and the status of a wrong setting."""
+    closed = tmp_path / "config.yaml"
+    closed.touch(0o600)
+    tmp_path.chmod(0o755)
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups", "--"]
+    # As the current directory it can be reached whatever is above it.
+    done = subprocess.run(
+        [*nobody, sys.executable, "-m", "gatewayctl", "check-config", "--config", closed.name],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (78, "gatewayctl: config.yaml: cannot be read: Permission denied\n")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become process 1 as somebody else")
 def test_process_1_that_is_not_root(tmp_path: Path) -> None:
     """``docker run --user`` ends with one line: it does not wait for a key file that root alone may read."""
