@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatewayctl import farewell, namespace, notify, processes, render
+from gatewayctl import farewell, listener, namespace, notify, processes, render
 from gatewayctl.combinations import ANYONE
 from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
@@ -119,6 +119,7 @@ class Supervisor:
     # Starting
 
     def _start(self) -> None:
+        listener.check(self._plan.sshd.address, self._plan.sshd.port)
         if self._private:
             with self._runtime.made_ready():
                 namespace.prepare(self._runtime)
@@ -278,7 +279,8 @@ class Supervisor:
         for pid, status in processes.reap().items():
             if pid == self._sshd:
                 self._sshd = 0
-                msg = f"sshd ended (exit status {status}); its own last line above says why"
+                how = f"exit status {status}; its own last line in the log says why"
+                msg = f"sshd ended ({how if status >= 0 else f'killed by signal {-status}'})"
                 raise GatewayError(msg)
             if pid == self._broker:
                 self._broker = 0
@@ -320,6 +322,7 @@ class Supervisor:
         """
         try:
             plan = self._replan()
+            listener.check(plan.sshd.address, plan.sshd.port, held=self._plan.sshd.port)
             broker = self._start_broker(plan)
         except (GatewayError, OSError) as error:
             self._reload_failed(error)

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,6 +190,30 @@ def test_a_host_key_that_sshd_does_not_see(lab: Lab, start_gateway: StartGateway
     path.unlink()
     path.symlink_to(key)
     assert _may_log_in(lab, gateway, user)
+
+
+def test_a_port_that_is_taken(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
+    """A new port that somebody else has, or an address that is not here, fails the reload and ends no session."""
+    port = 20_000 + 2 * user.uid  # nobody else's: the network is the worker's own
+    config = _write(_config(lab, user.name), gateway_port=port, gateway_host=ADDRESS)
+    gateway = start_gateway({"GATEWAY_PORT": None, "GATEWAY_HOST": None}, "--config", str(config), wait=False)
+    gateway.port = port
+    gateway.wait_ready()
+    terminal = open_terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+
+    with lab.near.network(), socket.create_server((ADDRESS, 0)) as taken:
+        _write(config, gateway_port=taken.getsockname()[1], gateway_host=ADDRESS)
+        assert "Address already in use" in _reload(gateway, "reload_failed")
+    _write(config, gateway_port=port, gateway_host="203.0.113.9")
+    assert "GATEWAY_HOST 203.0.113.9" in _reload(gateway, "reload_failed")
+
+    assert _may_log_in(lab, gateway, user)
+    terminal.run("echo $((6 * 7))", "\n42\n")
+    _write(config, gateway_port=port, gateway_host="0.0.0.0")  # noqa: S104 - in a namespace
+    _reload(gateway)
+    wait_until(lambda: _may_log_in(lab, gateway, user), "sshd listens anew")
+    terminal.run("echo $((6 * 8))", "\n48\n")
 
 
 def test_a_full_disk(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
