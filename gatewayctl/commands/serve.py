@@ -6,7 +6,8 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure
 from gatewayctl.settings import Settings
 from gatewayctl.supervisor import Plan, Supervisor
 from helpers.broker.config import KEY_SETTINGS, BrokerConfig
-from helpers.errors import SettingsError
+from helpers.errors import GatewayError, SettingsError
 from helpers.log import EventLog
 
 KEY_FILES_EVERY_S = 5.0
@@ -94,34 +95,46 @@ def run(load: Callable[[], Settings]) -> int:
     """
     settings = load()
     log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
-    for warning in settings.warnings:
-        log.warning("setting", text=warning)
-    for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
-        find(program, package)
-    check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
-    check_root_only(Path(sys.executable), "the Python")
-    first, last = settings.uid_range
-    check_uids_free(range(first, last + 1))
-    runtime = Runtime(settings.gateway_runtime_dir)
-    runtime.prepare(settings.uid_range[0])
-    lock = runtime.lock()
+    with _said_to(log, syslog=settings.gateway_log == "syslog"):
+        for warning in settings.warnings:
+            log.warning("setting", text=warning)
+        for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
+            find(program, package)
+        check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
+        check_root_only(Path(sys.executable), "the Python")
+        first, last = settings.uid_range
+        check_uids_free(range(first, last + 1))
+        runtime = Runtime(settings.gateway_runtime_dir)
+        runtime.prepare(settings.uid_range[0])
+        lock = runtime.lock()
+        try:
+            if ensure_host_key(settings.gateway_host_key_path):
+                log.info("host_key_made", path=settings.gateway_host_key_path)
+            fixed = (runtime, settings.uid_range, settings.gateway_log)
+
+            def replan() -> Plan:
+                fresh = load()
+                if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range, fresh.gateway_log) != fixed:
+                    msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
+                    raise SettingsError(msg)
+                return make_plan(fresh, runtime)
+
+            plan = make_plan(settings, runtime)
+            del settings  # and with it the text of passwords
+            return Supervisor(runtime, plan, replan, log).run()
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def _said_to(log: EventLog, *, syslog: bool) -> Iterator[None]:
+    """Have syslog know why the gateway ends; on standard error, the one stream for all otherwise, `main` says it."""
     try:
-        if ensure_host_key(settings.gateway_host_key_path):
-            log.info("host_key_made", path=settings.gateway_host_key_path)
-        fixed = (runtime, settings.uid_range, settings.gateway_log)
-
-        def replan() -> Plan:
-            fresh = load()
-            if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range, fresh.gateway_log) != fixed:
-                msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
-                raise SettingsError(msg)
-            return make_plan(fresh, runtime)
-
-        plan = make_plan(settings, runtime)
-        del settings  # and with it the text of passwords
-        return Supervisor(runtime, plan, replan, log).run()
-    finally:
-        os.close(lock)
+        yield
+    except GatewayError as error:
+        if syslog:
+            log.error("failed", reason=error.message)  # noqa: TRY400 - a sentence and no traceback
+        raise
 
 
 def make_plan(settings: Settings, runtime: Runtime) -> Plan:

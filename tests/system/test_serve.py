@@ -212,6 +212,37 @@ def test_runtime_directory_with_a_wrong_mode(lab: Lab, start_gateway: StartGatew
     assert str(parent) in lines[0]
 
 
+_OWN_LOG = """
+mount -t tmpfs dev "$0" && touch "$0/null" && mount --bind /dev/null "$0/null" && ln -s "$0.socket" "$0/log" &&
+mount --rbind "$0" /dev && exec "$@"
+"""
+
+
+def test_syslog_has_the_reason(lab: Lab) -> None:
+    """With GATEWAY_LOG=syslog, why the gateway ended is there as well, and not on standard error alone."""
+    directory = lab.directory / "dev"
+    directory.mkdir()
+    settings = {
+        "REMOTE_HOST": FAR_IPV4,
+        "GATEWAY_HOST": "203.0.113.9",
+        "GATEWAY_RUNTIME_DIR": str(lab.directory / "syslog"),
+        "GATEWAY_HOST_KEY_PATH": str(make_key(lab.directory / "keys" / "syslog").private),
+        "GATEWAY_LOG": "syslog",
+        "GATEWAY_LOG_LEVEL": "error",
+    }
+    argv = ["unshare", "--mount", "sh", "-c", _OWN_LOG, str(directory), str(GATEWAYCTL), "serve"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(f"{directory}.socket")
+        result = lab.run(argv, environment=settings)
+        syslog.settimeout(0)
+        logged = syslog.recv(4096).decode().rstrip("\0")
+
+    (line,) = result.stderr.decode().splitlines()
+    reason = line.removeprefix("gatewayctl: ")
+    assert "GATEWAY_HOST 203.0.113.9" in reason
+    assert re.fullmatch(rf'<35>gatewayctl\[\d+\]: error failed reason="{re.escape(reason)}"', logged)
+
+
 _FULL = 'mount -t tmpfs -o "mode=0755,size=$0" tmpfs "$GATEWAY_RUNTIME_DIR" && exec "$@"'
 
 
