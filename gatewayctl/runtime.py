@@ -272,7 +272,7 @@ def ensure_host_key(path: Path) -> bool:
 
     Raises:
         KeyFileError: It is readable by others than root.
-        SettingsError: It cannot be made or read.
+        SettingsError: It cannot be made or read, or is no file.
     """
     try:
         info = path.stat()
@@ -282,6 +282,10 @@ def ensure_host_key(path: Path) -> bool:
     except OSError as exc:
         msg = f"GATEWAY_HOST_KEY_PATH {path} cannot be read ({exc.strerror})"
         raise SettingsError(msg) from exc
+    if not stat.S_ISREG(info.st_mode):
+        # A container engine makes a directory of what is to be mounted and is not there.
+        msg = f"GATEWAY_HOST_KEY_PATH {path} is no file; give the path of one, which is made when it is missing"
+        raise SettingsError(msg)
     if info.st_uid != 0 or info.st_mode & 0o077:
         msg = f"GATEWAY_HOST_KEY_PATH {path} is readable by others than root: chown root {path} && chmod 0600 {path}"
         raise KeyFileError(msg)
