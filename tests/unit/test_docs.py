@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,23 @@ def test_readme_starts_a_gateway(tmp_path: Path) -> None:
     settings = load_settings(None, {}, environ | {"GATEWAY_SSH_KEY_PATH": str(key)})
     assert set(environ) == {"REMOTE_HOST", "GATEWAY_SSH_KEY_PATH"}
     assert not [line for line in settings.warnings if line.startswith("environment")]
+
+
+_STAND_INS = """
+umask 002
+sudo() { "$@"; }
+ssh-keyscan() { echo "$3 $(cut -d' ' -f1,2 keys/id_ed25519.pub)"; }
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the key files become root's")
+def test_readme_makes_keys_that_are_taken(tmp_path: Path, require: Callable[..., None]) -> None:
+    """What it says to do before the container is started makes key files that are taken, with Ubuntu's umask too."""
+    require("ssh-keygen")
+    block = re.search(r"```sh\n(mkdir keys\n.*?)^REMOTE_HOST=(\S+) docker compose", README, re.MULTILINE | re.DOTALL)
+    assert block
+    subprocess.run(["bash", "-euc", _STAND_INS + block[1]], cwd=tmp_path, check=True, capture_output=True)
+    settings = load_settings(None, {}, {"REMOTE_HOST": block[2], "GATEWAY_KEYS_DIR": str(tmp_path / "keys")})
+    assert settings.warnings == ()
+    assert settings.gateway_ssh_key_path == tmp_path / "keys" / "id_ed25519"
+    assert settings.remote_known_hosts.read_text().startswith(f"{block[2]} ssh-ed25519 ")
