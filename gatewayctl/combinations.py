@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gatewayctl import key_files, passwords
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
 """What people are warned of wherever they look: at the start, in check-config and in every status."""
+
+
+_KEY_LINE = re.compile(r"^[ \t]*[^#\s][^\n]*[ \t]AAAA", re.MULTILINE)
+"""A line that may hold a key: in base64 each begins with the length of its type's name, below 256 (RFC 4253, 6.6)."""
 
 
 def check(settings: Settings) -> None:
@@ -57,6 +62,11 @@ def warnings(settings: Settings) -> list[str]:
         found.append(ANYONE)
     if not _has_key(settings):
         found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
+    found += [
+        f"{_given(settings, name)} has no line with a key: nobody gets in by one"
+        for name, text in _local_keys(settings).items()
+        if not _KEY_LINE.search(text)
+    ]
     if settings.remote_ignore_host_key:
         found.append(
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"
@@ -68,6 +78,17 @@ def warnings(settings: Settings) -> list[str]:
             " nobody gets in until it holds the remote's host key"
         )
     return found
+
+
+def _local_keys(settings: Settings) -> dict[str, str]:
+    """Read the local authorized_keys, by the setting that it comes from; one that cannot be read any more is none."""
+    content, path = settings.gateway_authorized_keys_content, settings.gateway_authorized_keys_path
+    if content is not None:
+        return {"gateway_authorized_keys_content": content}
+    try:
+        return {} if path is None else {"gateway_authorized_keys_path": path.read_text("utf-8", "replace")}
+    except OSError:
+        return {}
 
 
 def _has_key(settings: Settings) -> bool:

@@ -493,6 +493,27 @@ def test_what_is_allowed_and_odd_is_a_warning(tmp_path: Path) -> None:
     assert load({"REMOTE_KNOWN_HOSTS": "/etc/passwd"}).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("lines", "has_key"),
+    [
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOg alice", True),
+        ('# ours\n\n  restrict,command="a # b" ssh-rsa\tAAAAB3NzaC1yc2E= bob\n', True),
+        ("cert-authority ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOg", True),
+        ("/etc/gateway/authorized_keys", False),
+        ("# ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOg\n", False),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAAC3NzaC1lZDI1NTE5\n", False),
+    ],
+)
+def test_local_keys_without_a_key_are_a_warning(tmp_path: Path, lines: str, *, has_key: bool) -> None:
+    """Settings that let nobody in because they hold no key, as a path in the place of lines, are told at start."""
+    path = tmp_path / "authorized_keys"
+    path.write_text(lines)
+    for name, value in (("GATEWAY_AUTHORIZED_KEYS_CONTENT", lines), ("GATEWAY_AUTHORIZED_KEYS_PATH", str(path))):
+        warnings = load({name: value}).warnings
+        odd = f"{name} (from environment {name}) has no line with a key: nobody gets in by one"
+        assert (odd not in warnings) == has_key
+
+
 def test_the_wrong_file_is_not_quoted(tmp_path: Path) -> None:
     """A path that leads to somebody's secret by mistake does not put the secret into the log."""
     file = tmp_path / "passwords"
