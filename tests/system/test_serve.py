@@ -253,6 +253,7 @@ def test_full_disk(lab: Lab, size: str) -> None:
     directory.mkdir()
     settings = {
         "REMOTE_HOST": FAR_IPV4,
+        "GATEWAY_PORT": "1022",  # where no other gateway of the worker's is
         "GATEWAY_RUNTIME_DIR": str(directory),
         "GATEWAY_HOST_KEY_PATH": str(make_key(directory.with_name(f"{directory.name}-key")).private),
         "GATEWAY_LOG_LEVEL": "error",
