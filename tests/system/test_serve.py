@@ -93,6 +93,7 @@ _KEY_FLAWS = {
     "malformed": "no private key",
     "public": "no private key",
     "empty": "no private key",
+    "damaged": "no private key",
     "passphrase": "needs a passphrase",
     "passphrase-pkcs8": "needs a passphrase",
     "open-to-all": "chmod 0600",
@@ -102,14 +103,26 @@ _KEY_FLAWS = {
 }
 
 
+def _damaged(lines: list[str], public: str) -> str:
+    """Change one bit of the secret half of an ed25519 key: it is in order then, but for not being the public one's."""
+    text = bytearray(base64.b64decode("".join(lines[1:-1])))
+    text[text.rindex(base64.b64decode(public.split()[1])[-32:]) - 1] ^= 1
+    return "".join([lines[0], base64.b64encode(text).decode("ascii"), "\n", lines[-1]])
+
+
 @pytest.mark.parametrize(("flaw", "reason"), _KEY_FLAWS.items(), ids=_KEY_FLAWS)
 def test_key_that_cannot_be_used(lab: Lab, start_gateway: StartGateway, flaw: str, reason: str) -> None:
     """A key that is none, is locked or open to all, or has a certificate not its own, is one line with the setting."""
     path = lab.directory / "keys" / f"flawed-{flaw}"
     other = make_key(path.with_name(f"other-{flaw}"))
-    if flaw in {"malformed", "public", "empty"}:
+    if flaw in {"malformed", "public", "empty", "damaged"}:
         lines = lab.gateway_key.private.read_text().splitlines(keepends=True)
-        texts = {"malformed": "".join(lines[:2] + lines[3:]), "public": lab.gateway_key.public, "empty": ""}
+        texts = {
+            "malformed": "".join(lines[:2] + lines[3:]),
+            "public": lab.gateway_key.public,
+            "empty": "",
+            "damaged": _damaged(lines, lab.gateway_key.public),
+        }
         path.touch(0o600)
         path.write_text(texts[flaw])
     else:
