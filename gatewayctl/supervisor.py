@@ -322,7 +322,7 @@ class Supervisor:
         """
         try:
             plan = self._replan()
-            listener.check(plan.sshd.address, plan.sshd.port, held=self._plan.sshd.port)
+            listener.check(plan.sshd.address, plan.sshd.port, held=(self._plan.sshd.address, self._plan.sshd.port))
             broker = self._start_broker(plan)
         except (GatewayError, OSError) as error:
             self._reload_failed(error)
