@@ -322,7 +322,10 @@ class Supervisor:
         """
         try:
             plan = self._replan()
-            listener.check(plan.sshd.address, plan.sshd.port, held=(self._plan.sshd.address, self._plan.sshd.port))
+            # sshd starts itself anew on SIGHUP, and its port is shut for a moment: not without need.
+            anew, old = plan.sshd != self._plan.sshd, self._plan.sshd
+            if anew:
+                listener.check(plan.sshd.address, plan.sshd.port, held=(old.address, old.port))
             broker = self._start_broker(plan)
         except (GatewayError, OSError) as error:
             self._reload_failed(error)
@@ -341,11 +344,9 @@ class Supervisor:
         if self._broker:
             self._draining.add(self._broker)
             processes.end(self._broker, signal.SIGTERM)
-        # sshd starts itself anew on SIGHUP, and its port is shut for a moment: not without need.
-        written = plan.sshd != self._plan.sshd
         self._broker, self._plan, self._restart_at_s = broker, plan, None
         self._turned_away = False
-        if written:
+        if anew:
             processes.end(self._sshd, signal.SIGHUP)
         self._log.info("reloaded")
 

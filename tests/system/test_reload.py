@@ -224,6 +224,21 @@ def test_a_port_that_is_taken(lab: Lab, start_gateway: StartGateway, user: User,
     terminal.run("echo $((6 * 8))", "\n48\n")
 
 
+def test_an_address_that_has_moved_away(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """A reload for which sshd need not listen anew takes effect, though the address is another machine's by now."""
+    address = ["ip", "address", "replace", "198.51.100.77/32", "dev", "lo"]
+    lab.near.run(address)
+    config = _write(_config(lab, user.name), gateway_log_level="info")
+    gateway = start_gateway({"GATEWAY_HOST": "198.51.100.77"}, "--config", str(config), wait=False)
+    gateway.log.wait_for(" ready ")
+    lab.near.run(["ip", "address", "del", *address[3:]])
+
+    _write(config, gateway_log_level="info", gateway_cache_ttl=1)
+    _reload(gateway)
+    _write(config, gateway_log_level="info", gateway_permit_root="true")
+    assert "Cannot assign requested address" in _reload(gateway, "reload_failed")
+
+
 def test_a_full_disk(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:
     """A reload that finds no space for sshd's configuration fails, ends no session, and works once there is space."""
     gateway = start_gateway()
