@@ -376,8 +376,9 @@ class Remote:
         hopeful = deque(addresses[:2])
         for timeout_s in TCP_CONNECT_TIMEOUTS_S:
             family, kind, proto, _, sockaddr = hopeful[0]
-            sock = socket.socket(family, kind, proto)
+            sock = None
             try:
+                sock = socket.socket(family, kind, proto)  # which fails, too, for IPv6 where the kernel has none
                 sock.settimeout(timeout_s)
                 # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -387,7 +388,8 @@ class Remote:
                     sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
                 sock.connect(sockaddr)
             except OSError as exc:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 error = exc
                 hopeful.rotate(-1)
                 if not isinstance(exc, TimeoutError):
