@@ -51,7 +51,7 @@ def check(settings: Settings) -> None:
     for name in key_files.FILES:
         path: Path | None = getattr(settings, name)
         # The remote's host key may still be to come, and nobody gets in before it does: see `warnings`.
-        if path is not None and (name != "remote_known_hosts" or path.is_file()):
+        if path is not None and (name != "remote_known_hosts" or key_files.is_file(path, _given(settings, name))):
             key_files.check(path, _given(settings, name), private=name == "gateway_ssh_key_path")
 
 

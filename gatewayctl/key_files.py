@@ -42,13 +42,43 @@ def in_directory(directory: Path, given: Mapping[str, Given]) -> dict[str, Given
 
     Returns:
         Setting name to path. known_hosts counts whether it is there or not: no other file is a second choice.
+
+    Raises:
+        KeyFileError: The directory is closed to us.
     """
     return {
         name: Given(str(directory / file), f"{directory / file}, GATEWAY_KEYS_DIR")
         for name, file in FILES.items()
         if not {name, _INSTEAD.get(name)} & given.keys()
-        if name == "remote_known_hosts" or os.path.lexists(directory / file)
+        if name == "remote_known_hosts" or _is_there(directory / file)
     }
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a path that is none
+        return False
+    except OSError as exc:
+        # Not the same: without the key, or the keys, that cannot be seen, others would get in.
+        raise KeyFileError(f"GATEWAY_KEYS_DIR: {path} cannot be read ({exc.strerror})") from exc
+    return True
+
+
+def is_file(path: Path, given: str) -> bool:
+    """Tell whether there is a file.
+
+    Args:
+        path: Where.
+        given: The setting and where it came from, for the error.
+
+    Raises:
+        KeyFileError: It is behind a directory that is closed to us, as to root without CAP_DAC_OVERRIDE.
+    """
+    try:
+        return path.is_file()
+    except OSError as exc:
+        raise KeyFileError(f"{given}: {path} cannot be read ({exc.strerror})") from exc
 
 
 def check(path: Path, given: str, *, private: bool) -> None:
@@ -63,7 +93,7 @@ def check(path: Path, given: str, *, private: bool) -> None:
         KeyFileError: It is no file, cannot be read, belongs to somebody else or is open to others, as may be a
             directory on the way to it.
     """
-    if not path.is_file():
+    if not is_file(path, given):
         raise KeyFileError(f"{given}: {path} is no file")
     if not os.access(path, os.R_OK):
         raise KeyFileError(f"{given}: {path} cannot be read")

@@ -149,6 +149,21 @@ def test_no_file(directory: Path, name: str) -> None:
         load(directory)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's own directories are open to root alone")
+@pytest.mark.parametrize("setting", ["GATEWAY_KEYS_DIR", *(name.upper() for name in key_files.FILES)])
+def test_behind_a_closed_directory(directory: Path, setting: str) -> None:
+    """What cannot be seen is not taken for what is not there, also by a root that may not enter what is not its own."""
+    directory.chmod(0o700)
+    environ = {"REMOTE_HOST": "h.example", "REMOTE_KNOWN_HOSTS": "/etc/hosts"}
+    path = directory if setting == "GATEWAY_KEYS_DIR" else directory / key_files.FILES[setting.lower()]
+    os.seteuid(65534)
+    try:
+        with pytest.raises(KeyFileError, match=rf"{setting}.*cannot be read \(Permission denied\)"):
+            load_settings(None, {}, {**environ, setting: str(path)})
+    finally:
+        os.seteuid(0)
+
+
 def test_other_errors_are_not_of_files(directory: Path) -> None:
     """A wrong setting is wrong whatever becomes of the files."""
     with pytest.raises(SettingsError) as caught:
