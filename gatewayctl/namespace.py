@@ -17,6 +17,8 @@ from helpers.errors import SettingsError
 CHECK_TIMEOUT_S = 20.0
 """Longest wait for one user lookup at the start, in seconds; it takes 5 ms."""
 
+PASSWD = Path("/etc/passwd")
+
 NSSWITCH = Path("/etc/nsswitch.conf")
 
 UTMP = Path("/run/utmp")
@@ -102,7 +104,9 @@ def prepare(runtime: Runtime) -> None:
         SettingsError: The host has no account for sshd.
     """
     private = runtime.private
-    accounts = {line.split(":", 1)[0]: line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines()}
+    # Of the names in them not all need be in UTF-8.
+    passwd, switch = (path.read_text(encoding="utf-8", errors="surrogateescape") for path in (PASSWD, NSSWITCH))
+    accounts = {line.split(":", 1)[0]: line for line in passwd.splitlines()}
     if "sshd" not in accounts:
         msg = "there is no account sshd, which sshd needs for itself; install openssh-server"
         raise SettingsError(msg)
@@ -111,11 +115,12 @@ def prepare(runtime: Runtime) -> None:
     home = runtime.home / "0"
     home.mkdir(mode=0o711, exist_ok=True)
     kept[0] = f"root:x:0:0:root:{home}:/bin/sh"
-    (private / "passwd").write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in kept)
+    (private / "passwd").write_text(text, encoding="utf-8", errors="surrogateescape")
     shadow = private / "shadow"
     shadow.touch(mode=0o600)
     shadow.write_text("".join(f"{line.split(':')[0]}:*:::::::\n" for line in kept), encoding="utf-8")
-    (private / "nsswitch.conf").write_text(nsswitch(NSSWITCH.read_text(encoding="utf-8")), encoding="utf-8")
+    (private / "nsswitch.conf").write_text(nsswitch(switch), encoding="utf-8", errors="surrogateescape")
     for name in ("dev", "etc", "host", "run"):
         (private / name).mkdir(exist_ok=True)
     SYSTEM_USERDB.mkdir(mode=0o755, parents=True, exist_ok=True)

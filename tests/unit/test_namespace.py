@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def test_preparing_again_changes_nothing(runtime: Runtime) -> None:
     before = {path.name: path.stat().st_mode for path in runtime.private.iterdir()}
     namespace.prepare(runtime)
     assert {path.name: path.stat().st_mode for path in runtime.private.iterdir()} == before
+
+
+def test_accounts_in_another_character_set(runtime: Runtime, tmp_path: Path) -> None:
+    """A host whose /etc/passwd or nsswitch.conf has names in Latin-1, as old ones do, is no worse than others."""
+    program = (
+        f"from pathlib import Path; from gatewayctl import namespace; from gatewayctl.runtime import Runtime;"
+        f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
+    )
+    script = 'for f in passwd nsswitch.conf; do mount --bind "$1/$f" "/etc/$f"; done && exec "$2" -c "$3"'
+    for path in (Path("/etc/passwd"), NSSWITCH):
+        (tmp_path / path.name).write_bytes(path.read_bytes() + b"# Jos\xe9:x:4711:4711:Jos\xe9:/:/bin/sh\n")
+    before = (runtime.private / "passwd").read_text()
+    argv = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, program]
+    subprocess.run(argv, check=True, timeout=30)
+    assert (runtime.private / "passwd").read_text() == before
+    assert b"# Jos\xe9" in (runtime.private / "nsswitch.conf").read_bytes()
 
 
 def test_inside_our_files_are_seen_and_outside_the_hosts(runtime: Runtime) -> None:
