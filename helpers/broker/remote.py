@@ -36,9 +36,10 @@ CONNECT_TIMEOUT_S = 12.0
 """Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
 room for what follows; 40 round trips of 300 ms."""
 
-TCP_CONNECT_TIMEOUTS_S = (1.0, 1.0, 1.0, 1.0, 2.0)
+TCP_CONNECT_TIMEOUTS_S = (1.0, 1.0, 1.0, 3.0)
 """How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost
-SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login."""
+SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login. The last
+attempt is for a remote that is far."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
