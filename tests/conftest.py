@@ -7,11 +7,16 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lab.needs import not_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Nobody's test is a clock, and machines are busy. What else the environment asks for (CI) stays.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Where the tests run in a shell's background these are ignored, and would be by every client that a test sends them to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
