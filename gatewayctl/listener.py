@@ -57,8 +57,10 @@ def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 def _only_ours(address: str, port: int, held: tuple[str, int], family: socket.AddressFamily) -> bool:
     """Tell whether nobody but our own sshd stands in the way of listening on another address, or the same."""
-    if port != held[1] or address == held[0]:
-        return port == held[1]
+    if port != held[1]:
+        return False
+    if address == held[0]:
+        return True
     ours = set()
     for kind, name in _resolve(*held):
         packed = socket.inet_pton(kind, str(name[0]))
