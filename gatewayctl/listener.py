@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from gatewayctl import processes
 from helpers.errors import GatewayError
 
 _LISTENS = "0A"  # proc_net_tcp(5); Linux, net/tcp_states.h, TCP_LISTEN
@@ -44,6 +45,34 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
         else:
             return
     raise GatewayError(f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})")
+
+
+def send_at_once(sshd: int) -> None:
+    """Have sshd tell its clients each thing without waiting for them to acknowledge the one before (TCP_NODELAY).
+
+    sshd does so by itself from the moment in which a terminal is asked for (packet.c, ssh_packet_set_interactive). The
+    one answer before, that there is a channel for it, waits behind what was told of the key's options until the client
+    acknowledges that: 40 ms where the client is Linux (measured with OpenSSH 9.2). Connections take it over from the
+    socket that listens (tcp(7), Linux).
+
+    Args:
+        sshd: The process that listens.
+
+    Raises:
+        OSError: The kernel does not let us have its sockets; each login then takes as long as it does with any sshd.
+    """
+    for entry in Path(f"/proc/{sshd}/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            fd = processes.borrow(sshd, int(entry.name))
+        except OSError as exc:
+            if exc.errno in {errno.ENOENT, errno.EBADF}:
+                continue  # that of a connection, closed meanwhile
+            raise
+        with socket.socket(fileno=fd) as theirs:
+            if theirs.family in {socket.AF_INET, socket.AF_INET6}:
+                theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:

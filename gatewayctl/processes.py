@@ -13,6 +13,7 @@ from pathlib import Path
 from helpers.errors import SettingsError
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_PIDFD_GETFD = 438  # on every architecture (Linux, scripts/syscall.tbl); glibc has a name for it from 2.36 on
 
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -33,6 +34,30 @@ def become_reaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def borrow(pid: int, fd: int) -> int:
+    """Get a copy of another process's file descriptor (pidfd_getfd(2), Linux 5.6).
+
+    Args:
+        pid: A process that we may trace: root's, with no capability that we have not (ptrace(2)).
+        fd: Its file descriptor.
+
+    Returns:
+        Ours, closed on exec.
+
+    Raises:
+        OSError: There is no such process or descriptor, or the kernel or its seccomp filter refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    try:
+        ours = int(libc.syscall(_PIDFD_GETFD, process, fd, 0))
+    finally:
+        os.close(process)
+    if ours < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return ours
 
 
 def find(program: str, package: str) -> str:

@@ -238,15 +238,28 @@ class Supervisor:
             self._sshd = processes.spawn(["setpriv", "--pdeathsig=TERM", "--", *self._entered(argv)], {0: null, 1: 2})
         finally:
             os.close(null)
+        if not self._await_sshd():
+            msg = f"sshd did not listen within {SSHD_READY_TIMEOUT_S:.0f} s"
+            raise GatewayError(msg)
+
+    def _await_sshd(self) -> bool:
+        """Wait until sshd listens, and tell whether it does; the file with its process id was removed before it began.
+
+        Raises:
+            GatewayError: It ended.
+        """
         deadline = time.monotonic() + SSHD_READY_TIMEOUT_S
         while time.monotonic() < deadline:
             self._reap()
             if self._runtime.pid_file.exists():
-                return
+                try:
+                    listener.send_at_once(self._sshd)
+                except OSError as exc:
+                    self._log.debug("nagle_stays", reason=str(exc))
+                return True
             # A child's end cuts the wait short; there is no event for a file of another process's.
             signal.sigtimedwait([signal.SIGCHLD], 0.02)
-        msg = f"sshd did not listen within {SSHD_READY_TIMEOUT_S:.0f} s"
-        raise GatewayError(msg)
+        return False
 
     # Watching
 
@@ -347,7 +360,9 @@ class Supervisor:
         self._broker, self._plan, self._restart_at_s = broker, plan, None
         self._turned_away = False
         if anew:
+            self._runtime.pid_file.unlink(missing_ok=True)
             processes.end(self._sshd, signal.SIGHUP)
+            self._await_sshd()
         self._log.info("reloaded")
 
     def _reload_failed(self, error: GatewayError | OSError) -> None:

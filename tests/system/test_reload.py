@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from system.sessions import mosh_client_of, uid_of
 
+from gatewayctl.processes import borrow
 from lab.gateway import ADDRESS
 from lab.users import make_key
 from lab.waiting import wait_until
@@ -113,6 +114,27 @@ def test_changed_port_takes_effect(
         lab.near.connect(ADDRESS, first)
     assert _may_log_in(lab, gateway, user)
     terminal.run("echo $((6 * 7))", "\n42\n")
+
+
+def test_sshd_sends_at_once(lab: Lab, start_gateway: StartGateway, user: User) -> None:
+    """Nothing that sshd says waits for the client to acknowledge what it said before, after a reload as before it."""
+
+    def sends_at_once(gateway: Gateway) -> bool:
+        found = []
+        for entry in Path(f"/proc/{gateway.listener.pid}/fd").iterdir():
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=borrow(gateway.listener.pid, int(entry.name))) as theirs:
+                    if theirs.family == socket.AF_INET:
+                        found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        assert len(found) == 1
+        return found[0]
+
+    config = _write(_config(lab, user.name), gateway_permit_root=False)
+    gateway = start_gateway(None, "--config", str(config))
+    assert sends_at_once(gateway)
+    _write(config, gateway_permit_root=True)
+    _reload(gateway)
+    assert sends_at_once(gateway)
 
 
 def test_changed_cache_takes_effect(lab: Lab, start_gateway: StartGateway, user: User) -> None:

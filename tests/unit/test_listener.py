@@ -1,0 +1,49 @@
+"""sshd's listening sockets, of which we have copies."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from gatewayctl import listener, processes
+
+_NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_connections_take_over_that_nothing_waits(family: socket.AddressFamily, address: str) -> None:
+    """Those that come after it, as sshd's do; sockets that are no network's are left alone."""
+    pair = socket.socketpair()
+    with socket.create_server((address, 0), family=family) as server, pair[0], pair[1]:
+
+        def takes_over() -> bool:
+            with socket.create_connection(server.getsockname()[:2]) as client, server.accept()[0] as accepted:
+                assert client.getsockopt(*_NODELAY) == 0
+                return accepted.getsockopt(*_NODELAY) != 0
+
+        assert not takes_over()
+        listener.send_at_once(os.getpid())
+        assert takes_over()
+
+
+def test_a_borrowed_descriptor_is_the_same_file() -> None:
+    """What is done to the copy is done to the other's."""
+    reading, writing = os.pipe()
+    ours = processes.borrow(os.getpid(), writing)
+    assert not os.get_inheritable(ours)
+    os.write(ours, b"x")
+    assert os.read(reading, 1) == b"x"
+    for fd in (reading, writing, ours):
+        os.close(fd)
+
+
+def test_nothing_is_borrowed_from_nobody() -> None:
+    """A process that is gone, and a descriptor that is not open, are errors and not another's."""
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+    with pytest.raises(OSError, match="No such process"):
+        processes.borrow(child, 0)
+    with pytest.raises(OSError, match="pidfd_getfd"):
+        processes.borrow(os.getpid(), 1_000_000)
