@@ -107,7 +107,13 @@ class RemoteConnection(Protocol):
         ...
 
     def run(
-        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+        self,
+        command: str,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        until: Callable[[bytes], object] | None = None,
+        ahead: bool = False,
     ) -> Completed:
         """Run a command."""
 
@@ -252,7 +258,7 @@ class Connections:
         if warm is None:
             return None
         try:
-            ran = await self._run(user, warm, lambda _: command, max_bytes=max_bytes, until=None, counts=False)
+            ran = await self._run(user, warm, lambda _: command, max_bytes=max_bytes, until=None, ahead=True)
         except GatewayError:
             return None
         return ran.completed
@@ -365,17 +371,17 @@ class Connections:
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None,
-        counts: bool = True,
+        ahead: bool = False,
     ) -> Ran:
         line = command(warm.connection.address)
         loop = asyncio.get_running_loop()
         began = self._clock()
-        if counts:
+        if not ahead:
             warm.used_s = began
         warm.users += 1
 
         def run() -> Completed:
-            return warm.connection.run(line, max_bytes=max_bytes, timeout_s=RUN_TIMEOUT_S, until=until)
+            return warm.connection.run(line, max_bytes=max_bytes, timeout_s=RUN_TIMEOUT_S, until=until, ahead=ahead)
 
         try:
             completed = await loop.run_in_executor(self._runners, run)
@@ -386,7 +392,7 @@ class Connections:
         ended = self._clock()
         if not warm.retired:
             self._later(self._prepare(warm))
-        if counts:
+        if not ahead:
             warm.used_s = ended
             # The dict's order is the order of use, oldest first.
             if self._warm.get(user) is warm:

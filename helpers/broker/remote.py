@@ -208,6 +208,7 @@ class Connection:
         max_bytes: int,
         timeout_s: float,
         until: Callable[[bytes], object] | None = None,
+        ahead: bool = False,
     ) -> Completed:
         """Run a command without a PTY.
 
@@ -216,15 +217,17 @@ class Connection:
             max_bytes: Most output, in bytes, that is read.
             timeout_s: Longest time for all of it, in seconds.
             until: Called with each whole line of output; once it answers other than None, reading stops.
+            ahead: Whether nobody waits for it: then the channel that is ready is left to whoever comes meanwhile, and
+                would wait for another one.
 
         Raises:
             RemoteTimeoutError: It took too long.
-            RemoteLostError: The connection broke, or the remote wrote more than ``max_bytes``.
+            RemoteLostError: The connection broke, the remote has no channel for it, or wrote more than ``max_bytes``.
         """
         deadline = time.monotonic() + timeout_s
-        channel = self._take_begun(command)
+        channel = None if ahead else self._take_begun(command)
         begun = channel is not None
-        if channel is None:
+        if channel is None and not ahead:
             with self._lock:
                 channel, self._spare = self._spare, None
         if channel is None or (channel.closed and not begun):

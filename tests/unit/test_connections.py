@@ -54,6 +54,7 @@ class FakeConnection:
         responds: Whether the remote answers.
         lines: The commands that ran.
         timeouts_s: Their timeouts.
+        ahead: For each, whether nobody waited for it.
     """
 
     def __init__(self, address: str = "192.0.2.1") -> None:
@@ -63,6 +64,7 @@ class FakeConnection:
         self.error: GatewayError | None = None
         self.lines: list[str] = []
         self.timeouts_s: list[float] = []
+        self.ahead: list[bool] = []
         self.prepared = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
@@ -82,9 +84,16 @@ class FakeConnection:
         return self.responds
 
     def run(
-        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+        self,
+        command: str,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        until: Callable[[bytes], object] | None = None,
+        ahead: bool = False,
     ) -> Completed:
         """Do as told."""
+        self.ahead.append(ahead)
         assert (max_bytes, until) == (100, None)
         self.lines.append(command)
         self.timeouts_s.append(timeout_s)
@@ -449,6 +458,8 @@ def test_what_the_gateway_runs_for_itself_is_no_use() -> None:
         pool.remote.made[0].error = RemoteTimeoutError("no")
         assert await pool.run_unused("alice", "cat", max_bytes=100) is None
         assert (pool.remote.made[0].lines[1:], len(pool)) == (["cat", "cat"], 1)
+        # Nor does it take the channel that is ready for whoever comes.
+        assert pool.remote.made[0].ahead == [False, True, True]
         pool.keep("alice")
         pool.clock.now_s += 1
         pool.sweep()
