@@ -43,6 +43,7 @@ class SshdContext:
         address: GATEWAY_HOST.
         port: GATEWAY_PORT.
         host_key: GATEWAY_HOST_KEY_PATH.
+        authorized_keys: The directory of the keys that sshd need not ask about.
         authorized_keys_command: The key command and its first arguments; sshd's tokens are appended.
         authorized_keys_command_user: The user it runs as.
         force_command: What runs instead of anything that a client asks for.
@@ -59,6 +60,7 @@ class SshdContext:
     address: str
     port: int
     host_key: Path
+    authorized_keys: Path
     authorized_keys_command: tuple[str, ...]
     authorized_keys_command_user: str
     force_command: tuple[str, ...]
@@ -100,6 +102,7 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
         address=settings.gateway_host,
         port=settings.gateway_port,
         host_key=settings.gateway_host_key_path,
+        authorized_keys=runtime.authorized_keys,
         authorized_keys_command=(*launch, "authorized_keys", socket),
         authorized_keys_command_user=AUTH_USER,
         force_command=(*launch, "session", socket),
@@ -127,11 +130,11 @@ def render(context: SshdContext) -> dict[str, str]:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(directory),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - not HTML; `word`, `argv` and `shell` quote for sshd
+        autoescape=False,  # noqa: S701 - not HTML; these quote for sshd
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"word": word, "argv": argv, "shell": shell}
+    environment.filters |= {"word": word, "pattern": pattern, "argv": argv, "shell": shell}
     known = {field.name: getattr(context, field.name) for field in fields(context)}
     known["denied_users"] = sorted({*LOCAL_USERS, context.authorized_keys_command_user})
     names = sorted(path.name for path in directory.glob("*.conf"))
@@ -208,10 +211,15 @@ def word(text: object) -> str:
     return _WORD_SPECIAL.sub(r"\\\1", _one_line(str(text)))
 
 
+def pattern(text: object) -> str:
+    """Quote the beginning of one in which sshd expands tokens (percent_expand), and which has none itself."""
+    return word(str(text).replace("%", "%%"))
+
+
 def argv(arguments: Iterable[str]) -> str:
     """Quote a key command: argv_split, and from the second word on percent_expand (auth2-pubkey.c)."""
     program, *rest = arguments
-    return " ".join([word(program), *(word(argument.replace("%", "%%")) for argument in rest)])
+    return " ".join([word(program), *map(pattern, rest)])
 
 
 def shell(arguments: Iterable[str]) -> str:

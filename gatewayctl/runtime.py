@@ -74,6 +74,11 @@ class Runtime:
         return self.root / "home"
 
     @property
+    def authorized_keys(self) -> Path:
+        """The keys that sshd knows by itself: see `gatewayctl.remembered_keys`."""
+        return self.root / "authorized_keys"
+
+    @property
     def sshd_config(self) -> Path:
         """What our sshd reads."""
         return self.root / "sshd_config"
@@ -119,6 +124,7 @@ class Runtime:
             for directory in (self.root, self.userdb, self.home, self.private, Path("/run/sshd")):
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.state.mkdir(mode=0o700, exist_ok=True)
+            self.authorized_keys.mkdir(mode=0o711, exist_ok=True)  # sshd reads a file as its user; nobody lists them
             # A range of uids may have changed since the last start.
             for path in (self.state, *self.state.iterdir()):
                 os.chown(path, broker_uid, broker_uid, follow_symlinks=False)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from gatewayctl import farewell, listener, namespace, notify, processes, render
 from gatewayctl.combinations import ANYONE
+from gatewayctl.errands import Errands
 from gatewayctl.homes import Homes
 from gatewayctl.relay import Relay
+from gatewayctl.remembered_keys import RememberedKeys
 from gatewayctl.runtime import Runtime
 from helpers.broker.config import BrokerConfig
 from helpers.errors import GatewayError
@@ -84,7 +86,7 @@ class Supervisor:
         self._private = namespace.may_unshare()
         self._sockets = runtime.listen(private=self._private)
         uids = range(self._plan.broker.uid_start, self._plan.broker.uid_stop)
-        self._homes = Homes(runtime.home, uids)
+        self._errands = Errands(Homes(runtime.home, uids), RememberedKeys(runtime.authorized_keys))
         self._log_socket = None if self._plan.broker.syslog else runtime.listen_log(private=self._private)
         self._relay: threading.Thread | None = None
         if self._log_socket is not None:
@@ -125,7 +127,7 @@ class Supervisor:
                 namespace.prepare(self._runtime)
         else:
             namespace.prepare_shared()
-        self._broker = self._start_broker(self._plan)
+        self._heed(*self._start_broker(self._plan))
         namespace.check_users(self._entered([]), self._plan.broker.auth_uid)
         self._write_sshd_config(self._plan)
         self._start_sshd()
@@ -148,8 +150,16 @@ class Supervisor:
             return argv
         return namespace.enter(self._runtime, argv, relay=self._log_socket is not None)
 
-    def _start_broker(self, plan: Plan) -> int:
+    def _heed(self, pid: int, errands: socket.socket) -> None:
+        """Take a broker that serves for the broker."""
+        self._broker = pid
+        self._errands.heed(errands)
+
+    def _start_broker(self, plan: Plan) -> tuple[int, socket.socket]:
         """Start a broker and wait until it serves.
+
+        Returns:
+            Its process id, and our end of what it sends us on errands by.
 
         Raises:
             GatewayError: Its own error, or that it did not get ready.
@@ -159,17 +169,17 @@ class Supervisor:
                 ready, tell = os.pipe2(os.O_CLOEXEC)
                 held.callback(os.close, ready)
                 given.callback(os.close, tell)
-                pid = self._spawn_broker(plan, tell)
+                pid, errands = self._spawn_broker(plan, tell)
             except (OSError, RuntimeError) as exc:  # the latter where no thread can be started
                 msg = f"the broker cannot be started ({getattr(exc, 'strerror', None) or exc})"
                 raise GatewayError(msg) from exc
             given.close()
             self._await_broker(ready, pid)
         self._broker_started_s = time.monotonic()
-        return pid
+        return pid, errands
 
-    def _spawn_broker(self, plan: Plan, tell: int) -> int:
-        """Start a broker's process, and what makes homes for it.
+    def _spawn_broker(self, plan: Plan, tell: int) -> tuple[int, socket.socket]:
+        """Start a broker's process, and what runs its errands.
 
         Args:
             plan: What it is told.
@@ -186,9 +196,9 @@ class Supervisor:
             os.lseek(config, 0, os.SEEK_SET)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             given.enter_context(theirs)
-            homes = threading.Thread(target=self._homes.serve, args=(ours,), daemon=True)
+            errands = threading.Thread(target=self._errands.serve, args=(ours,), daemon=True)
             try:
-                homes.start()  # it closes ours once nobody has theirs
+                errands.start()  # it closes ours once nobody has theirs
             except RuntimeError:
                 ours.close()
                 raise
@@ -202,7 +212,8 @@ class Supervisor:
             become = ["chroot", f"--userspec=+{uid}:+{uid}", "--groups=", "--skip-chdir", "/"]
             bare = ["setpriv", "--inh-caps=-all", "--no-new-privs", "--pdeathsig=TERM", "--"]
             argv = [*become, *bare, sys.executable, "-I", "-m", "helpers.broker"]
-            return processes.spawn(argv, dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True)))
+            fds = dict(zip((0, 6, 7, 3, 4, 5), (*copies, *self._sockets), strict=True))
+            return processes.spawn(argv, fds), ours
 
     def _await_broker(self, ready: int, pid: int) -> None:
         readable, _, _ = select.select([ready], [], [], BROKER_READY_TIMEOUT_S)
@@ -311,7 +322,7 @@ class Supervisor:
     def _restart_broker(self) -> None:
         self._restart_at_s = None
         try:
-            self._broker = self._start_broker(self._plan)
+            self._heed(*self._start_broker(self._plan))
         except GatewayError as error:
             self._log.error("broker_not_started", reason=error.message)
             self._turned_away = True
@@ -339,7 +350,7 @@ class Supervisor:
             anew, old = plan.sshd != self._plan.sshd, self._plan.sshd
             if anew:
                 listener.check(plan.sshd.address, plan.sshd.port, held=(old.address, old.port))
-            broker = self._start_broker(plan)
+            broker, errands = self._start_broker(plan)
         except (GatewayError, OSError) as error:
             self._reload_failed(error)
             return
@@ -357,7 +368,8 @@ class Supervisor:
         if self._broker:
             self._draining.add(self._broker)
             processes.end(self._broker, signal.SIGTERM)
-        self._broker, self._plan, self._restart_at_s = broker, plan, None
+        self._heed(broker, errands)
+        self._plan, self._restart_at_s = plan, None
         self._turned_away = False
         if anew:
             self._runtime.pid_file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The broker's process: ``python3 -I -m helpers.broker``.
 
 The supervisor starts it as the gateway's own unprivileged uid, with the settings on standard input and these file
-descriptors: 3, 4 and 5, listening for the helpers, nss-systemd and ssh's requests to an agent; 6, where it asks for
-home directories; 7, to which it writes one line: ``{"result": {}}`` once it serves, or the error.
+descriptors: 3, 4 and 5, listening for the helpers, nss-systemd and ssh's requests to an agent; 6, by which it has done
+what takes root; 7, to which it writes one line: ``{"result": {}}`` once it serves, or the error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from helpers.broker.broker import Broker
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
-from helpers.broker.homes import HomeMaker
+from helpers.broker.errands import Errands
 from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
@@ -30,7 +30,7 @@ from helpers.log import EventLog
 from helpers.protocol import encode, error_answer
 
 LISTENING_FDS = (3, 4, 5)
-HOMES_FD = 6
+ERRANDS_FD = 6
 STATUS_FD = 7
 
 SWEEP_S = 30.0
@@ -87,7 +87,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         keys = AnyKey()
     else:
         keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
-    homes = HomeMaker(socket.socket(fileno=HOMES_FD))
+    errands = Errands(socket.socket(fileno=ERRANDS_FD))
     broker = Broker(
         config,
         users,
@@ -95,7 +95,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         connections,
         known_hosts,
         None if key is None else identity(key),
-        homes.make,
+        errands,
         log,
         os.getppid(),
     )

@@ -8,18 +8,20 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.broker import agent, userdb
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
+from helpers.broker.errands import Errands
 from helpers.broker.keyline import OfferedKey, parse_offered_key, permitted_lines
-from helpers.broker.keys import KeySource, RemoteKeys
+from helpers.broker.keys import KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.logins import Logins
 from helpers.broker.peers import Peer, session_id
+from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
 from helpers.broker.server import Handler
 from helpers.broker.sessions import Sessions, parse_request
 from helpers.broker.users import RESERVED_NAMES, UserTable
@@ -51,7 +53,7 @@ class Broker:
         connections: The connections to the remote.
         known_hosts: Where the remote's host keys are looked up; None where any will do.
         identity: The gateway's key, to sign logins with; None where the gateway has none.
-        make_home: Has a uid's home directory made.
+        errands: The way to the supervisor, which does what takes root.
         log: Where each decision goes.
         supervisor: The process that started sshd, for session ids.
     """
@@ -64,13 +66,16 @@ class Broker:
         connections: Connections,
         known_hosts: KnownHosts | None,
         identity: agent.Identity | None,
-        make_home: Callable[[int], Awaitable[bool]],
+        errands: Errands,
         log: EventLog,
         supervisor: int,
     ) -> None:
         """Take the collaborators."""
         self._config, self._users, self._keys, self._connections = config, users, keys, connections
-        self._known_hosts, self._identity, self._make_home = known_hosts, identity, make_home
+        self._known_hosts, self._identity, self._errands = known_hosts, identity, errands
+        self._remembered = Remembered()
+        if isinstance(keys, RemoteKeys):
+            keys.on_file = self._renew
         self._sessions = Sessions(config, connections, known_hosts)
         self._logins = Logins()
         self._log, self._supervisor = log, supervisor
@@ -126,9 +131,12 @@ class Broker:
             self._keys.prefetch(user)
         if user in self._config.passwords:
             # A password brings no key, by which a home is made otherwise.
-            task = asyncio.ensure_future(self._make_home(uid))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._later(self._errands.make_home(user, uid))
+
+    def _later(self, errand: Coroutine[Any, Any, bool]) -> None:
+        task = asyncio.ensure_future(errand)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def keep_fresh(self) -> None:
         """Keep the keys of users who will probably be back fresh, until cancelled."""
@@ -160,7 +168,8 @@ class Broker:
         try:
             offered = parse_offered_key(key_type, str(request["key"]))
             key = fingerprint(offered.blob)
-            lines, source, fetch_ms = await self._permitted(user, offered)
+            lines, file = await self._permitted(user, offered)
+            source, fetch_ms = file.source, file.fetch_ms
             reason = None if lines else "no line for this key"
         except GatewayError as error:
             reason = f"{error.code}: {error.message}"
@@ -169,7 +178,7 @@ class Broker:
             if self._identity is not None:
                 self._connections.warm_up(user)
             uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
-            if uid is None or not await self._make_home(uid):
+            if uid is None or not await self._let_in(user, uid, offered, file, lines):
                 lines, reason = [], "no home directory could be made"
         if lines and self._config.accept_any_key:
             self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as anyone would be")
@@ -206,7 +215,26 @@ class Broker:
             return None
         return None if any(address in proxies for proxies in self._proxies) else text
 
-    async def _permitted(self, user: str, offered: OfferedKey) -> tuple[list[bytes], str, float]:
+    async def _let_in(self, user: str, uid: int, offered: OfferedKey, file: KeyFile, lines: list[bytes]) -> bool:
+        """Have all made that a login by this key needs here, and tell whether it has a home."""
+        if not isinstance(self._keys, RemoteKeys) or file.content is None:
+            return await self._errands.make_home(user, uid)
+        self._remembered.add(user, file.content, offered, lines)
+        return await self._remember(user, uid, self._keys.left_s(file))
+
+    async def _remember(self, user: str, uid: int, left_s: float) -> bool:
+        seconds = min(left_s, LONGEST_S) - MARGIN_S
+        return await self._errands.remember(user, uid, self._remembered.lines(user, seconds), seconds)
+
+    def _renew(self, user: str, file: KeyFile) -> None:
+        """Have sshd believe what it knows by itself for as long as we do now, or forget it if it is news."""
+        if file.content is None or not self._remembered.renew(user, file.content):
+            return
+        uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
+        if uid is not None and isinstance(self._keys, RemoteKeys):
+            self._later(self._remember(user, uid, self._keys.left_s(file)))
+
+    async def _permitted(self, user: str, offered: OfferedKey) -> tuple[list[bytes], KeyFile]:
         if user != "root" and not (is_user_name(user) and self._users.uid_of(user, allocate=False)):
             msg = "no such user name"
             raise UserNameError(msg)
@@ -216,8 +244,8 @@ class Broker:
         file = await self._keys.read(user)
         if file.content is None:
             # A certificate would need a line for whoever signed it; its plain key is offered next.
-            return [] if offered.certificate else [_plain_line(offered)], file.source, file.fetch_ms
-        return permitted_lines(file.content, offered), file.source, file.fetch_ms
+            return [] if offered.certificate else [_plain_line(offered)], file
+        return permitted_lines(file.content, offered), file
 
     async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Start a session for the user who owns the peer's uid.

@@ -21,6 +21,7 @@ import binascii
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from helpers.broker.certificate import (
     CERTIFICATE_TYPES,
@@ -157,6 +158,18 @@ def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
             break
         lines.append(b" ".join(filter(None, (b",".join(map(bytes, options)), key))))
     return lines
+
+
+def with_expiry(line: bytes, expires: datetime) -> bytes:
+    """Let a line end by itself; one that ends sooner already goes on doing so (auth-options.c, ``expiry-time``).
+
+    Args:
+        line: One of `permitted_lines`.
+        expires: The last second in which it holds; its zone is UTC.
+    """
+    # An option's name is none of a key's type.
+    has_options = line.partition(b" ")[0] not in KEY_NAMES
+    return b'expiry-time="%s"%s%s' % (expires.strftime("%Y%m%d%H%M%SZ").encode(), b"," if has_options else b" ", line)
 
 
 def encode_command(command: bytes) -> str:

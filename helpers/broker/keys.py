@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -178,12 +178,14 @@ class RemoteKeys:
 
     Attributes:
         pacing: Told how long fetches over new connections take.
+        on_file: Told whose file was fetched, and what is believed now: an empty one for whom the remote refuses.
     """
 
     def __init__(self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing remembered."""
         self._pool, self._ttl_s, self._own_key, self._clock = pool, ttl_s, own_key, clock
         self.pacing = Pacing(clock)
+        self.on_file: Callable[[str, KeyFile], None] = lambda *_: None
         self._files: TTLCache[str, KeyFile] = TTLCache(
             CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content or b"")
         )
@@ -234,6 +236,7 @@ class RemoteKeys:
                 ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
         except PermissionDeniedError as error:
             self._refusals[user] = _anew(error)
+            self.on_file(user, KeyFile(b"", "remote"))
             raise
         except GatewayError as error:
             self._outages[user] = _anew(error)
@@ -241,9 +244,17 @@ class RemoteKeys:
         if ran.connect_ms > 0.0:
             self.pacing.fetched(self._clock() - began)
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
-        content = ran.completed.stdout if ran.completed.status == 0 else b""
-        self._files[user] = KeyFile(content, "remote", fetched_s=self._clock())
-        return KeyFile(content, "remote", ran.connect_ms + ran.run_ms)
+        file = self._believe(user, ran.completed.stdout if ran.completed.status == 0 else b"")
+        return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
+
+    def _believe(self, user: str, content: bytes) -> KeyFile:
+        file = self._files[user] = KeyFile(content, "remote", fetched_s=self._clock())
+        self.on_file(user, file)
+        return file
+
+    def left_s(self, file: KeyFile) -> float:
+        """Tell for how many seconds a file is believed yet."""
+        return max(0.0, file.fetched_s + self._ttl_s - self._clock())
 
     async def keep_fresh(self) -> None:
         """Refresh every now and then, until cancelled."""
@@ -263,7 +274,7 @@ class RemoteKeys:
                 done = await self._pool.run_unused(user, FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
             # Without the gateway's own key in it, whether the gateway may still be there is a login's to find out.
             if done is not None and done.status == 0 and self._own_key in done.stdout:
-                self._files[user] = KeyFile(done.stdout, "remote", fetched_s=self._clock())
+                self._believe(user, done.stdout)
 
         now = self._clock()
         due = [

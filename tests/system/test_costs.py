@@ -27,7 +27,7 @@ def _last_pid(gateway: Gateway) -> int:
 
 
 def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) -> None:
-    """A login of somebody known takes eight processes, and a dozen packets of TCP and 3 kB each way at the most."""
+    """A login of somebody known takes six processes, and a dozen packets of TCP and 3 kB each way at the most."""
     lab = make_lab(rtt_ms=20)  # of its own: in another's, gateways have something to say too
     gateway, user = lab.start_gateway(), lab.add_user()
     counts = []
@@ -36,8 +36,8 @@ def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) ->
         terminal = lab.terminal(lab.gateway_argv(gateway, user))
         terminal.wait_for(user.prompt)
         after = lab.wan.traffic()
-        # One is the reader's own. The rest: sshd for the connection and its unprivileged half, two key commands, sshd
-        # as the user, the session, and two to nudge mosh-client.
+        # One is the reader's own. The rest: sshd for the connection and its unprivileged half, sshd as the user, the
+        # session, and two to nudge mosh-client.
         processes = _last_pid(gateway) - pid - 1
         up, down = ((then, now) for then, now in ((before.up, after.up), (before.down, after.down)))
         packets = [now.packets("tcp", PORT) - then.packets("tcp", PORT) for then, now in (up, down)]
@@ -45,7 +45,7 @@ def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) ->
         terminal.close()
     # The first one is cold; and the broker starts a thread more while all it has are busy.
     processes, packets_up, packets_down, bytes_up, bytes_down = map(min, zip(*counts[1:], strict=True))
-    assert processes <= 8 + 1
+    assert processes <= 6 + 1
     assert max(packets_up, packets_down) <= 12
     assert max(counts[0][1:3]) <= 30
     # mosh's first frames are in it.
@@ -82,16 +82,16 @@ def test_programs_of_a_login(
     user: User,
     require: Callable[..., None],
 ) -> None:
-    """A login executes Python three times: for each of sshd's two questions about the key, and for the session."""
+    """Python is executed once for somebody's first question about a key, and once for each session."""
     require("strace")
     gateway = start_gateway()
-    with _executed(gateway, LogFile(gateway.directory / "execve")) as names:
-        terminal = open_terminal(lab.gateway_argv(gateway, user))
-        terminal.wait_for(user.prompt)
-        terminal.close()
-    sshd = [name for name in names if name.startswith("sshd")]
-    programs = [re.sub(r"^python.*", "python", name) for name in names if name not in sshd]
     # The shell is how sshd executes a command: it becomes the session.
-    assert programs == ["python", "python", "sh", "python", "mosh-client"]
-    # From OpenSSH 9.8 on it executes itself once more.
-    assert len(sshd) <= 2
+    for number, expected in enumerate((["python", "sh", "python", "mosh-client"], ["sh", "python", "mosh-client"])):
+        with _executed(gateway, LogFile(gateway.directory / f"execve-{number}")) as names:
+            terminal = open_terminal(lab.gateway_argv(gateway, user))
+            terminal.wait_for(user.prompt)
+            terminal.close()
+        sshd = [name for name in names if name.startswith("sshd")]
+        assert [re.sub(r"^python.*", "python", name) for name in names if name not in sshd] == expected
+        # From OpenSSH 9.8 on it executes itself once more.
+        assert len(sshd) <= 2

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -29,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import strategies as st
 from system.keyline_oracle import USER, Judge, Offer, Verdict, is_possible
 
-from helpers.broker.keyline import decode_command, parse_offered_key, permitted_lines
+from helpers.broker.keyline import decode_command, parse_offered_key, permitted_lines, with_expiry
 from helpers.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -378,6 +379,26 @@ def test_logins_get_the_same(judge: Judge, verdicts: list[tuple[Case, Offer, Ver
     print(dict(Counter(results)))  # seen with -s
     assert len(results) >= min(LOGINS, FILES // 5), "too few logins for a comparison"
     assert len(set(results)) == 4, "there should be logins with and without a command, with and without a PTY"
+
+
+def test_what_sshd_knows_by_itself(judge: Judge, verdicts: list[tuple[Case, Offer, Verdict, Verdict]]) -> None:
+    """With an end to each line, in AuthorizedKeysFile, it lets in whom it lets in without, and nobody after that."""
+    # RSA keys are slow to make, and so are in several of the files, which are one here.
+    kinds = ("-cert-", "rsa")
+    asked = [
+        (case, offer, ours) for case, offer, _, ours in verdicts if not any(kind in offer.key_type for kind in kinds)
+    ]
+    asked = asked[::3]
+    lines = [line for case, offer, _ in asked for line in case.filtered(offer, case.content).split(b"\n")[:-1]]
+    now = datetime.now(UTC)
+
+    def accepted(name: str, expires: datetime) -> list[bool]:
+        file = judge.write(name, b"".join(with_expiry(line, expires) + b"\n" for line in lines))
+        return [its.accepted for its in judge.query([f"AuthorizedKeysFile {file}"], [offer for _, offer, _ in asked])]
+
+    assert accepted("known/still", now + timedelta(hours=1)) == [ours.accepted for *_, ours in asked]
+    assert sum(ours.accepted for *_, ours in asked) > len(asked) / 20
+    assert not any(accepted("known/ended", now - timedelta(seconds=2)))
 
 
 def test_the_oracle_can_tell(judge: Judge) -> None:

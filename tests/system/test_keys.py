@@ -6,12 +6,15 @@ import base64
 import os
 import re
 import shlex
+import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lab.client import ssh_options
+from lab.room import PLAIN_ENVIRONMENT
 from lab.users import make_key
 from lab.waiting import wait_until
 from lab.wan import NEAR_IPV4
@@ -104,12 +107,83 @@ def test_keys_are_kept_fresh_between_logins(
     fetched(2)
     since = gateway.log.mark()
     assert _may_enter(lab, gateway, user)
-    permitted = gateway.log.matches(rf"key_permitted .* user={user.name} .* source=remote fetch_ms=(\S+)", since=since)
-    assert {found[1] for found in permitted} == {"0.0"}
+    assert not gateway.log.matches(r"key_permitted ", since=since)
 
     lab.remote.authorize(user, [lab.gateway_key.public])
     fetched(1)
     wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+
+
+# Known to sshd by itself
+
+
+def _asked(gateway: Gateway, user: User, since: int) -> int:
+    """Count how often sshd asked about a key of the user's and was given a line."""
+    return len(gateway.log.matches(rf"key_permitted .* user={user.name} ", since=since))
+
+
+def test_sshd_asks_once(lab: Lab, gateway: Gateway, user: User) -> None:
+    """A second login within the TTL asks nobody, whatever else is offered; another key of the user's is asked about."""
+    other, line = _new_key(lab, f"other-of-{user.name}")
+    lab.remote.authorize(user, [user.key.public, line, lab.gateway_key.public])
+    wrong, _ = _new_key(lab, f"wrong-for-{user.name}")
+    since = gateway.log.mark()
+    for key, asked in ((None, 1), (None, 1), (other, 2), (other, 2), (None, 2)):
+        assert _may_enter(lab, gateway, user, key=key)
+        assert _asked(gateway, user, since) == asked
+    assert not _may_enter(lab, gateway, user, key=wrong)
+    assert not _may_enter(lab, gateway, lab.add_user(), key=user.key.private)
+
+
+def test_what_sshd_knows_is_its_users_alone(lab: Lab, gateway: Gateway, user: User) -> None:
+    """Another user's process can neither read nor list it, and the user's own cannot write it."""
+    assert _may_enter(lab, gateway, user)
+    directory = f"{gateway.settings['GATEWAY_RUNTIME_DIR']}/authorized_keys"
+    uid = (gateway.room.path(directory) / user.name).stat().st_gid
+
+    def tried(uid: int, *command: str) -> str:
+        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        argv = gateway.room.argv([*become, *command])
+        return subprocess.run(argv, capture_output=True, text=True, check=False, env=PLAIN_ENVIRONMENT).stderr
+
+    denied = "Permission denied"
+    assert tried(uid, "cat", f"{directory}/{user.name}") == ""
+    for command in (["ls", directory], ["touch", f"{directory}/x"], ["rm", f"{directory}/{user.name}"]):
+        assert denied in tried(uid, *command)
+    assert denied in tried(uid, "sh", "-c", f"echo >>{directory}/{user.name}")
+    assert denied in tried(uid + 1, "cat", f"{directory}/{user.name}")
+
+
+def test_what_sshd_knows_ends_with_the_ttl(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
+    """A key that is revoked gets in until then, and not after, though the broker is never asked meanwhile."""
+    gateway = start_gateway({"GATEWAY_CACHE_TTL": "5"})
+    assert _may_enter(lab, gateway, user)
+    since = gateway.log.mark()
+    lab.remote.authorize(user, [lab.gateway_key.public])
+    assert _may_enter(lab, gateway, user)
+    assert _asked(gateway, user, since) == 0
+    wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+
+
+def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
+    """A broker that was killed, or the one after a reload, has nothing remembered, and sshd has not either."""
+    gateway = start_gateway()
+    for number in (signal.SIGKILL, signal.SIGHUP):
+        assert _may_enter(lab, gateway, user)
+        since = gateway.log.mark()
+        assert _may_enter(lab, gateway, user)
+        assert _asked(gateway, user, since) == 0
+        if number == signal.SIGKILL:
+            os.kill(gateway.broker.pid, number)
+            gateway.log.wait_for("broker_restarted", since=since)
+        else:
+            gateway.signal(number)
+            gateway.log.wait_for("reloaded", since=since)
+        lab.remote.authorize(user, [lab.gateway_key.public])
+        assert not _may_enter(lab, gateway, user)
+        lab.remote.authorize(user, [user.key.public, lab.gateway_key.public])
+        gateway.signal(signal.SIGHUP)  # that it was refused is remembered, too
+        gateway.log.wait_for("reloaded", since=gateway.log.mark() - 1)
 
 
 def test_ten_logins_at_once_share_one_connection(lab: Lab, gateway: Gateway, user: User) -> None:

@@ -70,7 +70,8 @@ def test_lines_of_a_login_belong_together(
     client, port = session["client"].rsplit(":", 1)
     pattern = rf"Accepted publickey for {user.name} from (\S+) port (\d+) .* (\S+)$"
     (accepted,) = gateway.log.matches(pattern, since=since)
-    assert [event for event, _ in events] == ["key_permitted", "key_permitted", "session_started"]
+    # Of the second question about the key, to prove that it is the client's, sshd knows the answer.
+    assert [event for event, _ in events] == ["key_permitted", "session_started"]
     assert {fields["sid"] for _, fields in events} == {session["sid"]}
     assert session["sid"] != "-"
     assert accepted.groups() == (client, port, _fingerprint(lab, user.key.private))
@@ -80,7 +81,7 @@ def test_lines_of_a_login_belong_together(
     assert {"connect_ms", "mosh_server_ms", "ms"} <= session.keys()
     assert {"fetch_ms", "source", "ms"} <= events[0][1].keys()
     # sshd tells the key command who the client is from OpenSSH 9.4 on.
-    assert {fields["client"] for _, fields in events[:2]} <= {"-", session["client"]}
+    assert events[0][1]["client"] in {"-", session["client"]}
 
 
 def test_two_logins_have_two_ids(
@@ -124,7 +125,7 @@ def test_failed_session_says_why(
     open_terminal(lab.gateway_argv(gateway, user)).wait_exit()
 
     events = _events(gateway, 0, user=user.name)
-    assert [event for event, _ in events] == ["key_permitted", "key_permitted", "session_failed"]
+    assert [event for event, _ in events] == ["key_permitted", "session_failed"]
     assert len({fields["sid"] for _, fields in events}) == 1
     assert events[-1][1]["outcome"] == "no_mosh_server"
     assert "/no/such/server" in events[-1][1]["reason"]

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,6 +16,7 @@ from helpers.broker import agent
 from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Completed, Connections
+from helpers.broker.errands import Errands
 from helpers.broker.keyline import encode_command
 from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import fingerprint
@@ -80,10 +81,16 @@ class FakeConnection:
         return timeout_s > 0
 
     def run(
-        self, command: str, *, max_bytes: int, timeout_s: float, until: Callable[[bytes], object] | None = None
+        self,
+        command: str,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        until: Callable[[bytes], object] | None = None,
+        ahead: bool = False,
     ) -> Completed:
         """Answer."""
-        del max_bytes, timeout_s
+        del max_bytes, timeout_s, ahead
         self._room.lines.append(command)
         outcomes = self._room.outcomes
         outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
@@ -91,6 +98,25 @@ class FakeConnection:
             if until is not None and until(line) is not None:
                 return Completed(outcome.stdout, b"", None)
         return outcome
+
+
+class FakeErrands(Errands):
+    """The supervisor, for a room."""
+
+    def __init__(self, room: Room) -> None:
+        """Belong to a room."""
+        self._room = room
+
+    async def make_home(self, user: str, uid: int) -> bool:
+        """Make it, or not."""
+        assert self._room.users.name_of(uid) == user
+        self._room.homes.append(uid)
+        return self._room.home_is_made
+
+    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> bool:
+        """Note it."""
+        self._room.remembered.append((user, list(lines), seconds))
+        return await self.make_home(user, uid)
 
 
 class BrokenKeys:
@@ -116,6 +142,8 @@ class Room:
         connected: The users that the gateway logged in as.
         homes: The uids whose homes were made.
         home_is_made: Whether they can be.
+        refuses: Whether the remote lets the gateway in no more.
+        remembered: What sshd was to know by itself: who, which lines and for how long.
     """
 
     def __init__(self, keys: KeySource | None = None, **settings: Any) -> None:
@@ -125,6 +153,9 @@ class Room:
         self.connected: list[str] = []
         self.homes: list[int] = []
         self.home_is_made = True
+        self.refuses = False
+        self.remembered: list[tuple[str, list[bytes], float]] = []
+        self.errands = FakeErrands(self)
         values: dict[str, Any] = {
             "remote_host": "remote.example",
             "remote_port": 22,
@@ -162,16 +193,15 @@ class Room:
         self.users = UserTable(":memory:", _UIDS)
         self.connections = Connections(self._connect)
         source = keys or ContentKeys(f"ssh-ed25519 {_KEY} alice\n".encode())
-        self.broker = Broker(config, self.users, source, self.connections, None, None, self._make_home, self.log, 1)
+        self.broker = Broker(config, self.users, source, self.connections, None, None, self.errands, self.log, 1)
 
     def _connect(self, user: str, command: Callable[[str], str] | None) -> FakeConnection:
         del command
         self.connected.append(user)
+        if self.refuses:
+            msg = "no"
+            raise PermissionDeniedError(msg)
         return FakeConnection(self)
-
-    async def _make_home(self, uid: int) -> bool:
-        self.homes.append(uid)
-        return self.home_is_made
 
     def login(self, name: str) -> Peer:
         """Let sshd look a user up, and be a process of that user's."""
@@ -395,7 +425,7 @@ def test_every_refusal_is_paced_alike() -> None:
     room = Room()
     keys = RemoteKeys(room.connections, 60.0, b"AAAA")
     keys.pacing = pacing = RecordedPacing()
-    broker = Broker(room.config, room.users, keys, room.connections, None, None, room._make_home, room.log, 1)
+    broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
     room.outcomes = [Completed(f"ssh-ed25519 {_KEY}\n".encode(), b"", 0), Completed(b"", b"cat: no", 1)]
 
     async def scenario() -> None:
@@ -421,7 +451,7 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
     room = Room(trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
     keys = RemoteKeys(room.connections, 60.0, b"AAAA")
     keys.pacing = pacing = RecordedPacing()
-    broker = Broker(room.config, room.users, keys, room.connections, None, None, room._make_home, room.log, 1)
+    broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
     room.outcomes = [Completed(f"MOSH CONNECT 60001 {_MOSH_KEY}\n".encode(), b"", 0)]
 
     async def scenario() -> None:
@@ -429,6 +459,120 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
         pacing.fetched(1.0)
         address = broker._address(f"[{client}]:50001")
         assert (address, pacing.left_s("alice", address)) == ((client, 0.0) if familiar else (None, 1.0))
+
+    _run(room, scenario)
+
+
+def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
+    """Give a room's broker keys from its remote, which has one file after the other."""
+    keys = RemoteKeys(room.connections, ttl_s, b"AAAA")
+    room.outcomes = [Completed(content, b"", 0) for content in contents]
+    room.broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
+    return keys
+
+
+_OWN = b"ssh-ed25519 AAAA gateway\n"
+_BOTH = _OWN + f"ssh-ed25519 {_KEY} alice\nrestrict ssh-ed25519 {_OTHER_KEY} alice's other\n".encode()
+
+
+def test_sshd_knows_by_itself_what_was_permitted() -> None:
+    """The lines of the key that was offered, and of no other, for as long as the file is believed."""
+    room = Room()
+    _remote_keys(room, _BOTH)
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
+        assert await room.keys(key=_OTHER_KEY) == [f"restrict ssh-ed25519 {_OTHER_KEY}"]
+        (_, first, _), (user, both, seconds) = room.remembered
+        assert [re.sub(rb'"\d{14}Z"', b"?", line) for line in both] == [
+            f"expiry-time=? ssh-ed25519 {_KEY}".encode(),
+            f"expiry-time=?,restrict ssh-ed25519 {_OTHER_KEY}".encode(),
+        ]
+        assert len(first) == 1
+        assert user == "alice"
+        assert 0 < seconds <= 58
+
+    _run(room, scenario)
+
+
+def test_sshd_knows_nothing_of_who_was_refused() -> None:
+    """A key that is in no line, a user without keys and a name that is none have no file."""
+    room = Room()
+    _remote_keys(room, _OWN)
+
+    async def scenario() -> None:
+        room.login("alice")
+        for user, key in (("alice", _KEY), ("alice", _OTHER_KEY), ("bob", _KEY), ("root", _KEY)):
+            assert await room.keys(user=user, key=key) == []
+        assert room.remembered == []
+
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("keys", [None, AnyKey()], ids=["keys of the settings", "any key"])
+def test_sshd_knows_nothing_that_is_not_the_remotes(keys: KeySource | None) -> None:
+    """Local keys are read at each login, and any key is any key: sshd asks."""
+    room = Room(keys)
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys()
+        assert (len(room.homes), room.remembered) == (1, [])
+
+    _run(room, scenario)
+
+
+def test_a_long_ttl_is_not_sshds() -> None:
+    """It asks again after ten minutes: the broker still remembers, and knows whether the user is still wanted."""
+    room = Room()
+    _remote_keys(room, _BOTH, ttl_s=86400.0)
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys()
+        assert [seconds for _, _, seconds in room.remembered] == [598.0]
+
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize(
+    ("later", "known"),
+    [(Completed(_BOTH, b"", 0), True), (Completed(_OWN, b"", 0), False), (Completed(b"", b"cat: no", 1), False)],
+    ids=["the same", "without the key", "no file"],
+)
+def test_a_file_that_is_fetched_again_is_news_to_sshd(later: Completed, *, known: bool) -> None:
+    """The same file renews what sshd knows, another one ends it, and each before anybody asks."""
+    room = Room()
+    keys = _remote_keys(room, _BOTH)
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys()
+        room.outcomes = [later]
+        await keys.fetch("alice")
+        await asyncio.sleep(0)  # the errand's turn
+        (_, before, _), (user, after, _) = room.remembered
+        assert user == "alice"
+        assert (len(before), len(after)) == (1, int(known))
+
+    _run(room, scenario)
+
+
+def test_a_remote_that_refuses_ends_what_sshd_knows() -> None:
+    """A user who shut the gateway out is asked for again."""
+    room = Room()
+    keys = _remote_keys(room, _BOTH)
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys()
+        room.connections.forget("alice")
+        room.refuses = True
+        with pytest.raises(PermissionDeniedError):
+            await keys.fetch("alice")
+        await asyncio.sleep(0)  # the errand's turn
+        assert [len(lines) for _, lines, _ in room.remembered] == [1, 0]
 
     _run(room, scenario)
 

@@ -38,6 +38,7 @@ def test_versions(version: tuple[int, int], present: tuple[str, ...], absent: tu
         address="::",
         port=22,
         host_key=path,
+        authorized_keys=path,
         authorized_keys_command=("/bin/true",),
         authorized_keys_command_user="nobody",
         force_command=("/bin/true",),

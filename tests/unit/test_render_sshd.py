@@ -57,6 +57,7 @@ def context(_sshd: None, room: Path) -> render.SshdContext:
         address="127.0.0.1",
         port=free_port(),
         host_key=key,
+        authorized_keys=room,
         authorized_keys_command=("/bin/true",),
         authorized_keys_command_user="nobody",
         force_command=("/bin/true",),
@@ -170,7 +171,7 @@ def keypair(path: Path) -> Path:
 def test_sshd_accepts_it(context: render.SshdContext, room: Path, *, passwords: bool, root: bool) -> None:
     """The installed sshd starts with every variant of it."""
     variant = dataclasses.replace(context, password_authentication=passwords, permit_root=root)
-    assert effective(variant, room)["authorizedkeysfile"] == ["none"]
+    assert effective(variant, room)["authorizedkeysfile"] == [f"{room}/%u"]
 
 
 @needs_sshd
@@ -232,6 +233,26 @@ def test_addresses(context: render.SshdContext, room: Path, address: str) -> Non
     """Names and addresses of both families are understood, IPv6 without brackets."""
     found = effective(dataclasses.replace(context, address=address, port=2222), room)
     assert all(value.endswith(":2222") for value in found["listenaddress"])
+
+
+@needs_sshd
+@pytest.mark.parametrize(("line", "enters"), [("", True), ('expiry-time="20200101Z" ', False)], ids=["holds", "ended"])
+def test_sshd_knows_by_itself_who_has_a_file(
+    context: render.SshdContext, room: Path, line: str, *, enters: bool
+) -> None:
+    """It is found whatever the directory is called, and where it lets in the key command is not asked."""
+    key = keypair(room / "key")
+    odd = room / 'it\'s 100%h %u "odd"'
+    odd.mkdir()
+    (odd / "root").write_text(f"{line}{(room / 'key.pub').read_text()}")
+    forced = script(room / "forced", "#!/bin/sh\necho entered\n")
+    variant = dataclasses.replace(context, authorized_keys=odd, force_command=(forced,), permit_root=True)
+    server = Sshd(variant, room)
+    try:
+        result = server.login(key)
+    finally:
+        server.stop()
+    assert (result.stdout == "entered\n") == enters, result.stderr
 
 
 @needs_sshd

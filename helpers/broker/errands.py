@@ -1,0 +1,64 @@
+"""Asks the supervisor for what takes root: see `gatewayctl.errands`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from helpers.errors import ProtocolError
+from helpers.protocol import MAX_REQUEST_BYTES, decode, encode
+
+ANSWER_TIMEOUT_S = 2.0
+"""Longest wait, in seconds: the supervisor makes one directory, and writes one file."""
+
+
+class Errands:
+    """The way to the supervisor.
+
+    Args:
+        sock: Our end of a SOCK_SEQPACKET pair.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take the socket over."""
+        sock.settimeout(0)
+        self._sock, self._turn, self._number = sock, asyncio.Lock(), 0
+
+    async def make_home(self, user: str, uid: int) -> bool:
+        """Have a user's home made, and tell whether there is one now."""
+        return await self._run({"user": user, "uid": uid})
+
+    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> bool:
+        """Have a user's home made, and the file written by which sshd lets the user in without asking us.
+
+        Args:
+            user: The user's name.
+            uid: The user's uid.
+            lines: What is to be in the file; where there are none, or they are too long, it is removed.
+            seconds: How long it may stay.
+
+        Returns:
+            Whether there is a home now; without the file sshd asks, and that is all.
+        """
+        errand = {"user": user, "uid": uid, "seconds": seconds}
+        text = [line.decode("utf-8", "surrogateescape") for line in lines]
+        if len(encode(errand | {"lines": text})) > MAX_REQUEST_BYTES - 64:
+            text = []
+        return await self._run(errand | {"lines": text})
+
+    async def _run(self, errand: dict[str, Any]) -> bool:
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            self._number += 1
+            answer: dict[str, Any] = {}
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await loop.sock_sendall(self._sock, encode(errand | {"number": self._number}))
+                    # An answer that came too late for the one who asked is not ours.
+                    while answer.get("number") != self._number:
+                        answer = decode(await loop.sock_recv(self._sock, MAX_REQUEST_BYTES))
+            except (OSError, TimeoutError, ProtocolError):
+                return False
+        return answer.get("done") is True

@@ -1,0 +1,245 @@
+"""What root does on the broker's word: homes, and files of keys; for whom it may be, and whose word counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gatewayctl.errands import SWEEP_S
+from gatewayctl.errands import Errands as RootsErrands
+from gatewayctl.homes import UNUSED_S, Homes
+from gatewayctl.remembered_keys import RememberedKeys
+from helpers.broker.errands import Errands
+from helpers.protocol import MAX_REQUEST_BYTES, decode, encode
+
+_UID = 70_001
+_LINE = b"ssh-ed25519 AAAA"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making a home takes root")
+
+
+class Place:
+    """Homes and files of keys, with a clock that a test sets, and the broker's end of a way there.
+
+    Attributes:
+        way: The end of a broker whose word counts.
+        later_s: Seconds that have passed.
+    """
+
+    def __init__(self, root: Path, stack: ExitStack) -> None:
+        """Have one broker."""
+        self.homes, self.files, self.later_s = root / "home", root / "keys", 0.0
+        for path in (self.homes, self.files):
+            path.mkdir()
+        self._stack = stack
+        homes = Homes(self.homes, range(70_000, 70_010), list, self._since_the_youngest)
+        self.errands = RootsErrands(homes, RememberedKeys(self.files, self._now), self._now)
+        self.way = self.broker(heeded=True)
+
+    def _now(self) -> float:
+        return self.later_s
+
+    def _since_the_youngest(self) -> float:
+        return max((path.lstat().st_mtime for path in self.homes.iterdir()), default=0.0) + self.later_s
+
+    def broker(self, *, heeded: bool) -> socket.socket:
+        """Have another broker, and return its end."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if heeded:
+            self.errands.heed(theirs)
+        thread = threading.Thread(target=self.errands.serve, args=(theirs,))
+        thread.start()
+
+        def end() -> None:
+            ours.close()
+            thread.join(10)
+            assert not thread.is_alive()
+
+        self._stack.callback(end)
+        return ours
+
+    def ask(self, scenario: Callable[[Errands], Any], way: socket.socket | None = None) -> Any:
+        """Be a broker."""
+
+        async def run() -> Any:
+            return await scenario(Errands(way or self.way))
+
+        return asyncio.run(run())
+
+    def remember(
+        self, user: str, uid: int, *lines: bytes, seconds: float = 60, way: socket.socket | None = None
+    ) -> bool:
+        """Ask for a user's file."""
+        return bool(self.ask(lambda errands: errands.remember(user, uid, lines, seconds), way))
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The files, and what is in them."""
+        return {path.name: path.read_text("utf-8", "surrogateescape") for path in self.files.iterdir()}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A place with one broker."""
+    with ExitStack() as stack:
+        yield Place(tmp_path, stack)
+
+
+# Homes
+
+
+def test_the_broker_has_homes_made(place: Place) -> None:
+    """One after the other, and is told which could not be."""
+
+    async def ask(errands: Errands) -> list[bool]:
+        return [await errands.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
+
+    assert place.ask(ask) == [True, False, True]
+    assert {path.name for path in place.homes.iterdir()} == {str(_UID), str(_UID + 1)}
+    assert place.known == {}
+
+
+def test_homes_go_while_others_come(place: Place) -> None:
+    """Logins that never let up keep nobody else's home there."""
+
+    async def ask(errands: Errands) -> None:
+        assert await errands.make_home("alice", _UID)
+        place.later_s = UNUSED_S + SWEEP_S
+        # What was answered before the second of these was swept after.
+        assert [await errands.make_home("bob", _UID + 1) for _ in range(2)] == [True, True]
+
+    place.ask(ask)
+    assert not (place.homes / str(_UID)).exists()
+
+
+_WHOLE = {"user": "alice", "uid": _UID, "number": 1}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"x",
+        b"{}",
+        b"[]",
+        bytes(4),
+        *(encode(_WHOLE | {"user": name}) for name in ("", ".", "..", "../alice", "a/b", "+alice", "a b", 1, None)),
+        *(encode(_WHOLE | {"uid": uid}) for uid in (0, 1, -1, 70_010, "70001", True, 70_001.0, None)),
+        *(encode(_WHOLE | {"lines": lines, "seconds": 60}) for lines in ("x", [1], ["a\nb"], {"a": 1}, [None])),
+        *(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}) for seconds in ("60", None, True, [1])),
+    ],
+)
+def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -> None:
+    """Root makes homes for users alone, and writes files by users' names alone, whatever the broker says."""
+    place.way.send(request_)
+    assert decode(place.way.recv(MAX_REQUEST_BYTES)).get("done") in {None, False}
+    assert list(place.homes.iterdir()) == list(place.files.iterdir()) == []
+
+
+def test_a_supervisor_that_is_gone_does_nothing() -> None:
+    """The broker hears that there is no home, and waits for none."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    with ours:
+        assert not asyncio.run(Errands(ours).make_home("alice", _UID))
+
+
+# Keys
+
+
+def test_sshd_gets_a_users_keys(place: Place) -> None:
+    """They are in a file by the user's name, for sshd to read as that user, and nobody else may."""
+    latin = b'environment="GATEWAY_COMMAND=\xe9" ssh-ed25519 BBBB'
+    assert place.remember("alice", _UID, _LINE, latin)
+    (path,) = place.files.iterdir()
+    status = path.stat()
+    assert (path.name, path.read_bytes()) == ("alice", _LINE + b"\n" + latin + b"\n")
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, _UID, 0o640)
+    assert (place.homes / str(_UID)).is_dir()
+
+
+def test_the_last_word_counts(place: Place) -> None:
+    """A file is replaced as a whole, and removed where there is nothing to say."""
+    assert place.remember("alice", _UID, _LINE, _LINE)
+    assert place.remember("alice", _UID, b"ssh-ed25519 BBBB")
+    assert place.known == {"alice": "ssh-ed25519 BBBB\n"}
+    assert place.remember("alice", _UID)
+    assert place.known == {}
+
+
+def test_making_a_home_leaves_the_keys(place: Place) -> None:
+    """They are another matter."""
+    assert place.remember("alice", _UID, _LINE)
+    assert place.ask(lambda errands: errands.make_home("alice", _UID))
+    assert list(place.known) == ["alice"]
+
+
+def test_lines_too_long_to_say_are_left_to_the_key_command(place: Place) -> None:
+    """What was there before goes, and the login goes on."""
+    assert place.remember("alice", _UID, _LINE)
+    assert place.remember("alice", _UID, b"x" * MAX_REQUEST_BYTES)
+    assert place.known == {}
+
+
+def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> None:
+    """And goes, with the file, when that is over."""
+    assert place.remember("alice", _UID, _LINE, seconds=UNUSED_S * 3)
+    place.later_s = UNUSED_S * 2
+    for _ in range(2):
+        place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+    assert (list(place.known), (place.homes / str(_UID)).exists()) == (["alice"], True)
+    place.later_s = UNUSED_S * 4
+    for _ in range(2):
+        place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+    assert (place.known, (place.homes / str(_UID)).exists()) == ({}, False)
+
+
+def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place) -> None:
+    """Neither the last owner's keys nor what is in its home."""
+    assert place.remember("alice", _UID, _LINE)
+    (place.homes / str(_UID) / "secret").touch()
+    assert place.ask(lambda errands: errands.make_home("bob", _UID))
+    assert place.known == {}
+    assert list((place.homes / str(_UID)).iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_old_keys(place: Place) -> None:
+    """A file that cannot be written is gone, and the login goes on by the key command."""
+    assert place.remember("alice", _UID, _LINE)
+    (place.files / "+alice").mkdir()
+    assert place.remember("alice", _UID, b"ssh-ed25519 BBBB")
+    assert [path.name for path in place.files.iterdir()] == ["+alice"]
+
+
+def test_the_word_of_one_broker_counts(place: Place) -> None:
+    """After a reload only the new one's: the old one, which may have had another remote, makes no more than homes."""
+    assert place.remember("alice", _UID, _LINE)
+    new = place.broker(heeded=True)
+    assert place.known == {}
+    assert place.remember("alice", _UID, _LINE)
+    assert place.known == {}
+    assert place.remember("bob", _UID + 1, _LINE, way=new)
+    assert list(place.known) == ["bob"]
+
+
+def test_a_broker_that_fails_to_begin_changes_nothing(place: Place) -> None:
+    """A reload that fails leaves the word to the old one."""
+    new = place.broker(heeded=False)
+    assert place.remember("bob", _UID + 1, _LINE, way=new)
+    assert place.remember("alice", _UID, _LINE)
+    assert list(place.known) == ["alice"]
+
+
+def test_a_broker_that_is_gone_takes_its_keys_along(tmp_path: Path) -> None:
+    """Nobody would say any more that one of them was revoked."""
+    with ExitStack() as stack:
+        place = Place(tmp_path, stack)
+        assert place.remember("alice", _UID, _LINE)
+    assert place.known == {}
