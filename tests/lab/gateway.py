@@ -139,7 +139,8 @@ class Gateway:
     @property
     def listener(self) -> Process:
         """Its listening sshd. Between fork and exec a child has its title too, but not its parent."""
-        found = (its for its in self.processes("sshd") if its.parent_pid == self.pid and "[listener]" in its.argv[0])
+        supervisor = self.pid  # once: it looks at all that lives on the machine
+        found = (its for its in self.processes("sshd") if its.parent_pid == supervisor and "[listener]" in its.argv[0])
         return max(found, key=lambda its: its.identity[::-1])
 
     def signal(self, number: signal.Signals) -> None:
