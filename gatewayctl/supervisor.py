@@ -32,6 +32,9 @@ BROKER_READY_TIMEOUT_S = 20.0
 SSHD_READY_TIMEOUT_S = 10.0
 """Longest time, in seconds, for sshd to listen and write its pid file."""
 
+SSHD_LOOK_S = 0.1
+"""Seconds between looks for whether sshd listens anew."""
+
 GRACE_S = 10.0
 """Seconds that sessions get to say goodbye to the remote before they are killed: mosh-client needs a few round
 trips for it (mosh 1.4.0), and container engines kill after 10 s by default."""
@@ -52,6 +55,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS_MEANWHILE = tuple(number for number in _SIGNALS if number != signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Supervisor:
         self._crashes = 0
         self._restart_at_s: float | None = None
         self._turned_away = False
+        self._anew_until_s: float | None = None
 
     def run(self) -> int:
         """Serve until a signal says otherwise.
@@ -249,38 +254,34 @@ class Supervisor:
             self._sshd = processes.spawn(["setpriv", "--pdeathsig=TERM", "--", *self._entered(argv)], {0: null, 1: 2})
         finally:
             os.close(null)
-        if not self._await_sshd():
-            msg = f"sshd did not listen within {SSHD_READY_TIMEOUT_S:.0f} s"
-            raise GatewayError(msg)
-
-    def _await_sshd(self) -> bool:
-        """Wait until sshd listens, and tell whether it does; the file with its process id was removed before it began.
-
-        Raises:
-            GatewayError: It ended.
-        """
         deadline = time.monotonic() + SSHD_READY_TIMEOUT_S
         while time.monotonic() < deadline:
             self._reap()
-            if self._runtime.pid_file.exists():
-                try:
-                    listener.send_at_once(self._sshd)
-                except OSError as exc:
-                    self._log.debug("nagle_stays", reason=str(exc))
-                return True
+            if self._sshd_listens():
+                return
             # A child's end cuts the wait short; there is no event for a file of another process's.
             signal.sigtimedwait([signal.SIGCHLD], 0.02)
-        return False
+        msg = f"sshd did not listen within {SSHD_READY_TIMEOUT_S:.0f} s"
+        raise GatewayError(msg)
+
+    def _sshd_listens(self) -> bool:
+        """Tell whether sshd listens, and if so, see to its sockets; its pid file was removed before it began."""
+        if not self._runtime.pid_file.exists():
+            return False
+        try:
+            listener.send_at_once(self._sshd)
+        except OSError as exc:
+            self._log.debug("nagle_stays", reason=str(exc))
+        return True
 
     # Watching
 
     def _watch(self) -> int:
         while True:
-            due_s = None if self._restart_at_s is None else max(0.0, self._restart_at_s - time.monotonic())
-            if due_s is not None and self._turned_away:
-                self._turn_away()
-                due_s = min(due_s, TURN_AWAY_S)
-            arrived = signal.sigwaitinfo(_SIGNALS) if due_s is None else signal.sigtimedwait(_SIGNALS, due_s)
+            waits_s = self._waits_s()
+            # sshd takes no notice of SIGHUP until it listens anew (sshd.c, sighup_restart): another reload waits.
+            signals = _SIGNALS if self._anew_until_s is None else _SIGNALS_MEANWHILE
+            arrived = signal.sigtimedwait(signals, min(waits_s)) if waits_s else signal.sigwaitinfo(signals)
             number = None if arrived is None else arrived.si_signo
             if number == signal.SIGTERM:
                 return 0
@@ -293,6 +294,21 @@ class Supervisor:
             self._reap()
             if self._restart_at_s is not None and time.monotonic() >= self._restart_at_s:
                 self._restart_broker()
+
+    def _waits_s(self) -> list[float]:
+        """See to what no signal tells of, and list in how many seconds it is to be seen to again."""
+        waits_s = []
+        if self._restart_at_s is not None:
+            waits_s.append(max(0.0, self._restart_at_s - time.monotonic()))
+            if self._turned_away:
+                self._turn_away()
+                waits_s.append(TURN_AWAY_S)
+        if self._anew_until_s is not None:
+            if self._sshd_listens() or time.monotonic() >= self._anew_until_s:
+                self._anew_until_s = None
+            else:
+                waits_s.append(SSHD_LOOK_S)
+        return waits_s
 
     def _reap(self) -> None:
         """Collect the dead, and see to those that matter.
@@ -374,7 +390,7 @@ class Supervisor:
         if anew:
             self._runtime.pid_file.unlink(missing_ok=True)
             processes.end(self._sshd, signal.SIGHUP)
-            self._await_sshd()
+            self._anew_until_s = time.monotonic() + SSHD_READY_TIMEOUT_S
         self._log.info("reloaded")
 
     def _reload_failed(self, error: GatewayError | OSError) -> None:
