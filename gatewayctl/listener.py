@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
     raise GatewayError(f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})")
 
 
-def send_at_once(sshd: int) -> None:
+def send_at_once(sshd: int, borrow: Callable[[int, int], int] = processes.borrow) -> None:
     """Have sshd tell its clients each thing without waiting for them to acknowledge the one before (TCP_NODELAY).
 
     sshd does so by itself from the moment in which a terminal is asked for (packet.c, ssh_packet_set_interactive). The
@@ -57,6 +58,7 @@ def send_at_once(sshd: int) -> None:
 
     Args:
         sshd: The process that listens.
+        borrow: Gets a copy of a process's file descriptor.
 
     Raises:
         OSError: The kernel does not let us have its sockets; each login then takes as long as it does with any sshd.
@@ -65,12 +67,17 @@ def send_at_once(sshd: int) -> None:
         try:
             if not str(entry.readlink()).startswith("socket:"):
                 continue
-            fd = processes.borrow(sshd, int(entry.name))
+            fd = borrow(sshd, int(entry.name))
         except OSError as exc:
             if exc.errno in {errno.ENOENT, errno.EBADF}:
                 continue  # that of a connection, closed meanwhile
             raise
-        with socket.socket(fileno=fd) as theirs:
+        try:
+            theirs = socket.socket(fileno=fd)
+        except OSError:  # another file has that number by now
+            os.close(fd)
+            continue
+        with theirs:
             if theirs.family in {socket.AF_INET, socket.AF_INET6}:
                 theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 
@@ -26,6 +27,26 @@ def test_connections_take_over_that_nothing_waits(family: socket.AddressFamily, 
         assert not takes_over()
         listener.send_at_once(os.getpid())
         assert takes_over()
+
+
+def test_what_is_no_socket_by_the_time_is_given_back() -> None:
+    """A connection that sshd closes while we look, and whose number a pipe then has, costs us no file descriptor."""
+    reading, writing = os.pipe()
+    copies: dict[int, int] = {}
+
+    def borrow(pid: int, fd: int) -> int:
+        assert pid == os.getpid()
+        copies[fd] = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 500)
+        return copies[fd]
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listener.send_at_once(os.getpid(), borrow)
+        assert server.fileno() in copies
+    os.close(writing)
+    os.close(reading)
+    for copy in copies.values():
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(copy)
 
 
 def test_a_borrowed_descriptor_is_the_same_file() -> None:
