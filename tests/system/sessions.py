@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gatewayctl.processes import borrow
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -45,6 +47,17 @@ def environment_of(process: Process) -> dict[str, str]:
         return {}
     # sshd writes its title over its environment.
     return dict(word.split("=", 1) for word in text.split("\0") if "=" in word)
+
+
+def sends_at_once(sshd: Process) -> bool:
+    """Tell whether an sshd has a socket to listen on for IPv4, and whether what comes of it has TCP_NODELAY."""
+    found = []
+    for entry in Path(f"/proc/{sshd.pid}/fd").iterdir():
+        if str(entry.readlink()).startswith("socket:"):
+            with socket.socket(fileno=borrow(sshd.pid, int(entry.name))) as theirs:
+                if theirs.family == socket.AF_INET:
+                    found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+    return found == [True]
 
 
 def wait_gone(lab: Lab, gateway: Gateway, user: User, uid: int, *, timeout_s: float = 20.0) -> None:

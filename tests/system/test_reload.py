@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from system.sessions import mosh_client_of, uid_of
+from system.sessions import mosh_client_of, sends_at_once, uid_of
 
-from gatewayctl.processes import borrow
 from lab.gateway import ADDRESS
 from lab.users import make_key
 from lab.waiting import wait_until
@@ -118,22 +117,12 @@ def test_changed_port_takes_effect(
 
 def test_sshd_sends_at_once(lab: Lab, start_gateway: StartGateway, user: User) -> None:
     """Nothing that sshd says waits for the client to acknowledge what it said before, after a reload as before it."""
-
-    def sends_at_once(gateway: Gateway) -> bool:
-        found = []
-        for entry in Path(f"/proc/{gateway.listener.pid}/fd").iterdir():
-            if str(entry.readlink()).startswith("socket:"):
-                with socket.socket(fileno=borrow(gateway.listener.pid, int(entry.name))) as theirs:
-                    if theirs.family == socket.AF_INET:
-                        found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
-        return found == [True]
-
     config = _write(_config(lab, user.name), gateway_permit_root=False)
     gateway = start_gateway(None, "--config", str(config))
-    assert sends_at_once(gateway)
+    assert sends_at_once(gateway.listener)
     _write(config, gateway_permit_root=True)
     _reload(gateway)
-    wait_until(lambda: sends_at_once(gateway), "the sockets that it listens on since do so too")
+    wait_until(lambda: sends_at_once(gateway.listener), "the sockets that it listens on since do so too")
 
 
 def test_a_reload_does_not_wait_for_sshd(lab: Lab, start_gateway: StartGateway, user: User) -> None:

@@ -8,9 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from system.sessions import sends_at_once
 
 from lab.directory import own_directory
 from lab.machine import SYSTEMD, Machine
+from lab.processes import namespace_id, processes_in
 from lab.users import make_key
 from lab.waiting import wait_until
 
@@ -107,6 +109,10 @@ def test_the_service_serves_and_leaves_the_hosts_sshd_alone(service: Machine, be
     assert machine.run(*_GATEWAYCTL, "healthcheck").stdout == "healthy\n"
     done = machine.run("ssh", *_CLIENT, "alice@127.0.0.1", "id -un; exit 3", check=False)
     assert (done.stdout, done.returncode) == ("alice\n", 3), done.stderr + _journal(machine)
+    assert machine.pid is not None
+    found = processes_in(namespace_id(machine.pid, "pid"))
+    (sshd,) = (its for its in found if "/run/gateway/sshd_config [listener]" in its.argv[0])
+    assert sends_at_once(sshd)
     line = f"ssh {' '.join(_CLIENT)} -t alice@127.0.0.1 'echo by $(ps -o comm= -p $PPID); sleep 1'"
     shown = machine.run("script", "-qec", f"stty rows 24 cols 80; TERM=xterm {line}", "/dev/null")
     assert "by mosh-server" in shown.stdout
