@@ -68,8 +68,8 @@ class Server:
         ]
 
     async def idle(self) -> None:
-        """Wait until no helper is waiting for its answer."""
-        while self._open:
+        """Wait until no helper waits for its answer, and no ssh that logs in on the remote for the agent."""
+        while self._open or self._agents:
             self._closed.clear()
             await self._closed.wait()
 
@@ -159,6 +159,7 @@ class Server:
             self._agents[peer.uid] -= 1
             if not self._agents[peer.uid]:
                 del self._agents[peer.uid]
+            self._closed.set()
             writer.close()
 
 

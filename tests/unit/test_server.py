@@ -381,6 +381,24 @@ def test_what_is_no_agent_message_is_hung_up_on(data: bytes) -> None:
     _run(scenario)
 
 
+def test_who_logs_in_on_the_remote_has_the_agent_to_the_end() -> None:
+    """A broker that is to end goes on for an ssh that has asked for the keys, and has yet to ask for a signature."""
+
+    async def scenario(room: Room) -> None:
+        reader, writer = await asyncio.open_unix_connection(room.paths[2])
+        writer.write(_framed(b"ab"))
+        assert await reader.readexactly(6) == _framed(b"ba")
+        idle = asyncio.create_task(room.server.idle())
+        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        assert not idle.done()
+        writer.write(_framed(b"cd"))
+        assert await reader.readexactly(6) == _framed(b"dc")
+        writer.close()
+        await idle
+
+    _run(scenario)
+
+
 def test_one_user_cannot_take_all_of_the_agent() -> None:
     """One connection more than a uid may have is closed at once; when one of the others leaves there is room again."""
 
