@@ -148,6 +148,7 @@ class Connection:
         self._spare, self._begun = transport.spare, transport.begun
         self._begun_command, self._begun_s = command, time.monotonic()
         self._lock = threading.Lock()
+        self._has_room = True
 
     @property
     def alive(self) -> bool:
@@ -218,7 +219,7 @@ class Connection:
             timeout_s: Longest time for all of it, in seconds.
             until: Called with each whole line of output; once it answers other than None, reading stops.
             ahead: Whether nobody waits for it: then the channel that is ready is left to whoever comes meanwhile, and
-                would wait for another one.
+                would wait for another one; unless the remote has refused one beside it.
 
         Raises:
             RemoteTimeoutError: It took too long.
@@ -227,7 +228,7 @@ class Connection:
         deadline = time.monotonic() + timeout_s
         channel = None if ahead else self._take_begun(command)
         begun = channel is not None
-        if channel is None and not ahead:
+        if channel is None and not (ahead and self._has_room):
             with self._lock:
                 channel, self._spare = self._spare, None
         if channel is None or (channel.closed and not begun):
@@ -261,7 +262,10 @@ class Connection:
         try:
             return self._transport.open_session(timeout=timeout_s)
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if self._transport.is_active() and not isinstance(exc, paramiko.ChannelException):
+            refused = isinstance(exc, paramiko.ChannelException)
+            if refused:
+                self._has_room = False  # MaxSessions 1 (sshd_config(5)), as some have it
+            if self._transport.is_active() and not refused:
                 msg = f"the remote host did not answer within {timeout_s:.0f} s"
                 raise RemoteTimeoutError(msg) from exc
             msg = "the connection to the remote host broke"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, load_key
 from helpers.broker.transport import PipelinedTransport
-from helpers.errors import HostKeyError, PermissionDeniedError
+from helpers.errors import HostKeyError, PermissionDeniedError, RemoteLostError
 from lab.remote import PORT
 from lab.room import PLAIN_ENVIRONMENT, entered_network
 from lab.users import make_key
@@ -154,7 +155,11 @@ def test_a_remote_that_is_not_openssh(dialled: Dialled) -> None:
                 dialled.lab.remote.read_file(user, ".ssh/authorized_keys"),
                 0,
             )
+        done = connection.run("echo ahead", max_bytes=100, timeout_s=10, ahead=True)
+        assert (done.stdout, done.status) == (b"ahead\n", 0)
         connection.close()
+        with pytest.raises(RemoteLostError):
+            connection.run("echo ahead", max_bytes=100, timeout_s=10, ahead=True)
     with pytest.raises(PermissionDeniedError):
         remote.connect(stranger.name, lambda _: _COMMAND)
 
@@ -193,6 +198,29 @@ def test_a_first_command_that_is_over_before_anybody_looks(dialled: Dialled, mon
     connection = dialled.remote(PORT).connect(user.name, lambda _: "echo early; exit 3")
     done = connection.run("echo early; exit 3", max_bytes=100, timeout_s=10)
     assert (done.stdout, done.status) == (b"early\n", 3)
+    connection.close()
+
+
+@pytest.mark.parametrize(("most", "refused"), [(1, 1), (3, 0)])
+def test_a_remote_with_few_sessions(dialled: Dialled, most: int, refused: int) -> None:
+    """What runs ahead leaves the channel that is ready; where MaxSessions has no room beside it, that is tried once."""
+    lab, user = dialled.lab, dialled.lab.add_user()
+    lab.remote.set_option(f"MaxSessions {most}")
+    connection = dialled.remote(PORT).connect(user.name)
+
+    def is_ready() -> bool:  # the remote may not yet have closed the last command's
+        connection.prepare(10)
+        return connection._spare is not None
+
+    worked = 0
+    for _ in range(4):
+        wait_until(is_ready, "a channel is ready")
+        spare, since = connection._spare, lab.remote.log.mark()
+        with suppress(RemoteLostError):
+            worked += connection.run("echo ahead", max_bytes=100, timeout_s=10, ahead=True).stdout == b"ahead\n"
+            assert (connection._spare is spare) == (most > 1)
+            assert not lab.remote.log.matches("no more sessions", since=since)
+    assert worked == 4 - refused
     connection.close()
 
 
