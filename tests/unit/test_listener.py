@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -27,6 +28,27 @@ def test_connections_take_over_that_nothing_waits(family: socket.AddressFamily, 
         assert not takes_over()
         listener.send_at_once(os.getpid())
         assert takes_over()
+
+
+def test_connections_take_over_that_acknowledgements_are_soon() -> None:
+    """Where the kernel can be told so (Linux 6.15); where it cannot, nothing else changes."""
+
+    def wait_us(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.IPPROTO_TCP, 46)  # TCP_DELACK_MAX_US
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listener.send_at_once(os.getpid())
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as accepted:
+            assert accepted.getsockopt(*_NODELAY) != 0
+            try:
+                usual_us = wait_us(client)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise
+            else:
+                assert usual_us > 40_000
+                # Two ticks are the least, and 100 a second the fewest that a kernel has.
+                assert wait_us(accepted) <= 20_000
 
 
 def test_what_is_no_socket_by_the_time_is_given_back() -> None:
