@@ -30,8 +30,9 @@ it would wait as long as the remote's command takes."""
 TOLD_CHARS = 64
 """How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
 
-NUDGES_S = (0.6, 0.6, 1.0)
-"""Seconds before each time that mosh-client is nudged: see `nudge`."""
+NUDGES_S = (0.03, 0.03, 0.06, 0.12, 0.36, 0.6, 1.0)
+"""Seconds before each time that mosh-client is nudged: see `nudge`. It takes some 10 ms to start, and on a busy machine
+several times that, in which a nudge goes unnoticed."""
 
 CARRIER = "GATEWAY_COMMAND"
 """Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
@@ -224,10 +225,12 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
 
 
 def nudge(client: int) -> None:
-    """Have mosh-client send its first datagram again, lest it was lost, from a process that is then gone.
+    """Have mosh-client answer the remote's first datagram at once, and again lest that was lost.
 
-    By itself it does so after 3 s (mosh 1.4.0, transportsender.h, ACK_INTERVAL), unless there is news for the remote,
-    as that the window may have changed. The process is no child of mosh-client, which would not take notice of its end.
+    mosh-server holds the prompt back for 250 ms: it takes the way for a long one until it hears how soon its first
+    datagram was answered (mosh 1.4.0, transportsender-impl.h, send_interval). By itself mosh-client does so after 3 s
+    (transportsender.h, ACK_INTERVAL), unless it has news, as that the window may have changed. It is told so by a
+    process that then is gone, and is no child of mosh-client, which would not take notice of its end.
 
     Args:
         client: The process that will be mosh-client.
