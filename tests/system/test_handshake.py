@@ -168,11 +168,15 @@ def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, mo
     """The first command's output is taken once, and only at once: keys that were revoked since are not seen again."""
     lab, user = dialled.lab, dialled.lab.add_user()
     remote = dialled.remote(PORT)
-    connection = remote.connect(user.name, lambda _: _COMMAND)
+    command = f"{_COMMAND}; touch begun"
+    monkeypatch.setattr("helpers.broker.remote.BEGUN_FRESH_S", 60.0)  # however slow the machine is
+    connection = remote.connect(user.name, lambda _: command)
+    wait_until((lab.remote.room.path(user.home) / "begun").exists, "the first command has run")
     lab.remote.authorize(user, ["changed"])
-    assert lab.gateway_key.public.encode() in connection.run(_COMMAND, max_bytes=10_000, timeout_s=10).stdout
-    assert connection.run(_COMMAND, max_bytes=10_000, timeout_s=10).stdout == b"changed\n"
+    assert lab.gateway_key.public.encode() in connection.run(command, max_bytes=10_000, timeout_s=10).stdout
+    assert connection.run(command, max_bytes=10_000, timeout_s=10).stdout == b"changed\n"
     connection.close()
+    monkeypatch.undo()
 
     lab.remote.authorize(user, [lab.gateway_key.public])
     for command in (_COMMAND, "echo other"):

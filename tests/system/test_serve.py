@@ -506,10 +506,12 @@ def test_orphans_are_adopted_and_reaped(
 ) -> None:
     """What sshd leaves behind becomes the gateway's own child, and no zombie stays once it has ended."""
     gateway = start_gateway()
-    terminal = open_terminal(lab.gateway_argv(gateway, user))
-    terminal.wait_for(user.prompt)
-    client = mosh_client_of(gateway, user)
-    with lab.wan.weather(blackout=True):  # so that mosh-client's goodbye takes its time
+    # Its goodbye then takes 16 times 250 ms (mosh 1.4.0, SHUTDOWN_RETRIES and SEND_INTERVAL_MAX).
+    with lab.wan.weather(rtt_ms=500):
+        terminal = open_terminal(lab.gateway_argv(gateway, user))
+        terminal.wait_for(user.prompt)
+        client = mosh_client_of(gateway, user)
+    with lab.wan.weather(blackout=True):
         for process in sshd_of(gateway, user):
             os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: client.pid in _children(gateway.pid), "mosh-client is adopted")
