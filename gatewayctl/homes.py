@@ -62,8 +62,9 @@ class Homes:
         return True
 
     def remove(self, uid: int) -> None:
-        """Remove a user's home with all that is in it."""
-        shutil.rmtree(self._root / str(uid), ignore_errors=True)
+        """Remove a user's home with all that is in it; what its owner nested deeper than Python goes stays."""
+        with suppress(RecursionError):
+            shutil.rmtree(self._root / str(uid), ignore_errors=True)
 
     def sweep(self, expected: Container[int] = ()) -> None:
         """Remove the homes whose owners have no process and have not just asked for one.
@@ -71,10 +72,11 @@ class Homes:
         Args:
             expected: Uids whose owners may come without asking.
         """
-        homes = [home for home in self._root.iterdir() if home.name.isdigit()]
-        if not homes:
+        try:
+            homes = [home for home in self._root.iterdir() if home.name.isdigit()]
+            busy = set(self._busy()) if homes else set()
+        except OSError:  # no file descriptor is left at the moment
             return
-        busy = set(self._busy())
         for home in homes:
             with suppress(OSError):
                 uid = int(home.name)

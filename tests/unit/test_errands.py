@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,17 +35,25 @@ class Place:
     Attributes:
         way: The end of a broker whose word counts.
         later_s: Seconds that have passed.
+        failure: What keeps root from seeing who has a process.
+        stack: What is to be done at the end.
     """
 
     def __init__(self, root: Path, stack: ExitStack) -> None:
         """Have one broker."""
         self.homes, self.files, self.later_s = root / "home", root / "keys", 0.0
+        self.failure: OSError | None = None
         for path in (self.homes, self.files):
             path.mkdir()
-        self._stack = stack
-        homes = Homes(self.homes, range(70_000, 70_010), list, self._since_the_youngest)
+        self.stack = stack
+        homes = Homes(self.homes, range(70_000, 70_010), self._busy, self._since_the_youngest)
         self.errands = RootsErrands(homes, RememberedKeys(self.files, self._now), self._now)
         self.way = self.broker(heeded=True)
+
+    def _busy(self) -> list[int]:
+        if self.failure is not None:
+            raise self.failure
+        return []
 
     def _now(self) -> float:
         return self.later_s
@@ -63,7 +74,7 @@ class Place:
             thread.join(10)
             assert not thread.is_alive()
 
-        self._stack.callback(end)
+        self.stack.callback(end)
         return ours
 
     def ask(self, scenario: Callable[[Errands], Any], way: socket.socket | None = None) -> Any:
@@ -118,6 +129,29 @@ def test_homes_go_while_others_come(place: Place) -> None:
 
     place.ask(ask)
     assert not (place.homes / str(_UID)).exists()
+
+
+def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place) -> None:
+    """Where it cannot be removed others still get theirs."""
+    assert place.ask(lambda errands: errands.make_home("alice", _UID))
+    place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not either
+    fd = os.open(place.homes / str(_UID), os.O_PATH)
+    for _ in range(2 * sys.getrecursionlimit()):
+        os.mkdir("d", dir_fd=fd)
+        outer, fd = fd, os.open("d", os.O_PATH, dir_fd=fd)
+        os.close(outer)
+    os.close(fd)
+    place.later_s = UNUSED_S + SWEEP_S
+    for _ in range(3):
+        assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+
+
+def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:
+    """Such as when no file descriptor is left: others still get their homes."""
+    place.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    place.later_s = SWEEP_S
+    for _ in range(3):
+        assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
 
 
 _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
