@@ -230,7 +230,7 @@ class Broker:
         """Have sshd believe what it knows by itself for as long as we do now, or forget it if it is news."""
         if file.content is None or not self._remembered.renew(user, file.content):
             return
-        uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
+        uid = self._users.uid_of(user, allocate=False)  # root's too: a table that cannot be written stops no refreshing
         if uid is not None and isinstance(self._keys, RemoteKeys):
             self._later(self._remember(user, uid, self._keys.left_s(file)))
 

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import hashlib
 import re
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -555,6 +557,24 @@ def test_a_file_that_is_fetched_again_is_news_to_sshd(later: Completed, *, known
         (_, before, _), (user, after, _) = room.remembered
         assert user == "alice"
         assert (len(before), len(after)) == (1, int(known))
+
+    _run(room, scenario)
+
+
+def test_roots_keys_are_renewed_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """A table of users on a full disk fails no fetch, and so not the task that keeps everybody's keys fresh."""
+    room = Room(permit_root=True)
+    room.users.close()
+    room.users = UserTable(tmp_path / "users", _UIDS)
+    keys = _remote_keys(room, _BOTH)
+
+    async def scenario() -> None:
+        assert await room.keys(user="root")
+        with closing(sqlite3.connect(tmp_path / "users")) as table:
+            table.execute("CREATE TRIGGER full BEFORE UPDATE ON users BEGIN SELECT RAISE(FAIL, 'full'); END")
+        await keys.fetch("root")
+        await asyncio.sleep(0)  # the errand's turn
+        assert [(user, len(lines)) for user, lines, _ in room.remembered] == [("root", 1)] * 2
 
     _run(room, scenario)
 
