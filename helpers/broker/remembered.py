@@ -6,6 +6,7 @@ for each login of somebody who was here a moment ago.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ MAX_USERS = 1024
 MAX_KEYS = 4
 """Keys of one user that are remembered; the one that was offered first makes room."""
 
+MAX_LINES_BYTES = 8 * 1024
+"""Longest lines of one key, in bytes, that are remembered; sshd asks about a key with longer ones each time.
+All of them take 32 MiB at most."""
+
 LONGEST_S = 600.0
 """Longest time, in seconds, for which sshd does not ask, whatever GATEWAY_CACHE_TTL: while a connection is warm."""
 
@@ -31,7 +36,7 @@ file that they are in, so that it has none to complain about."""
 
 @dataclass
 class _Known:
-    content: bytes
+    digest: bytes
     lines: dict[bytes, list[bytes]] = field(default_factory=dict)
 
 
@@ -54,13 +59,12 @@ class Remembered:
             user: Whose it is.
             content: The authorized_keys file that says so.
             offered: The key; certificates are not remembered.
-            lines: The lines that sshd was given for it.
+            lines: The lines that sshd was given for it; a key with more than `MAX_LINES_BYTES` is not either.
         """
-        if offered.certificate is not None:
+        self.renew(user, content)
+        if offered.certificate is not None or sum(map(len, lines)) > MAX_LINES_BYTES:
             return
-        known = self._users.get(user)
-        if known is None or known.content != content:
-            known = self._users[user] = _Known(content)
+        known = self._users.setdefault(user, _Known(_digest(content)))
         known.lines.pop(offered.blob, None)
         known.lines[offered.blob] = list(lines)
         if len(known.lines) > MAX_KEYS:
@@ -75,9 +79,7 @@ class Remembered:
         known = self._users.get(user)
         if known is None:
             return False
-        if known.content == content:
-            known.content = content  # the one that the cache holds, so that there is one
-        else:
+        if known.digest != _digest(content):
             del self._users[user]
         return True
 
@@ -94,3 +96,8 @@ class Remembered:
         # sshd lets a line hold to the end of the second that it names.
         expires = datetime.fromtimestamp(self._clock(), UTC) + timedelta(seconds=seconds + MARGIN_S - 1)
         return [with_expiry(line, expires) for lines in known.lines.values() for line in lines]
+
+
+def _digest(content: bytes) -> bytes:
+    """Tell files apart without keeping them: at most a MiB each, and more users than the cache may have files of."""
+    return hashlib.sha256(content).digest()

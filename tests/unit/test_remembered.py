@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import tracemalloc
 
 import pytest
 
 from helpers.broker.certificate import Certificate
 from helpers.broker.keyline import OfferedKey
-from helpers.broker.remembered import MAX_KEYS, MAX_USERS, Remembered
+from helpers.broker.remembered import MAX_KEYS, MAX_LINES_BYTES, MAX_USERS, Remembered
 
 _FILE, _OTHER_FILE = b"one file\n", b"another file\n"
 _NOW_S = 1_800_000_000.0  # 2027-01-15 08:00:00 UTC
@@ -98,6 +99,28 @@ def test_certificates_are_not_remembered() -> None:
     signed = OfferedKey("ssh-ed25519-cert-v01@openssh.com", b"blob", Certificate(_ALICE.blob, None))
     remembered.add("alice", _FILE, signed, [b"cert-authority " + _line(_ALICE)])
     assert remembered.lines("alice", 60) == []
+
+
+def test_a_certificate_of_another_file_ends_what_was_known() -> None:
+    """Not remembered itself, it does not prolong what another file said."""
+    remembered = _knowing()
+    signed = OfferedKey("ssh-ed25519-cert-v01@openssh.com", b"blob", Certificate(_ALICE.blob, None))
+    remembered.add("alice", _OTHER_FILE, signed, [b"cert-authority " + _line(_ALICE)])
+    assert remembered.lines("alice", 60) == []
+
+
+def test_what_users_write_takes_no_memory() -> None:
+    """Neither the largest files nor the longest lines are kept: they are the users' own to write."""
+    remembered = Remembered(lambda: _NOW_S)
+    tracemalloc.start()
+    for number in range(20):
+        long = b"permitopen=%d" % number + bytes(MAX_LINES_BYTES)
+        remembered.add(f"user{number}", bytes([number]) * 2**20, _ALICE, [long])
+        remembered.add(f"user{number}", bytes([number]) * 2**20, _key("other"), [_line(_ALICE)])
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 20 * 2**12
+    assert [line.split(b" ", 1)[1] for line in remembered.lines("user0", 60)] == [_line(_ALICE)]
 
 
 def test_users_are_bounded() -> None:
