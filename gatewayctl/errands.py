@@ -34,6 +34,7 @@ class Errands:
         self._homes, self._keys, self._clock = homes, keys, clock
         self._lock = threading.Lock()
         self._heeded: socket.socket | None = None
+        self._owners: dict[int, str] = {}
 
     def heed(self, sock: socket.socket) -> None:
         """Take the word of one broker alone on keys from now on, and forget what another one said.
@@ -85,15 +86,16 @@ class Errands:
         if _is_for_somebody(user, uid) and _is_for_a_file(lines, seconds):
             with self._lock:
                 self._vacate(user, uid)
-                done = self._homes.make(uid)
+                if done := self._homes.make(uid):
+                    self._owners[uid] = user
                 if lines is not None and done and self._heeded is sock:
                     self._keys.write(user, uid, lines, seconds)
         return {"number": number, "done": done}
 
     def _vacate(self, user: str, uid: int) -> None:
         """Take away what the last owner of a uid left, where it has gone to another name."""
-        for other in self._keys.others(user, uid):
-            self._keys.remove(other)
+        if (last := self._owners.get(uid, user)) != user:
+            self._keys.remove(last)
             self._homes.remove(uid)
 
 

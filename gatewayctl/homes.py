@@ -55,7 +55,7 @@ class Homes:
         try:
             with suppress(FileExistsError):
                 home.mkdir(mode=0o700)
-            os.utime(home, follow_symlinks=False)
+            self._note_use(home)
             os.chown(home, uid, uid, follow_symlinks=False)
         except OSError:
             return False
@@ -70,7 +70,7 @@ class Homes:
         """Remove the homes whose owners have no process and have not just asked for one.
 
         Args:
-            expected: Uids whose owners may come without asking.
+            expected: Uids whose owners may come without asking; that counts as if they just had.
         """
         try:
             homes = [home for home in self._root.iterdir() if home.name.isdigit()]
@@ -80,5 +80,11 @@ class Homes:
         for home in homes:
             with suppress(OSError):
                 uid = int(home.name)
-                if uid not in busy and uid not in expected and self._clock() - home.stat().st_mtime > UNUSED_S:
+                if uid in expected:
+                    self._note_use(home)
+                elif uid not in busy and self._clock() - home.stat().st_mtime > UNUSED_S:
                     self.remove(uid)
+
+    def _note_use(self, home: Path) -> None:
+        now_s = self._clock()
+        os.utime(home, (now_s, now_s), follow_symlinks=False)

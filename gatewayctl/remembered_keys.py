@@ -33,10 +33,6 @@ class RememberedKeys:
         """The uids of those who have one."""
         return {uid for uid, _ in self._files.values()}
 
-    def others(self, user: str, uid: int) -> list[str]:
-        """List who else has one and had this uid."""
-        return [name for name, (its, _) in self._files.items() if its == uid and name != user]
-
     def write(self, user: str, uid: int, lines: Sequence[str], seconds: float) -> None:
         """Write a user's file in one step, or remove it.
 

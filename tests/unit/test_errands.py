@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,7 +47,7 @@ class Place:
         for path in (self.homes, self.files):
             path.mkdir()
         self.stack = stack
-        homes = Homes(self.homes, range(70_000, 70_010), self._busy, self._since_the_youngest)
+        homes = Homes(self.homes, range(70_000, 70_010), self._busy, self._epoch)
         self.errands = RootsErrands(homes, RememberedKeys(self.files, self._now), self._now)
         self.way = self.broker(heeded=True)
 
@@ -58,8 +59,8 @@ class Place:
     def _now(self) -> float:
         return self.later_s
 
-    def _since_the_youngest(self) -> float:
-        return max((path.lstat().st_mtime for path in self.homes.iterdir()), default=0.0) + self.later_s
+    def _epoch(self) -> float:
+        return time.time() + self.later_s
 
     def broker(self, *, heeded: bool) -> socket.socket:
         """Have another broker, and return its end."""
@@ -223,22 +224,30 @@ def test_lines_too_long_to_say_are_left_to_the_key_command(place: Place) -> None
 
 
 def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> None:
-    """And goes, with the file, when that is over."""
-    assert place.remember("alice", _UID, _LINE, seconds=UNUSED_S * 3)
-    place.later_s = UNUSED_S * 2
-    for _ in range(2):
-        place.ask(lambda errands: errands.make_home("bob", _UID + 1))
-    assert (list(place.known), (place.homes / str(_UID)).exists()) == (["alice"], True)
-    place.later_s = UNUSED_S * 4
-    for _ in range(2):
-        place.ask(lambda errands: errands.make_home("bob", _UID + 1))
-    assert (place.known, (place.homes / str(_UID)).exists()) == ({}, False)
+    """And while one who came so last may be about to have a process; then it goes."""
+    home = place.homes / str(_UID)
+    seconds = UNUSED_S * 3
+    assert place.remember("alice", _UID, _LINE, seconds=seconds)
+
+    def at(later_s: float) -> tuple[list[str], bool]:
+        place.later_s = later_s
+        for _ in range(2):
+            place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+        return list(place.known), home.exists()
+
+    assert at(seconds - SWEEP_S) == (["alice"], True)
+    assert at(seconds + 1) == ([], True)
+    assert at(seconds + UNUSED_S + SWEEP_S) == ([], False)
 
 
-def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place) -> None:
+@pytest.mark.parametrize("later_s", [0, 30], ids=["with a file", "without"])
+def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place, later_s: float) -> None:
     """Neither the last owner's keys nor what is in its home."""
-    assert place.remember("alice", _UID, _LINE)
+    assert place.remember("alice", _UID, _LINE, seconds=20)
     (place.homes / str(_UID) / "secret").touch()
+    place.later_s = later_s
+    for _ in range(2):  # what was answered before the second of these was swept after
+        assert place.ask(lambda errands: errands.make_home("carol", _UID + 1))
     assert place.ask(lambda errands: errands.make_home("bob", _UID))
     assert place.known == {}
     assert list((place.homes / str(_UID)).iterdir()) == []
