@@ -13,6 +13,7 @@ from typing import Any
 
 from gatewayctl.homes import Homes
 from gatewayctl.remembered_keys import RememberedKeys
+from helpers.broker.remembered import LONGEST_S
 from helpers.errors import ProtocolError
 from helpers.protocol import MAX_REQUEST_BYTES, decode, encode, is_user_name
 
@@ -88,8 +89,8 @@ class Errands:
                 self._vacate(user, uid)
                 if done := self._homes.make(uid):
                     self._owners[uid] = user
-                if lines is not None and done and self._heeded is sock:
-                    self._keys.write(user, uid, lines, seconds)
+                if lines is not None and self._heeded is sock:
+                    self._keys.write(user, uid, lines if done else [], seconds)
         return {"number": number, "done": done}
 
     def _vacate(self, user: str, uid: int) -> None:
@@ -104,8 +105,8 @@ def _is_for_somebody(user: object, uid: object) -> bool:
     return isinstance(user, str) and is_user_name(user) and user not in {".", ".."} and type(uid) is int
 
 
-def _is_for_a_file(lines: object, seconds: object) -> bool:
+def _is_for_a_file(lines: object, seconds: Any) -> bool:  # noqa: ANN401 - whatever the broker sent
     if lines is None:
         return True
     texts = isinstance(lines, list) and all(isinstance(line, str) and "\n" not in line for line in lines)
-    return texts and isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return texts and type(seconds) in {int, float} and seconds <= LONGEST_S

@@ -78,4 +78,5 @@ class RememberedKeys:
         self._files.clear()
         with suppress(OSError):
             for path in list(self._root.iterdir()):
-                path.unlink()
+                with suppress(OSError):
+                    path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -259,6 +260,31 @@ def test_a_full_disk_leaves_no_old_keys(place: Place) -> None:
     (place.files / "+alice").mkdir()
     assert place.remember("alice", _UID, b"ssh-ed25519 BBBB")
     assert [path.name for path in place.files.iterdir()] == ["+alice"]
+
+
+def test_keys_go_whatever_else_fails(place: Place) -> None:
+    """Without a home to be made, or beside what cannot be removed."""
+    assert place.remember("alice", _UID, _LINE)
+    assert place.remember("bob", _UID + 1, _LINE)
+    shutil.rmtree(place.homes)
+    assert not place.remember("alice", _UID)
+    assert not place.remember("bob", _UID + 1, _LINE)  # nor may bob come without asking
+    assert place.known == {}
+    place.homes.mkdir()
+    assert place.remember("alice", _UID, _LINE)
+    for number in range(16):
+        (place.files / f"+{number}").mkdir()
+    place.broker(heeded=True)
+    assert not (place.files / "alice").exists()
+
+
+@pytest.mark.parametrize("seconds", [10**400, 10**9, -(10**400)], ids=["endless", "long", "over"])
+def test_time_without_end_is_none(place: Place, seconds: int) -> None:
+    """Ten minutes at most are root's own word: what is longer neither writes a file nor ends the errands."""
+    place.way.send(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}))
+    place.way.recv(MAX_REQUEST_BYTES)
+    assert place.known == {}
+    assert place.ask(lambda errands: errands.make_home("alice", _UID))
 
 
 def test_the_word_of_one_broker_counts(place: Place) -> None:
