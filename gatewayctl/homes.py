@@ -1,4 +1,4 @@
-"""Users' home directories on the gateway: private, in the runtime directory, and only while somebody is logged in.
+"""Users' home directories on the gateway: private, in the runtime directory, and only while needed.
 
 sshd puts the forwarded agent's socket there (OpenSSH 10.1 and later), and ssh the sockets by which sessions share a
 connection.

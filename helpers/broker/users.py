@@ -24,7 +24,8 @@ far above LoginGraceTime (30 s), within which a login may hold a uid and have no
 
 STRANGER_REUSE_AFTER_S = 180.0
 """The same for a name that never had a session, so that invented names do not use up the uids of users: still above
-LoginGraceTime, `_SEEN_STEP_S` and what a home lives on (70 s) together."""
+LoginGraceTime, `_SEEN_STEP_S` and what a home lives on (70 s) together. One kept for somebody whom sshd knows by itself
+is taken away with the uid (`gatewayctl.errands`)."""
 
 _SEEN_STEP_S = 60.0
 """Seconds that pass before a lookup is worth another write of the time of last use."""
