@@ -87,7 +87,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         keys = AnyKey()
     else:
         keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
-    errands = Errands(socket.socket(fileno=ERRANDS_FD))
+    errands = Errands(socket.socket(fileno=ERRANDS_FD), lambda: signal.raise_signal(signal.SIGTERM))
     broker = Broker(
         config,
         users,

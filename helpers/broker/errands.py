@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from helpers.errors import ProtocolError
@@ -19,12 +19,13 @@ class Errands:
 
     Args:
         sock: Our end of a SOCK_SEQPACKET pair.
+        gone: Called when nobody has the other end any more: no login works then, until there is another broker.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, gone: Callable[[], None]) -> None:
         """Take the socket over."""
         sock.settimeout(0)
-        self._sock, self._turn, self._number = sock, asyncio.Lock(), 0
+        self._sock, self._gone, self._turn, self._number = sock, gone, asyncio.Lock(), 0
 
     async def make_home(self, user: str, uid: int) -> bool:
         """Have a user's home made, and tell whether there is one now."""
@@ -49,16 +50,23 @@ class Errands:
         return await self._run(errand | {"lines": text})
 
     async def _run(self, errand: dict[str, Any]) -> bool:
-        loop = asyncio.get_running_loop()
         async with self._turn:
             self._number += 1
-            answer: dict[str, Any] = {}
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    await loop.sock_sendall(self._sock, encode(errand | {"number": self._number}))
-                    # An answer that came too late for the one who asked is not ours.
-                    while answer.get("number") != self._number:
-                        answer = decode(await loop.sock_recv(self._sock, MAX_REQUEST_BYTES))
+                    return await self._exchange(errand | {"number": self._number})
+            except (BrokenPipeError, ConnectionResetError):
+                self._gone()
             except (OSError, TimeoutError, ProtocolError):
-                return False
-        return answer.get("done") is True
+                pass
+        return False
+
+    async def _exchange(self, errand: dict[str, Any]) -> bool:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._sock, encode(errand))
+        while said := await loop.sock_recv(self._sock, MAX_REQUEST_BYTES):
+            answer = decode(said)
+            # One that came too late for the one who asked is not ours.
+            if answer.get("number") == errand["number"]:
+                return answer.get("done") is True
+        raise BrokenPipeError

@@ -83,7 +83,7 @@ class Place:
         """Be a broker."""
 
         async def run() -> Any:
-            return await scenario(Errands(way or self.way))
+            return await scenario(Errands(way or self.way, lambda: None))
 
         return asyncio.run(run())
 
@@ -179,12 +179,22 @@ def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -
     assert list(place.homes.iterdir()) == list(place.files.iterdir()) == []
 
 
-def test_a_supervisor_that_is_gone_does_nothing() -> None:
-    """The broker hears that there is no home, and waits for none."""
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
+    """The broker hears that there is no home, waits for none, and makes room for another broker."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.close()
+    gone = threading.Event()
+
+    async def ask() -> bool:
+        if when == "before":
+            theirs.close()
+        else:
+            asyncio.get_running_loop().add_reader(theirs, theirs.close)
+        return await Errands(ours, gone.set).make_home("alice", _UID)
+
     with ours:
-        assert not asyncio.run(Errands(ours).make_home("alice", _UID))
+        assert not asyncio.run(ask())
+    assert gone.is_set()
 
 
 # Keys
