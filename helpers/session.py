@@ -9,7 +9,12 @@ import os
 import stat
 import sys
 import time
-from _signal import SIGWINCH  # type: ignore[import-not-found]  # signal itself imports enum, which takes 3 ms
+from _signal import (  # type: ignore[import-not-found]  # signal itself imports enum, which takes 3 ms
+    SIG_IGN,
+    SIGCHLD,
+    SIGWINCH,
+    signal,
+)
 
 from helpers.client import Question, ask
 from helpers.errors import INTERRUPTED, GatewayError
@@ -230,26 +235,25 @@ def nudge(client: int) -> None:
     mosh-server holds the prompt back for 250 ms: it takes the way for a long one until it hears how soon its first
     datagram was answered (mosh 1.4.0, transportsender-impl.h, send_interval). By itself mosh-client does so after 3 s
     (transportsender.h, ACK_INTERVAL), unless it has news, as that the window may have changed. It is told so by a
-    process that then is gone, and is no child of mosh-client, which would not take notice of its end.
+    process that then is gone.
 
     Args:
         client: The process that will be mosh-client.
     """
+    # mosh-client, which this process becomes, takes no notice of its end, and so the kernel is not to wait for that.
+    signal(SIGCHLD, SIG_IGN)
     try:
-        child = os.fork()
+        if os.fork():
+            return
     except OSError:
         return  # it helps, and is not needed
-    if child:
-        os.waitpid(child, 0)
-        return
     try:
-        if os.fork() == 0:
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):  # sshd waits until nobody has the terminal
-                os.dup2(null, fd)
-            for wait_s in NUDGES_S:
-                time.sleep(wait_s)
-                os.kill(client, SIGWINCH)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # sshd waits until nobody has the terminal
+            os.dup2(null, fd)
+        for wait_s in NUDGES_S:
+            time.sleep(wait_s)
+            os.kill(client, SIGWINCH)
     finally:
         os._exit(0)  # whatever happened: this process must not go on as a second session
 

@@ -27,7 +27,7 @@ def _last_pid(gateway: Gateway) -> int:
 
 
 def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) -> None:
-    """A login of somebody known takes six processes, and a dozen packets of TCP and 3 kB each way at the most."""
+    """A login of somebody known takes five processes, and a dozen packets of TCP and 3 kB each way at the most."""
     lab = make_lab(rtt_ms=20)  # of its own: in another's, gateways have something to say too
     gateway, user = lab.start_gateway(), lab.add_user()
     counts = []
@@ -37,7 +37,7 @@ def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) ->
         terminal.wait_for(user.prompt)
         after = lab.wan.traffic()
         # One is the reader's own. The rest: sshd for the connection and its unprivileged half, sshd as the user, the
-        # session, and two to nudge mosh-client.
+        # session, and one to nudge mosh-client.
         processes = _last_pid(gateway) - pid - 1
         up, down = ((then, now) for then, now in ((before.up, after.up), (before.down, after.down)))
         packets = [now.packets("tcp", PORT) - then.packets("tcp", PORT) for then, now in (up, down)]
@@ -45,7 +45,7 @@ def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) ->
         terminal.close()
     # The first one is cold; and the broker starts a thread more while all it has are busy.
     processes, packets_up, packets_down, bytes_up, bytes_down = map(min, zip(*counts[1:], strict=True))
-    assert processes <= 6 + 1
+    assert processes <= 5 + 1
     assert max(packets_up, packets_down) <= 12
     assert max(counts[0][1:3]) <= 30
     # mosh's first frames are in it.

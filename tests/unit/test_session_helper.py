@@ -458,3 +458,25 @@ def test_nudging_ends_with_mosh_client() -> None:
     # communicate() comes back when the last one has closed the pipe.
     nudging = subprocess.Popen(_nudging(gone.pid), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert nudging.communicate(timeout=20)[0] == b""
+
+
+_BECOMES_ANOTHER_PROGRAM = """
+import os, signal, sys
+from helpers.session import nudge
+signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+nudge(os.getpid())
+os.execv(sys.executable, [sys.executable, "-I", "-c", sys.argv[1]])
+"""
+_WAITS_FOR_ITS_CHILD = """
+import os
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    print("gone")
+"""
+
+
+def test_nudging_leaves_no_zombie() -> None:
+    """Who is nudged, and is another program by then, need not take notice of its end (wait(2), SIG_IGN)."""
+    argv = [sys.executable, "-c", _BECOMES_ANOTHER_PROGRAM, _WAITS_FOR_ITS_CHILD]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True, timeout=20).stdout == "gone\n"
