@@ -47,7 +47,7 @@ class Effort:
         idle_s: For how many seconds.
     """
 
-    logins: int = 7
+    logins: int = 9
     bad_logins: int = 5
     losses: tuple[float, ...] = (0.01, 0.05, 0.29)
     keystrokes: int = 150
