@@ -55,7 +55,7 @@ class Homes:
         try:
             with suppress(FileExistsError):
                 home.mkdir(mode=0o700)
-            self._note_use(home)
+            os.utime(home, follow_symlinks=False)  # to now: another time takes CAP_FOWNER
             os.chown(home, uid, uid, follow_symlinks=False)
         except OSError:
             return False
@@ -81,10 +81,6 @@ class Homes:
             with suppress(OSError):
                 uid = int(home.name)
                 if uid in expected:
-                    self._note_use(home)
+                    os.utime(home, follow_symlinks=False)
                 elif uid not in busy and self._clock() - home.stat().st_mtime > UNUSED_S:
                     self.remove(uid)
-
-    def _note_use(self, home: Path) -> None:
-        now_s = self._clock()
-        os.utime(home, (now_s, now_s), follow_symlinks=False)

@@ -127,7 +127,7 @@ EFFECTIVE = {
     "x11forwarding": "no",
     "permittunnel": "no",
     "gatewayports": "no",
-    "authorizedkeysfile": "none",
+    "authorizedkeysfile": "/run/gateway/authorized_keys/%u",
     "permituserenvironment": "GATEWAY_COMMAND",
     "maxstartups": "250:30:500",
     "loglevel": "VERBOSE",

@@ -246,7 +246,10 @@ def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> N
             place.ask(lambda errands: errands.make_home("bob", _UID + 1))
         return list(place.known), home.exists()
 
+    os.utime(home, (0, 0))
     assert at(seconds - SWEEP_S) == (["alice"], True)
+    assert home.stat().st_mtime > 0
+    os.utime(home, (time.time() + place.later_s,) * 2)  # as the kernel would have it by then
     assert at(seconds + 1) == ([], True)
     assert at(seconds + UNUSED_S + SWEEP_S) == ([], False)
 

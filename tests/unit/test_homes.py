@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def test_a_home_is_its_owners_alone(place: Place) -> None:
     assert place.homes.make(_UID)
     status = (place.root / str(_UID)).stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (_UID, _UID, 0o700)
+
+
+def test_a_home_that_is_there_takes_no_capability_more(tmp_path: Path) -> None:
+    """Who has it made again is its owner by then, and root in a container may not do all that an owner may."""
+    code = f"""
+from pathlib import Path
+from gatewayctl.homes import Homes
+homes = Homes(Path({str(tmp_path)!r}), range(70_000, 70_010))
+print([homes.make({_UID}) for _ in range(2)])
+"""
+    argv = ["setpriv", "--bounding-set=-fowner", "--", sys.executable, "-c", code]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "[True, True]\n"
 
 
 def test_a_home_that_is_there_keeps_its_files(place: Place) -> None:
