@@ -55,8 +55,12 @@ def _log_in(lab: Lab, container: Container, user: User) -> None:
 
 
 def _whole_life(lab: Lab, container: Container, user: User) -> None:
+    second = make_key(lab.directory / "keys" / f"second-{user.name}")
+    lab.remote.authorize(user, [user.key.public, second.public, lab.gateway_key.public])
     container.wait_healthy()
     _log_in(lab, container, user)
+    # sshd asks about it, and the user has a home already.
+    assert lab.run(container.argv(user, "true", key=second.private)).returncode == 0
     container.stop()
     assert container.status == 0
 
