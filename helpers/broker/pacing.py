@@ -24,7 +24,7 @@ FAMILIAR_S = 86_400.0
 few wrong keys first, and whoever shares the address with the user knows more than that the name exists."""
 
 MAX_NAMES = 20_000
-"""Most names that are remembered, about 200 bytes each."""
+"""Most names that are remembered, with up to 400 bytes each (measured)."""
 
 LOOKUP_S = 60.0
 """Seconds for which a lookup is remembered: above LoginGraceTime (30 s)."""

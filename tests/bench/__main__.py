@@ -51,8 +51,8 @@ class Effort:
     bad_logins: int = 5
     losses: tuple[float, ...] = (0.01, 0.05, 0.29)
     keystrokes: int = 150
-    worst_keystrokes: int = 1000
-    typists: int = 4
+    worst_keystrokes: int = 2500
+    typists: int = 6
     helper_runs: int = 25
     rate_logins: int = 100
     crowd: int = 200

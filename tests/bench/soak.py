@@ -125,6 +125,7 @@ class Town:
         self._wrong = make_key(lab.directory / "keys" / "wrong")
         authorized = [key.public, lab.gateway_key.public]
         self.people = [lab.remote.add_user(f"town{number}", key, authorized=authorized) for number in range(people)]
+        self._numbers: dict[User | str, int] = {user: number for number, user in enumerate(self.people)}
         self._crowd = Crowd(lab)
         self._tried = 0
         self.done: Counter[str] = Counter()
@@ -136,9 +137,12 @@ class Town:
         return self._crowd.reasons
 
     def _argv(self, user: User | str, *command: str, tty: bool = False, key: Path | None = None) -> list[str]:
-        # From an address of its own: the limits for one address are for one address.
+        # The limits for one address are for one address. Who lives here has one, which the gateway remembers for a day;
+        # strangers have a new one each time.
         self._tried += 1
-        source = f"127.2.{self._tried // 250 % 250}.{self._tried % 250 + 1}"
+        known = user in self._numbers
+        network, number = (2, self._numbers[user]) if known and key is None else (3, self._tried)
+        source = f"127.{network}.{number // 250 % 250}.{number % 250 + 1}"
         options = [*(["-tt"] if tty else []), "-o", f"BindAddress={source}"]
         return self._lab.gateway_argv(self._gateway, user, *command, options=options, key=key)
 
