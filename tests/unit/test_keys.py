@@ -15,6 +15,7 @@ from helpers.broker.connections import Completed, Ran
 from helpers.broker.keys import (
     FETCH_COMMAND,
     MAX_FILE_BYTES,
+    REFRESHED_AFTER,
     REFRESHED_TTL_S,
     REFRESHED_USERS,
     UNREACHABLE_TTL_S,
@@ -436,14 +437,14 @@ def test_a_remembered_failure_does_not_grow() -> None:
 
 
 def test_keys_of_users_who_will_be_back_are_kept_fresh() -> None:
-    """Half a TTL on, the file is fetched anew; so a login after the TTL waits for nothing, and a revoked key is out."""
+    """Late in the TTL a file is fetched anew; so a login after the TTL waits for nothing, and a revoked key is out."""
 
     async def scenario() -> None:
         revoked = b"ssh-ed25519 AAAAgateway\n"
         keys, pool, clock = _keys(_FILE, revoked)
         pool.likely = ["alice"]
         await keys.read("alice")
-        clock.now_s += _TTL_S / 2 - 1
+        clock.now_s += _TTL_S * REFRESHED_AFTER - 1
         await keys.refresh()
         assert pool.fetches == ["alice"]
         clock.now_s += 1
@@ -466,10 +467,10 @@ def test_what_a_refresh_cannot_vouch_for_is_left_to_the_next_login(outcome: byte
         keys, pool, clock = _keys(_FILE, outcome, _FILE)
         pool.likely = ["alice"]
         await keys.read("alice")
-        clock.now_s += _TTL_S / 2
+        clock.now_s += _TTL_S * REFRESHED_AFTER
         await keys.refresh()
         assert (await keys.read("alice")).content == _FILE
-        clock.now_s += _TTL_S / 2
+        clock.now_s += _TTL_S * (1 - REFRESHED_AFTER)
         assert (await keys.read("alice")).fetch_ms > 0
         assert (pool.fetches, pool.forgotten) == (["alice"] * 3, [])
 
@@ -483,7 +484,7 @@ def test_nobody_else_is_fetched_for_and_few_at_once() -> None:
         keys, pool, clock = _keys(_FILE)
         await keys.read("stranger")
         pool.likely = [f"user{number}" for number in range(REFRESHED_USERS + 10)]
-        clock.now_s += _TTL_S / 2
+        clock.now_s += _TTL_S * REFRESHED_AFTER
         pool.gate.clear()
         task = asyncio.create_task(keys.refresh())
         await _turns()
