@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -45,6 +46,11 @@ class _Screen(pyte.HistoryScreen):
         self.bells += 1
 
 
+def _hear_hangups() -> None:
+    """Undo what nohup(1) does, by which the tests may have been started."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Terminal:
     """A command in a PTY.
 
@@ -65,7 +71,9 @@ class Terminal:
         self._changed = threading.Condition()
         self._ended = False
         self._status: int | None = None
-        self._process: Any = ptyprocess.PtyProcess.spawn(self.argv, env=dict(environment), dimensions=(rows, columns))
+        self._process: Any = ptyprocess.PtyProcess.spawn(
+            self.argv, env=dict(environment), dimensions=(rows, columns), preexec_fn=_hear_hangups
+        )
         self._screen = _Screen(columns or 80, rows or 24, self._send)
         self._stream = pyte.ByteStream(self._screen)
         self._reader = threading.Thread(target=self._read, name=f"terminal-{self.pid}", daemon=True)
