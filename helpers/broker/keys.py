@@ -16,7 +16,7 @@ from cachetools import TTLCache
 
 from helpers.broker.connections import Completed, Ran
 from helpers.broker.pacing import Pacing
-from helpers.errors import GatewayError, PermissionDeniedError
+from helpers.errors import GatewayError, PermissionDeniedError, RemoteLostError
 
 MAX_FILE_BYTES = 1024 * 1024
 """Largest authorized_keys file, in bytes, that is read; a larger one lets nobody in."""
@@ -238,6 +238,8 @@ class RemoteKeys:
             if ran.connect_ms == 0.0 and self._must_prove_anew(ran.completed.stdout, age_s):
                 self._pool.forget(user)
                 ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
+            if ran.completed.status is None:
+                raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
         except PermissionDeniedError as error:
             self._refusals[user] = _anew(error)
             self.on_file(user, KeyFile(b"", "remote"))

@@ -147,7 +147,7 @@ def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:
     """Say why mosh-server gave no session.
 
     Args:
-        status: The command's exit status, None if the remote told none.
+        status: The command's exit status, None if the remote told none: a signal ended it.
         stderr: What it wrote to standard error, unchecked.
         program: REMOTE_MOSH_SERVER.
     """
@@ -157,7 +157,7 @@ def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:
         return NoMoshServerError(
             f"the remote host has no {program}; install mosh there, or set REMOTE_MOSH_SERVER to where it is"
         )
-    reason = _printable(stderr) or f"exit status {status}"
+    reason = _printable(stderr) or ("it was killed by a signal" if status is None else f"exit status {status}")
     return MoshServerError(f"mosh-server gave no session on the remote host: {reason}")
 
 

@@ -296,6 +296,9 @@ def _read(
     while len(stderr) < _STDERR_MAX_BYTES and (chunk := channel.recv_stderr(_STDERR_MAX_BYTES - len(stderr))):
         stderr += chunk
     status = channel.exit_status
+    # To paramiko a channel also ends when the transport breaks. EOF it sends in answer to the remote's close.
+    if not channel.eof_sent and (status < 0 or not channel.eof_received):
+        raise EOFError
     return Completed(bytes(output), bytes(stderr), None if status < 0 else status)
 
 

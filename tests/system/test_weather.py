@@ -104,6 +104,30 @@ def test_connection_lost_in_a_blackout_is_replaced(
     assert lab.remote.accepted(user) == 2
 
 
+def test_connection_that_breaks_under_a_login_is_replaced(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """A warm connection that breaks once mosh-server was asked for over it costs the login no failure either."""
+    _visit(lab, gateway, user, open_terminal)
+    lab.remote.write_file(user, ".bashrc", "rm ~/sound 2>/dev/null && kill -9 $PPID\n")
+    lab.remote.write_file(user, "sound", "")
+    _visit(lab, gateway, user, open_terminal)
+
+    assert not lab.remote.room.path(f"{user.home}/sound").exists()
+    assert lab.remote.accepted(user) == 2
+
+
+def test_connection_that_breaks_under_the_keys_is_no_refusal(lab: Lab, gateway: Gateway, user: User) -> None:
+    """Keys that were not read to their end are not taken for none: the log says why, and the next try gets in."""
+    lab.remote.write_file(user, ".bashrc", "rm ~/sound 2>/dev/null && kill -9 $PPID\n")
+    lab.remote.write_file(user, "sound", "")
+    denied = lab.run(lab.gateway_argv(gateway, user, "true"))
+    assert denied.returncode == 255
+    gateway.log.wait_for(rf"key_refused .*user={user.name} .*remote_lost")
+
+    wait_until(lambda: lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0, "the user gets in")
+
+
 def test_connection_that_died_in_silence_is_replaced(
     lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal
 ) -> None:

@@ -302,7 +302,7 @@ def test_no_file_lets_nobody_in(status: int) -> None:
 
 
 def test_without_an_exit_status_there_are_no_keys() -> None:
-    """A cat whose end was not seen may have been cut short: what it printed is no file."""
+    """A cat whose end was not seen may have been cut short: what it printed is no file, and its want is no verdict."""
 
     async def scenario() -> None:
         class Cut(FakePool):
@@ -319,7 +319,13 @@ def test_without_an_exit_status_there_are_no_keys() -> None:
 
         clock = Clock()
         keys = RemoteKeys(Cut(clock, _FILE), _TTL_S, _OWN_KEY, clock)
-        assert (await keys.read("alice")).content == b""
+        with pytest.raises(RemoteLostError):
+            await keys.read("alice")
+
+        # Other than a refusal, it is soon forgotten.
+        keys._pool = FakePool(clock, _FILE)
+        clock.now_s += UNREACHABLE_TTL_S
+        assert (await keys.read("alice")).content == _FILE
 
     asyncio.run(scenario())
 
