@@ -267,7 +267,7 @@ def test_gateway_that_is_told_to_leave(make_lab: Callable[..., Lab]) -> None:
 
     assert gateway.stop(timeout_s=8) == 0
     terminal.wait_exit()
-    assert lab.remote.processes("mosh-server") == []
+    wait_until(lambda: not lab.remote.processes("mosh-server"), "mosh-server, which was told goodbye, is gone")
 
 
 # The terminal

@@ -481,7 +481,7 @@ def test_listener_killed(lab: Lab, start_gateway: StartGateway, user: User, open
     assert line.string == "gatewayctl: sshd ended (killed by signal 9)"
     assert terminal.wait_exit() == 255
     assert gateway.processes() == []
-    assert not lab.remote.processes("mosh-server", user=user)
+    wait_until(lambda: not lab.remote.processes("mosh-server", user=user), "mosh-server is gone")
 
 
 def test_supervisor_killed(lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal) -> None:

@@ -32,7 +32,8 @@ def _log_in(lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal,
     """Open a session, and return its terminal and the user's uid on the gateway."""
     terminal = open_terminal(lab.gateway_argv(gateway, user, options=options))
     terminal.wait_for(user.prompt)
-    assert len(lab.remote.processes("mosh-server", user=user)) == 1
+    # Of two, the one that printed where the other listens is about to end.
+    wait_until(lambda: len(lab.remote.processes("mosh-server", user=user)) == 1, "there is one mosh-server")
     return terminal, uid_of(gateway, user)
 
 
@@ -188,7 +189,8 @@ def test_sigterm_ends_the_gateway_and_its_sessions(
 
     assert [terminal.wait_exit() for terminal in terminals] == [255, 255]
     assert ["gateway: shutting down" in terminal.text for terminal in terminals] == [True, True]
-    assert not [user.name for user in users if lab.remote.processes("mosh-server", user=user)]
+    for user in users:
+        wait_until(lambda: not lab.remote.processes("mosh-server", user=user), "mosh-server is gone")  # noqa: B023
     assert gateway.processes() == []
     assert Path(f"/proc/{gateway.room.pid}/mountinfo").read_text() == machine_mounts
     network = Path(f"/proc/{gateway.room.pid}/net")
