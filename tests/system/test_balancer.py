@@ -131,7 +131,10 @@ def test_what_the_logs_say(lab: Lab, balancer: Balancer, user: User) -> None:
     done = lab.run(balancer.argv(user, "id -un"))
     assert done.returncode == 0, done.stderr
     accepted = rf"Accepted publickey for {user.name} from {ADDRESS} port (\d+) "
-    (port,) = [match[1] for gateway in balancer.gateways for match in gateway.log.matches(accepted)]
+    (port,) = wait_until(
+        lambda: [match[1] for gateway in balancer.gateways for match in gateway.log.matches(accepted)],
+        "one of the gateways has let the user in",
+    )
     balancer.log.wait_for(rf"^{ADDRESS}:\d+ is {ADDRESS}:{port} at gateway-[12]$")
 
     (gateway, _), since = balancer.gateways, balancer.marks[0]

@@ -143,7 +143,7 @@ def test_installation_serves(
     open_terminal(lab.gateway_argv(installed_gateway, user)).wait_for(user.prompt)
 
     assert str(scripts / "gatewayctl") in [word for its in installed_gateway.processes() for word in its.argv]
-    assert installed_gateway.log.matches(f"{scripts.parent}/lib/[^ ]*/helpers/launch.py session ")
+    installed_gateway.log.wait_for(f"{scripts.parent}/lib/[^ ]*/helpers/launch.py session ")
 
 
 def test_closed_installation_is_refused(scripts: Path, settings: dict[str, str]) -> None:

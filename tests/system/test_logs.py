@@ -69,7 +69,7 @@ def test_lines_of_a_login_belong_together(
     session = events[-1][1]
     client, port = session["client"].rsplit(":", 1)
     pattern = rf"Accepted publickey for {user.name} from (\S+) port (\d+) .* (\S+)$"
-    (accepted,) = gateway.log.matches(pattern, since=since)
+    accepted = gateway.log.wait_for(pattern, since=since)
     # Of the second question about the key, to prove that it is the client's, sshd knows the answer.
     assert [event for event, _ in events] == ["key_permitted", "session_started"]
     assert {fields["sid"] for _, fields in events} == {session["sid"]}
@@ -113,7 +113,7 @@ def test_refusals_say_why(lab: Lab, gateway: Gateway, user: User) -> None:
     assert wrong[1]["key"] == _fingerprint(lab, other.key.private)
     assert wrong[1]["reason"] == '"no line for this key"'
     assert stranger[1]["reason"].startswith("\"permission_denied: the remote host does not let the gateway's key in")
-    assert gateway.log.matches(r"Invalid user a b from", since=since)
+    gateway.log.wait_for(r"Invalid user a b from", since=since)
     assert _events(gateway, since, user='"a b"') == []
 
 

@@ -298,6 +298,7 @@ def test_a_clients_own_shared_connection_has_many_sessions(lab: Lab, gateway: Ga
         ]
         assert outputs == [str(number).encode() * 100_000 for number in range(8)]
         assert [client.returncode for client in clients] == list(range(8))
+        gateway.log.wait_for(rf"Accepted publickey for {user.name} ", since=since)
         assert len(gateway.log.matches(rf"Accepted publickey for {user.name} ", since=since)) == 1
 
 
