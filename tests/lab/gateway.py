@@ -138,10 +138,17 @@ class Gateway:
 
     @property
     def listener(self) -> Process:
-        """Its listening sshd. Between fork and exec a child has its title too, but not its parent."""
+        """Its listening sshd. Between fork and exec a child has its title too, but not its parent.
+
+        One that starts itself anew has no title until it listens again.
+        """
         supervisor = self.pid  # once: it looks at all that lives on the machine
-        found = (its for its in self.processes("sshd") if its.parent_pid == supervisor and "[listener]" in its.argv[0])
-        return max(found, key=lambda its: its.identity[::-1])
+
+        def listening() -> list[Process]:
+            children = [its for its in self.processes("sshd") if its.parent_pid == supervisor]
+            return [its for its in children if "[listener]" in its.argv[0]]
+
+        return max(wait_until(listening, "sshd listens"), key=lambda its: its.identity[::-1])
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to ``gatewayctl serve``."""

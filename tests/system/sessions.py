@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,12 @@ def sends_at_once(sshd: Process) -> bool:
     """Tell whether an sshd has a socket to listen on for IPv4, and whether what comes of it has TCP_NODELAY."""
     found = []
     for entry in Path(f"/proc/{sshd.pid}/fd").iterdir():
-        if str(entry.readlink()).startswith("socket:"):
-            with socket.socket(fileno=borrow(sshd.pid, int(entry.name))) as theirs:
-                if theirs.family == socket.AF_INET:
-                    found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        # That of a connection may be closed meanwhile.
+        with suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=borrow(sshd.pid, int(entry.name))) as theirs:
+                    if theirs.family == socket.AF_INET:
+                        found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
     return found == [True]
 
 
