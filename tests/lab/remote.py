@@ -204,15 +204,20 @@ class Remote:
         self.write_file(user, ".ssh/authorized_keys", "".join(f"{line}\n" for line in lines), mode=0o600)
 
     def write_file(self, user: User, path: str, text: str, *, mode: int = 0o644) -> None:
-        """Write a file that belongs to the user, at a path relative to the home directory."""
+        """Write a file that belongs to the user, at a path relative to the home directory.
+
+        In one step, as editors do it: the gateway, which may be about to read it, finds all of the old or of the new.
+        """
         home = self.room.path(user.home)
         target = home / path
         if not target.parent.exists():
             target.parent.mkdir(mode=0o700)
             os.chown(target.parent, user.uid, user.uid)
-        target.write_text(text)
-        target.chmod(mode)
-        os.chown(target, user.uid, user.uid)
+        new = target.with_name(f"{target.name}.new")
+        new.write_text(text)
+        new.chmod(mode)
+        os.chown(new, user.uid, user.uid)
+        new.replace(target)
 
     def read_file(self, user: User, path: str) -> str:
         """Read a file, at a path relative to the user's home directory."""
