@@ -182,8 +182,9 @@ def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[
         lab.remote.authorize(user, [lab.gateway_key.public])
         assert not _may_enter(lab, gateway, user)
         lab.remote.authorize(user, [user.key.public, lab.gateway_key.public])
+        since = gateway.log.mark()
         gateway.signal(signal.SIGHUP)  # that it was refused is remembered, too
-        gateway.log.wait_for("reloaded", since=gateway.log.mark() - 1)
+        gateway.log.wait_for("reloaded", since=since)
 
 
 def test_ten_logins_at_once_share_one_connection(lab: Lab, gateway: Gateway, user: User) -> None:
