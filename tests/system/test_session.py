@@ -29,7 +29,7 @@ def test_shell_is_that_of_direct_ssh(lab: Lab, gateway: Gateway, user: User, ope
         terminal.wait_for(user.prompt)
         terminal.run(question, f"a tty\n{user.prompt}")
 
-    assert through.text == direct.text
+    wait_until(lambda: through.text == direct.text, "both say the same")
     assert direct.text.startswith(f"{user.name}\nremote\n{user.home} /bin/bash {user.home} {user.name}\n")
 
 

@@ -38,9 +38,11 @@ def test_nothing_is_left_of_logins(make_lab: Callable[..., Lab]) -> None:
         more = {name: now[name] - before[name] - kept.get(name, 0) for name in COUNTS}
         return None if more["gateway's processes"] or more["remote's processes"] else more
 
-    counts = []
-    for _ in range(2):
+    def visit() -> None:
         town.round(town.people, town.people, _PEOPLE)
         assert not sum(town.failed.values()), town.reasons
-        counts.append(wait_until(left, "nobody is there"))
-    assert counts[1] == counts[0]
+
+    visit()
+    first = wait_until(left, "nobody is there")
+    visit()
+    wait_until(lambda: left() == first, f"there is what there was before: {first}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,8 +137,9 @@ def _memory_has(pid: int, text: bytes) -> bool:
             start, end = (int(word, 16) for word in bounds.split("-"))
             if access.startswith("r") and "[v" not in line:
                 memory.seek(start)
-                if text in memory.read(end - start):
-                    return True
+                with suppress(OSError):  # given back meanwhile
+                    if text in memory.read(end - start):
+                        return True
     return False
 
 
