@@ -72,6 +72,8 @@ class Gateway:
                 # sshd keeps books on logins in there, and the host's are not for ours.
                 ["mount", "--no-mtab", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/log"],
                 ["touch", "/var/log/wtmp", "/var/log/lastlog"],
+                # Where sshd puts agents' sockets: those of other workers' gateways are not ours.
+                ["mount", "--no-mtab", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"],  # noqa: S108 - the room's
             ],
             network_of=near,
         )

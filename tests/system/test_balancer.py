@@ -91,11 +91,13 @@ def _listens(lab: Lab) -> bool:
 
 @pytest.fixture
 def balancer(
-    lab: Lab, start_gateway: Callable[..., Gateway], tmp_path: Path, require: Callable[..., None]
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, require: Callable[..., None]
 ) -> Iterator[Balancer]:
     """Two gateways behind one address."""
     require("haproxy")
-    made = Balancer(lab, tmp_path, start_gateway)
+    directory = lab.directory / f"balancer-{user.name}"
+    directory.mkdir()
+    made = Balancer(lab, directory, start_gateway)
     yield made
     made.close()
 
