@@ -19,6 +19,8 @@ CHECK_TIMEOUT_S = 20.0
 
 PASSWD = Path("/etc/passwd")
 
+GROUP = Path("/etc/group")
+
 NSSWITCH = Path("/etc/nsswitch.conf")
 
 UTMP = Path("/run/utmp")
@@ -46,7 +48,7 @@ mount --rbind /etc "$private/host"
 # One may be gone by the time it is copied.
 find /etc -mindepth 1 -maxdepth 1 -type l -exec cp -P -t "$private/etc" {} + || :
 find "$private/host" -mindepth 1 -maxdepth 1 ! -type l -exec ln -s -t "$private/etc" {} +
-for name in nsswitch.conf passwd shadow; do cp -p --remove-destination "$private/$name" "$private/etc"; done
+for name in nsswitch.conf passwd shadow group; do cp -p --remove-destination "$private/$name" "$private/etc"; done
 rm -f "$private/etc/userdb"
 mount --move "$private/etc" /etc
 # systemd removes /run/sshd, in which sshd shuts its unprivileged half, when the host's own sshd stops. A cache of names
@@ -105,7 +107,7 @@ def prepare(runtime: Runtime) -> None:
     """
     private = runtime.private
     # Of the names in them not all need be in UTF-8.
-    passwd, switch = (path.read_text(encoding="utf-8", errors="surrogateescape") for path in (PASSWD, NSSWITCH))
+    passwd, group, switch = (path.read_text("utf-8", "surrogateescape") for path in (PASSWD, GROUP, NSSWITCH))
     accounts = {line.split(":", 1)[0]: line for line in passwd.splitlines()}
     if "sshd" not in accounts:
         msg = "there is no account sshd, which sshd needs for itself; install openssh-server"
@@ -120,6 +122,10 @@ def prepare(runtime: Runtime) -> None:
     shadow = private / "shadow"
     shadow.touch(mode=0o600)
     shadow.write_text("".join(f"{line.split(':')[0]}:*:::::::\n" for line in kept), encoding="utf-8")
+    # Without members: who is in a group here by the same name is somebody else, and sshd would put our user into it.
+    groups = [line.split(":") for line in group.splitlines()]
+    text = "".join(f"{':'.join(fields[:3])}:\n" for fields in groups if len(fields) > 3)  # noqa: PLR2004 - group(5)
+    (private / "group").write_text(text, encoding="utf-8", errors="surrogateescape")
     (private / "nsswitch.conf").write_text(nsswitch(switch), encoding="utf-8", errors="surrogateescape")
     for name in ("dev", "etc", "host", "run"):
         (private / name).mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ MOST_EXPOSURE = 4.0
 
 @pytest.fixture(scope="module")
 def machine(_able: None, do_without: Callable[[str | None], None]) -> Iterator[Machine]:
-    """A machine with a user alice, who lets the gateway in, and settings that make it its own remote."""
+    """A machine with a user alice, whom it trusts with its disks, and settings that make it its own remote."""
     do_without(None if SYSTEMD.exists() else "systemd is not installed")
     with own_directory() as directory:
         files = directory / "machine"
@@ -45,7 +45,7 @@ def machine(_able: None, do_without: Callable[[str | None], None]) -> Iterator[M
 
 
 def _set_up(machine: Machine, directory: Path) -> None:
-    machine.run("useradd", "--create-home", "--shell", "/bin/bash", "alice")
+    machine.run("useradd", "--create-home", "--shell", "/bin/bash", "--groups", "adm,disk", "alice")
     keys = [make_key(directory / name) for name in ("gateway", "client")]
     machine.run("mkdir", "-p", "/etc/gateway", "/home/alice/.ssh", "/root")
     for key, path in zip(keys, ("/etc/gateway/id_ed25519", "/root/client"), strict=True):
@@ -146,9 +146,10 @@ def test_the_hosts_sshd_may_stop(service: Machine, before: list[str]) -> None:
 
 def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine) -> None:
     """The host's files are put in place anew, as useradd and logrotate do, and our sshd still has its own."""
-    service.run("sh", "-c", "echo 'bob:secret' > /root/bob; useradd bob && chpasswd < /root/bob")
+    service.run("sh", "-c", "echo 'bob:secret' > /root/bob; useradd --groups disk bob && chpasswd < /root/bob")
     service.run("sh", "-c", "cd /var/log && for log in wtmp lastlog; do touch $log; mv $log $log.1; : > $log; done")
     enter = ["sh", "-c", 'exec nsenter --mount --root --target "$(cat /run/gateway/sshd.pid)" -- "$@"', "sh"]
+    assert not any(line.split(":")[3] for line in service.run(*enter, "getent", "group").stdout.splitlines())
     for database in ("passwd", "shadow"):
         seen = service.run(*enter, "getent", "--service=files", database).stdout
         assert [line.split(":")[0] for line in seen.splitlines()] == ["root", "sshd", "nobody"]
@@ -156,6 +157,18 @@ def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine) -> No
     assert done.stdout.split() == ["alice"], done.stderr + _journal(service)
     # It is indexed by uid, and the machine is its own remote: alice's place in it is near the beginning.
     assert int(service.run("stat", "--format=%s", "/var/log/lastlog").stdout) < 100 * 65536
+
+
+def test_a_users_name_puts_nobody_into_the_hosts_groups(service: Machine) -> None:
+    """The host's alice may read its disks; the gateway's alice, whose processes run on the same machine, may not."""
+    program = "/^Uid:/ { uid = $2 } /^Groups:/ && uid > 1879048192 && NF > 1 { print uid, $2, NF }"
+    look = f"id -Gn; awk '{program}' /proc/[0-9]*/status"
+    done = service.run("ssh", *_CLIENT, "alice@127.0.0.1", look, check=False)
+    groups, *seen = done.stdout.splitlines()
+    assert groups == "alice adm disk", done.stderr + _journal(service)  # there, where she is alice
+    rows = [line.split() for line in seen]
+    assert rows
+    assert all(uid == group and words == "2" for uid, group, words in rows), rows
 
 
 def test_installing_again_changes_nothing(service: Machine) -> None:

@@ -113,13 +113,13 @@ def test_preparing_again_changes_nothing(runtime: Runtime) -> None:
 
 
 def test_accounts_in_another_character_set(runtime: Runtime, tmp_path: Path) -> None:
-    """A host whose /etc/passwd or nsswitch.conf has names in Latin-1, as old ones do, is no worse than others."""
+    """A host whose files in /etc have names in Latin-1, as old ones do, is no worse than others."""
     program = (
         f"from pathlib import Path; from gatewayctl import namespace; from gatewayctl.runtime import Runtime;"
         f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
     )
-    script = 'for f in passwd nsswitch.conf; do mount --bind "$1/$f" "/etc/$f"; done && exec "$2" -c "$3"'
-    for path in (Path("/etc/passwd"), NSSWITCH):
+    script = 'for f in passwd group nsswitch.conf; do mount --bind "$1/$f" "/etc/$f"; done && exec "$2" -c "$3"'
+    for path in (Path("/etc/passwd"), Path("/etc/group"), NSSWITCH):
         (tmp_path / path.name).write_bytes(path.read_bytes() + b"# Jos\xe9:x:4711:4711:Jos\xe9:/:/bin/sh\n")
     before = (runtime.private / "passwd").read_text()
     argv = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, program]
@@ -138,6 +138,22 @@ def test_inside_our_files_are_seen_and_outside_the_hosts(runtime: Runtime) -> No
     assert "daemon" not in seen.splitlines()
     assert NSSWITCH.read_text() == outside
     assert not (SYSTEM_USERDB / "ours").exists()
+
+
+def test_the_hosts_groups_have_no_members(runtime: Runtime, tmp_path: Path) -> None:
+    """Who is in a group of the host's by a user's name is somebody else: groups are there, and nobody is in one."""
+    groups = tmp_path / "group"
+    groups.write_text("root:x:0:alice\ntty:x:5:\nhalf:x\n\ndisk:*:6:bob,alice\n")
+    program = "import grp, os; print([g.gr_name for g in grp.getgrall()], os.getgrouplist('alice', 70002))"
+    prepare = (
+        "from pathlib import Path; from gatewayctl import namespace; from gatewayctl.runtime import Runtime;"
+        f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
+    )
+    mounted = 'mount --bind "$1" /etc/group && "$2" -c "$3" && shift 3 && exec "$@"'
+    inside = enter(runtime, [sys.executable, "-c", program], relay=False)
+    argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(groups), sys.executable, prepare, *inside]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "['root', 'tty', 'disk'] [70002]\n"
 
 
 def test_the_hosts_record_of_logins_is_out_of_reach(runtime: Runtime) -> None:
