@@ -19,6 +19,7 @@ from gatewayctl import processes
 from gatewayctl.key_files import KeyFileError
 from helpers.broker.userdb import SERVICE
 from helpers.errors import GatewayError, SettingsError
+from helpers.protocol import BACKLOG
 
 SYSTEM_USERDB = Path("/run/systemd/userdb")
 """Where nss-systemd looks for the sockets of user databases (systemd's docs/USER_GROUP_API.md)."""
@@ -28,9 +29,6 @@ SYSTEM_LOG = Path("/dev/log")
 
 _MAY_PASS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 """What is wrong with the machine at the moment, and not with a setting (errno(3))."""
-
-_BACKLOG = 512
-"""Connections that wait while the broker is busy or being replaced: more than sshd's MaxStartups allows logins."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def _listen(path: Path) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(os.fspath(path))
         path.chmod(0o666)  # whoever connects is known by SO_PEERCRED
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.settimeout(0)
         return processes.high(sock.fileno())
 

@@ -14,6 +14,10 @@ TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper'
 if TYPE_CHECKING:
     from typing import Any
 
+BACKLOG = 512
+"""Connections that wait at a socket of the broker's while it is busy or being replaced: more than sshd's MaxStartups
+allows logins. One more is turned away at once (unix(7)), and its login with it."""
+
 MAX_REQUEST_BYTES = 64 * 1024
 """Longest request, in bytes: a certificate of OpenSSH's largest size (16 KiB, in base64) fits with room."""
 

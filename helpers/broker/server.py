@@ -15,7 +15,7 @@ from helpers.broker.agent import MAX_MESSAGE_BYTES
 from helpers.broker.peers import Peer, peer_of
 from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError
 from helpers.log import EventLog
-from helpers.protocol import MAX_REQUEST_BYTES, decode, encode, error_answer
+from helpers.protocol import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
 
 REQUEST_TIMEOUT_S = 5.0
 """Longest time, in seconds, that a peer may take to send its request: they send it at once."""
@@ -186,7 +186,8 @@ async def _listen(
 ) -> asyncio.Server:
     # From 3.13 on a server removes its socket's file when it closes; these outlive the broker.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-    return await asyncio.start_unix_server(serve, sock=sock, limit=limit, **keep)
+    # It listens anew, and by itself for a hundred.
+    return await asyncio.start_unix_server(serve, sock=sock, limit=limit, backlog=BACKLOG, **keep)
 
 
 def _where(error: BaseException) -> str:

@@ -132,6 +132,10 @@ class Room:
         return message
 
 
+MAX_STARTUPS = 500
+"""Logins that sshd lets be under way at once (60-abuse.conf)."""
+
+
 def _run(scenario: Callable[[Room], Awaitable[None]]) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -424,5 +428,21 @@ def test_the_sockets_outlive_a_broker_that_ends() -> None:
         for server in room.listening:
             server.close()
         assert all(path.is_socket() for path in room.paths)
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_crowd_waits_for_a_busy_broker(which: int) -> None:
+    """While the broker's one thread is busy, as many may come as sshd lets in, and none is turned away."""
+
+    async def scenario(room: Room) -> None:
+        crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(MAX_STARTUPS)]
+        try:
+            for client in crowd:
+                client.connect(os.fspath(room.paths[which]))  # BlockingIOError where there is no room
+        finally:
+            for client in crowd:
+                client.close()
 
     _run(scenario)
