@@ -105,11 +105,8 @@ class Runtime:
             msg = f"GATEWAY_RUNTIME_DIR {self.root} cannot be made ready ({exc.strerror}: {exc.filename or self.root})"
             raise (GatewayError if exc.errno in _MAY_PASS else SettingsError)(msg) from exc
 
-    def prepare(self, broker_uid: int) -> None:
-        """Make the directories.
-
-        Args:
-            broker_uid: The uid that owns `state`.
+    def prepare(self) -> None:
+        """Make the directories; where a gateway runs in them already, nothing changes for it.
 
         Raises:
             SettingsError: They cannot be made, or others may write where only root should.
@@ -123,9 +120,6 @@ class Runtime:
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.state.mkdir(mode=0o700, exist_ok=True)
             self.authorized_keys.mkdir(mode=0o711, exist_ok=True)  # sshd reads a file as its user; nobody lists them
-            # A range of uids may have changed since the last start.
-            for path in (self.state, *self.state.iterdir()):
-                os.chown(path, broker_uid, broker_uid, follow_symlinks=False)
         check_root_only(self.root, "GATEWAY_RUNTIME_DIR")
 
     def lock(self) -> int:
@@ -147,6 +141,25 @@ class Runtime:
             msg = f"another gateway runs in GATEWAY_RUNTIME_DIR {self.root}; stop it, or choose another directory"
             raise SettingsError(msg) from exc
         return fd
+
+    def give_state(self, broker_uid: int) -> None:
+        """Make `state` the broker's; the range of uids may have changed since the last start.
+
+        Only who holds the `lock` may: another gateway's broker would lose its own.
+
+        Args:
+            broker_uid: The uid that owns it from now on.
+
+        Raises:
+            SettingsError: It cannot be given away.
+            GatewayError: See `made_ready`.
+        """
+        with self.made_ready():
+            for path in self.state.iterdir():
+                # What has a second name elsewhere the last broker did not make (link(2)).
+                if os.lstat(path).st_nlink == 1:
+                    os.chown(path, broker_uid, broker_uid, follow_symlinks=False)
+            os.chown(self.state, broker_uid, broker_uid)
 
     def listen(self, *, private: bool) -> tuple[int, int, int]:
         """Make the listening sockets.

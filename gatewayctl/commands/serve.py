@@ -105,9 +105,10 @@ def run(load: Callable[[], Settings]) -> int:
         first, last = settings.uid_range
         check_uids_free(range(first, last + 1))
         runtime = Runtime(settings.gateway_runtime_dir)
-        runtime.prepare(settings.uid_range[0])
+        runtime.prepare()
         lock = runtime.lock()
         try:
+            runtime.give_state(settings.uid_range[0])
             if ensure_host_key(settings.gateway_host_key_path):
                 log.info("host_key_made", path=settings.gateway_host_key_path)
             fixed = (runtime, settings.uid_range, settings.gateway_log)

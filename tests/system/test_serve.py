@@ -189,15 +189,21 @@ def test_address_that_is_not_here(start_gateway: StartGateway) -> None:
         assert reason in line
 
 
-def test_runtime_directory_of_another_gateway(gateway: Gateway, start_gateway: StartGateway) -> None:
+def test_runtime_directory_of_another_gateway(
+    lab: Lab, gateway: Gateway, user: User, start_gateway: StartGateway
+) -> None:
     """Two gateways in one runtime directory are one too many: the second is told, the first does not notice."""
     processes = [gateway.pid, gateway.broker.pid, gateway.listener.pid]
-    status, lines = _refused(start_gateway, {"GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]})
+    where = {"GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"], "GATEWAY_UID_RANGE": "3000000:3065535"}
+    status, lines = _refused(start_gateway, where)
 
     assert (status, len(lines)) == (EX_CONFIG, 1)
     assert "GATEWAY_RUNTIME_DIR" in lines[0]
     assert "another gateway" in lines[0]
     assert [gateway.pid, gateway.broker.pid, gateway.listener.pid] == processes
+    # Somebody new, who needs a uid.
+    done = lab.run(lab.gateway_argv(gateway, user, "echo here"))
+    assert done.stdout == b"here\n", done.stderr
 
 
 def test_runtime_directory_below_tmp(lab: Lab, start_gateway: StartGateway) -> None:

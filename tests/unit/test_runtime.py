@@ -37,7 +37,8 @@ def _mode(path: Path) -> tuple[int, int]:
 def test_the_directories_and_whose_they_are(safe: Path) -> None:
     """Everything is root's and may be entered by everyone, but for the state, which is the broker's alone."""
     runtime = Runtime(safe / "below" / "gateway")
-    runtime.prepare(_BROKER_UID)
+    runtime.prepare()
+    runtime.give_state(_BROKER_UID)
     for path in (runtime.root, runtime.userdb, runtime.home, runtime.private):
         assert _mode(path) == (0, 0o755)
     assert _mode(runtime.state) == (_BROKER_UID, 0o700)
@@ -47,22 +48,35 @@ def test_a_umask_does_not_close_the_directories(safe: Path) -> None:
     """Whoever starts the gateway may have any umask; its unprivileged users must get to the sockets all the same."""
     before = os.umask(0o077)
     try:
-        Runtime(safe / "gateway").prepare(_BROKER_UID)
+        Runtime(safe / "gateway").prepare()
     finally:
         os.umask(before)
     assert _mode(safe / "gateway") == (0, 0o755)
 
 
 def test_the_state_follows_the_brokers_uid(safe: Path) -> None:
-    """After a change of the range of uids the files of before are the new broker's; a link is not followed."""
+    """After a change of the range of uids the files of before are the new broker's, and nothing that they link to."""
     runtime = Runtime(safe)
-    runtime.prepare(_BROKER_UID)
+    runtime.prepare()
+    runtime.give_state(_BROKER_UID)
     table, outside = runtime.state / "users.sqlite3", safe / "outside"
     table.touch()
     outside.touch()
     (runtime.state / "link").symlink_to(outside)
-    runtime.prepare(_BROKER_UID + 1)
+    # As a broker could that is not what it was, where the kernel lets it (proc(5), protected_hardlinks).
+    (runtime.state / "name").hardlink_to(outside)
+    runtime.give_state(_BROKER_UID + 1)
+    assert _mode(runtime.state) == (_BROKER_UID + 1, 0o700)
     assert [table.stat().st_uid, outside.stat().st_uid] == [_BROKER_UID + 1, 0]
+
+
+def test_preparing_takes_nothing_from_a_gateway_that_runs(safe: Path) -> None:
+    """Who starts a second gateway in the directory finds out before the first one's broker loses its files."""
+    runtime = Runtime(safe)
+    runtime.prepare()
+    runtime.give_state(_BROKER_UID)
+    runtime.prepare()
+    assert _mode(runtime.state) == (_BROKER_UID, 0o700)
 
 
 @pytest.mark.usefixtures("safe")
@@ -72,7 +86,7 @@ def test_a_directory_that_others_may_change_is_refused_untouched(tmp_path: Path)
     runtime.state.mkdir(parents=True)
     (runtime.state / "somebodys").touch()
     with pytest.raises(SettingsError, match="GATEWAY_RUNTIME_DIR"):
-        runtime.prepare(_BROKER_UID)
+        runtime.prepare()
     assert (runtime.state / "somebodys").stat().st_uid == os.geteuid()
 
 
@@ -80,7 +94,7 @@ def test_a_directory_that_cannot_be_made(safe: Path) -> None:
     """A file in the way is an error that names the setting and the file."""
     (safe / "file").touch()
     with pytest.raises(SettingsError, match=r"GATEWAY_RUNTIME_DIR .*file"):
-        Runtime(safe / "file" / "gateway").prepare(_BROKER_UID)
+        Runtime(safe / "file" / "gateway").prepare()
 
 
 def test_one_gateway_in_one_directory(tmp_path: Path) -> None:
