@@ -274,7 +274,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         f"IdentityFile={session.get('identity') or 'none'}",
         f"IdentityAgent={session['agent']}",
         f"HostKeyAlias={session['host_key_alias']}",
-        f"UserKnownHostsFile={known_hosts or '/dev/null'}",
+        f"UserKnownHostsFile={one_file(str(known_hosts or '/dev/null'))}",
         "GlobalKnownHostsFile=/dev/null",
         f"StrictHostKeyChecking={'yes' if known_hosts else 'no'}",
         "UpdateHostKeys=no",
@@ -303,6 +303,12 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
     subsystem = session["subsystem"]
     return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]
+
+
+def one_file(path: str) -> str:
+    """Quote a path where ssh has a list of files with blanks between, and tokens in them (ssh_config(5))."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
 
 
 def become(argv: list[str], environ: Mapping[str, str]) -> None:

@@ -159,6 +159,16 @@ def _blob(key: KeyPair) -> bytes:
     return base64.b64decode(key.public.split()[1])
 
 
+def test_any_path_is_the_same_to_ssh(lab: Lab, user: User, start_gateway: Callable[..., Gateway]) -> None:
+    """What goes over ssh finds the remote's key where mosh sessions do, whatever characters REMOTE_KNOWN_HOSTS has."""
+    path = lab.directory / 'known hosts #1 of 100%h, "his" o\'ne\\'
+    path.write_text(lab.known_hosts.read_text())
+    gateway = start_gateway({"REMOTE_KNOWN_HOSTS": str(path)})
+    done = lab.run(lab.gateway_argv(gateway, user, "echo here"))
+
+    assert done.stdout == b"here\n", done.stderr
+
+
 def test_missing_file_is_no_trust(lab: Lab, pinned: Pinned) -> None:
     """Without a known_hosts nobody gets in, and with it again everybody does."""
     content = _filled(lab, _BELIEVED["plain"])

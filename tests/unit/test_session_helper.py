@@ -391,7 +391,7 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
     options = _options(_SSH)
     assert options["BatchMode"] == options["StrictHostKeyChecking"] == options["ClearAllForwardings"] == "yes"
     assert options["ForwardAgent"] == options["ForwardX11"] == "no"
-    assert (options["UserKnownHostsFile"], options["GlobalKnownHostsFile"]) == ("/etc/known_hosts", "/dev/null")
+    assert (options["UserKnownHostsFile"], options["GlobalKnownHostsFile"]) == ('"/etc/known_hosts"', "/dev/null")
     assert (options["IdentityAgent"], options["HostKeyAlias"]) == ("/run/agent.sock", "[remote]:2022")
     assert ssh_argv(_SSH)[:3] == ["ssh", "-F", "none"]
 
@@ -399,7 +399,7 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
 def test_any_host_key_only_where_the_broker_says_so() -> None:
     """Without a known_hosts every host key will do, and none is written down."""
     options = _options(_SSH | {"known_hosts": None})
-    assert (options["StrictHostKeyChecking"], options["UserKnownHostsFile"]) == ("no", "/dev/null")
+    assert (options["StrictHostKeyChecking"], options["UserKnownHostsFile"]) == ("no", '"/dev/null"')
 
 
 def test_a_connection_is_shared_where_one_was_chosen() -> None:
