@@ -23,6 +23,7 @@ _HOST_NAME = re.compile(
 )
 _COMMAND = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+|[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
 _RUNTIME_DIRECTORY = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
+_PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 
 # sun_path holds 108 bytes (unix(7)); what stays is room for the sockets' own names below the directory.
@@ -77,9 +78,8 @@ def port(text: str) -> str:
 
 def port_range(text: str) -> str:
     """Accept ``P`` or ``P:P2``, both 1-65535, ascending."""
-    first, _, last = text.partition(":")
-    ports = [int(part) if re.fullmatch(r"[0-9]{1,5}", part, re.ASCII) else 0 for part in (first, last or first)]
-    if not 1 <= ports[0] <= ports[1] <= 65535:  # noqa: PLR2004 - the range of a UDP port
+    match = _PORTS.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2] or match[1]) <= 65535:  # noqa: PLR2004 - of UDP
         raise ValueError
     return text
 
