@@ -182,5 +182,5 @@ def _compose(path: Path) -> yaml.Node | None:
     except yaml.MarkedYAMLError as exc:  # its own text would quote the line, and with it a secret
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise SettingsError(f"{path} line {line}: not YAML; special characters in a value need quotes") from None
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):  # "\\U00110000" is no character
         raise SettingsError(f"{path}: not YAML") from None

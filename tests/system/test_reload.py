@@ -178,6 +178,7 @@ def test_broken_file_changes_nothing(
         "gateway_cache_tll: 30\n",
         "gateway_cache_ttl: soon\n",
         "gateway_cache_ttl: [\n",
+        'gateway_mosh_predict: "\\U00110000"\n',
         "gateway_session_timeout: 1\n",
     ):
         config.write_text(broken)
