@@ -119,8 +119,7 @@ async def serve(broker: Broker, connections: Connections, log: EventLog) -> None
             connections.sweep()
     fresh.cancel()
     # The supervisor holds the sockets too, so whoever comes now waits in their queues for the next broker.
-    for listener in servers:
-        listener.close()
+    await server.leave(servers)
     try:
         async with asyncio.timeout(DRAIN_S):
             await server.idle()

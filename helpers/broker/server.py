@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from helpers.broker import userdb
@@ -32,6 +32,9 @@ AGENT_IDLE_S = 60.0
 AGENT_MAX_CONNECTIONS = 32
 """Connections to the agent that one uid may have at once; ssh has one while it logs in, and a user's first sessions may
 begin together (of twelve at once, a limit of 8 lost two)."""
+
+TURNS_TO_BEGIN = 10
+"""Turns of asyncio's loop within which a connection that was accepted is one that is served: four with Python 3.11."""
 
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -67,8 +70,23 @@ class Server:
             await _listen(self._serve_agent, agent, MAX_MESSAGE_BYTES),
         ]
 
+    @staticmethod
+    async def leave(listening: Iterable[asyncio.Server]) -> None:
+        """Accept nobody else, who then waits for the next broker; whoever was accepted is served.
+
+        Args:
+            listening: What `listen` returned. Closing it alone would drop those who were accepted in this moment.
+        """
+        servers = list(listening)
+        for sock in (sock for server in servers for sock in server.sockets):
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(TURNS_TO_BEGIN):
+            await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+
     async def idle(self) -> None:
-        """Wait until no helper waits for its answer, and no ssh that logs in on the remote for the agent."""
+        """Wait until nobody waits for an answer: no helper, no lookup, and no ssh that logs in on the remote."""
         while self._open or self._agents:
             self._closed.clear()
             await self._closed.wait()
@@ -113,6 +131,7 @@ class Server:
             return error_answer(GatewayError("the gateway failed; its log says how"))
 
     async def _serve_userdb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
         try:
             peer = peer_of(writer.get_extra_info("socket"))
 
@@ -129,6 +148,8 @@ class Server:
         except Exception as error:  # noqa: BLE001 - a fault of ours finds nobody, and must be seen
             self._log.error("fault", op="userdb", error=repr(error), where=_where(error))
         finally:
+            self._open -= 1
+            self._closed.set()
             writer.close()
 
     async def _serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -47,6 +47,7 @@ class Room:
         peers: Who asked.
         gate: The handler ``wait`` waits for it.
         entered: It has been asked.
+        kept: The three sockets once more, as the supervisor has them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,6 +64,7 @@ class Room:
         }
         self.server = Server(handlers, self._account, self._agent, self.log)
         self.listening: list[asyncio.Server] = []
+        self.kept: list[socket.socket] = []
 
     async def listen(self) -> None:
         """Start to serve."""
@@ -72,6 +74,7 @@ class Room:
             sock.bind(os.fspath(path))
             sock.listen()
             sockets.append(sock)
+            self.kept.append(sock.dup())
         self.listening = await self.server.listen(*sockets)
 
     async def _echo(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +151,8 @@ def _run(scenario: Callable[[Room], Awaitable[None]]) -> None:
                 room.gate.set()
                 for server in room.listening:
                     server.close()
+                for sock in room.kept:
+                    sock.close()
                 for task in asyncio.all_tasks() - {asyncio.current_task()}:
                     await asyncio.wait([task], timeout=5)
 
@@ -428,6 +433,35 @@ def test_the_sockets_outlive_a_broker_that_ends() -> None:
         for server in room.listening:
             server.close()
         assert all(path.is_socket() for path in room.paths)
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("turns", range(10))
+@pytest.mark.parametrize("which", [0, 1])
+def test_nobody_falls_between_two_brokers(which: int, turns: int) -> None:
+    """Whoever comes while a broker is told to end has its answer, or is left for the next one, whatever the moment."""
+    said = [encode({"op": "echo"}), _lookup(userName="alice")][which]
+
+    async def scenario(room: Room) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(room.paths[which]))
+            client.sendall(said)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await room.server.leave(room.listening)
+            client.settimeout(0)
+            room.kept[which].settimeout(0)
+            try:
+                room.kept[which].accept()[0].close()
+            except BlockingIOError:
+                answer = asyncio.create_task(asyncio.get_running_loop().sock_recv(client, 4096))
+                idle = asyncio.create_task(room.server.idle())
+                await asyncio.wait([answer, idle], return_when=asyncio.FIRST_COMPLETED)
+                # When nothing is left to wait for, the process ends.
+                assert await answer if answer.done() else client.recv(4096)
+                idle.cancel()
+                answer.cancel()
 
     _run(scenario)
 
