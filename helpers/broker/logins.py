@@ -6,6 +6,7 @@ Anybody may come that far with any key, so that without a limit strangers could 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 from collections import Counter
 
@@ -17,6 +18,9 @@ MAX_LOGINS = 10
 MAX_FOR_ADDRESS = 5
 """How many of these for one client's address, so that one stranger leaves room for others."""
 
+IPV6_PREFIX = 64
+"""Bits by which IPv6 addresses are one: so many say whose network it is, as for sshd (60-abuse.conf)."""
+
 WAIT_S = 12.0
 """Longest wait for a turn, in seconds: below the helpers' own patience."""
 
@@ -26,7 +30,7 @@ class Logins:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._addresses: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
         self._held: dict[int, str] = {}
         self._changed = asyncio.Event()
 
@@ -40,9 +44,10 @@ class Logins:
         Raises:
             RemoteTimeoutError: It does not come in time.
         """
+        source = None if address is None else _source(address)
         try:
             async with asyncio.timeout(WAIT_S):
-                while not self._has_room(address):
+                while not self._has_room(source):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -52,15 +57,24 @@ class Logins:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
             return
-        self._held[fd] = address or ""
-        self._addresses[address or ""] += 1
+        self._held[fd] = source or ""
+        self._sources[source or ""] += 1
         asyncio.get_running_loop().add_reader(fd, self._end, fd)
 
-    def _has_room(self, address: str | None) -> bool:
-        return len(self._held) < MAX_LOGINS and (address is None or self._addresses[address] < MAX_FOR_ADDRESS)
+    def _has_room(self, source: str | None) -> bool:
+        return len(self._held) < MAX_LOGINS and (source is None or self._sources[source] < MAX_FOR_ADDRESS)
 
     def _end(self, fd: int) -> None:
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
-        self._addresses.subtract([self._held.pop(fd)])
+        source = self._held.pop(fd)
+        self._sources[source] -= 1
+        if not self._sources[source]:
+            del self._sources[source]
         self._changed.set()
+
+
+def _source(address: str) -> str:
+    """Name the network of an IPv6 address, of which one stranger has as many as there are bits for."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return address if ip.version == 4 else str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False))  # noqa: PLR2004

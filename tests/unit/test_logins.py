@@ -67,6 +67,38 @@ def test_one_address_has_its_share_and_the_rest_theirs() -> None:
     _run(scenario)
 
 
+def test_the_addresses_of_one_ipv6_network_share_one() -> None:
+    """Whoever has one IPv6 address has 2**64 of them; the network beside it is somebody else's."""
+
+    async def scenario(turns: Logins, crowd: Crowd) -> None:
+        for number in range(MAX_FOR_ADDRESS):
+            await turns.take_turn(crowd.process().pid, f"2001:db8::{number:x}:1")
+        sixth = asyncio.create_task(turns.take_turn(crowd.process().pid, "2001:db8::ffff:0:0:1"))
+        assert await _waits(sixth)
+        await turns.take_turn(crowd.process().pid, "2001:db8:0:1::1")
+        await turns.take_turn(crowd.process().pid, "fe80::1%eth0")
+        sixth.cancel()
+
+    _run(scenario)
+
+
+def test_addresses_are_forgotten() -> None:
+    """Who came once, and from as many addresses as there are, takes no memory."""
+
+    async def scenario(turns: Logins, crowd: Crowd) -> None:
+        for number in range(MAX_LOGINS):
+            process = crowd.process()
+            await turns.take_turn(process.pid, f"192.0.2.{number}")
+            process.kill()
+        await turns.take_turn(crowd.process().pid, "192.0.2.99")
+        while len(turns._held) > 1:
+            turns._changed.clear()
+            await turns._changed.wait()
+        assert list(turns._sources) == ["192.0.2.99"]
+
+    _run(scenario)
+
+
 def test_clients_behind_a_proxy_share_no_limit_but_the_one_for_all() -> None:
     """Nobody knows their addresses."""
 
