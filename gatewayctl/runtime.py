@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
 import pwd
 import socket
@@ -248,23 +249,28 @@ def check_root_only(path: Path, what: str) -> None:
 
 
 def check_uids_free(
-    uids: range, accounts: Iterable[tuple[str, int]] | None = None, subordinate: Path = Path("/etc/subuid")
+    uids: range,
+    accounts: Iterable[tuple[str, int]] | None = None,
+    subordinate: Iterable[Path] = (Path("/etc/subuid"), Path("/etc/subgid")),
 ) -> None:
-    """Check that nobody else on the machine has one of the uids: by its uid the broker knows whose a process is.
+    """Check that nobody else on the machine has one of the uids, or a group their number.
+
+    By its uid the broker knows whose a process is; its gid is the same number, and what it may do besides.
 
     Args:
         uids: GATEWAY_UID_RANGE.
-        accounts: Names and uids of the machine's accounts; None asks the system for those that it lists.
-        subordinate: The uids that accounts may give to their containers (subuid(5)).
+        accounts: Names and numbers of the machine's accounts and groups; None asks the system for those that it lists.
+        subordinate: The uids and gids that accounts may give to their containers (subuid(5), subgid(5)).
 
     Raises:
         SettingsError: Somebody has; the sentence names one.
     """
     if accounts is None:
         accounts = [(entry.pw_name, entry.pw_uid) for entry in pwd.getpwall()]
-    taken = [(name, range(uid, uid + 1)) for name, uid in accounts]
-    if subordinate.is_file():
-        lines = [line.split(":") for line in subordinate.read_text(encoding="utf-8", errors="replace").splitlines()]
+        accounts += [(f"group {entry.gr_name}", entry.gr_gid) for entry in grp.getgrall()]
+    taken = [(name, range(number, number + 1)) for name, number in accounts]
+    for path in filter(Path.is_file, subordinate):
+        lines = [line.split(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         for name, *numbers in lines:
             with suppress(ValueError):
                 first, count = map(int, numbers)
@@ -273,7 +279,8 @@ def check_uids_free(
         if theirs.start < uids.stop and uids.start < theirs.stop:
             msg = (
                 f"GATEWAY_UID_RANGE {uids.start}:{uids.stop - 1} has uids that others have on this machine "
-                f"({name}: {theirs.start}), whose processes would pass for the gateway's users; choose another range"
+                f"({name}: {theirs.start}), whose processes would pass for the gateway's users, or these for theirs; "
+                "choose another range"
             )
             raise SettingsError(msg)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
 import stat
 import subprocess
@@ -226,13 +228,23 @@ def test_uids_that_others_have_are_refused(
     path = tmp_path / "subuid"
     path.write_text(subordinate)
     if whose is None:
-        check_uids_free(range(1000, 3000), accounts, path)
+        check_uids_free(range(1000, 3000), accounts, [path])
     else:
         with pytest.raises(SettingsError, match=f"GATEWAY_UID_RANGE 1000:2999 .*{whose}"):
-            check_uids_free(range(1000, 3000), accounts, path)
+            check_uids_free(range(1000, 3000), accounts, [path])
 
 
-def test_the_machines_accounts_are_asked_for(tmp_path: Path) -> None:
+def test_the_machines_accounts_are_asked_for() -> None:
     """Without a list, the machine itself tells: root is on every one."""
     with pytest.raises(SettingsError, match="root: 0"):
-        check_uids_free(range(2000), subordinate=tmp_path / "none")
+        check_uids_free(range(2000), subordinate=[])
+
+
+def test_the_machines_groups_are_asked_for(tmp_path: Path) -> None:
+    """A user's gid is the uid, and must not be that of a group that may do something here; nor one of a container's."""
+    gid = next(group.gr_gid for group in grp.getgrall() if group.gr_gid not in {user.pw_uid for user in pwd.getpwall()})
+    with pytest.raises(SettingsError, match=f"group {grp.getgrgid(gid).gr_name}: {gid}"):
+        check_uids_free(range(gid, gid + 1), subordinate=[])
+    (tmp_path / "subgid").write_text("bob:100000:65536\n")
+    with pytest.raises(SettingsError, match="containers of bob: 100000"):
+        check_uids_free(range(100_000, 102_000), [], [tmp_path / "subuid", tmp_path / "subgid"])
