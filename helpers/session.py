@@ -84,7 +84,7 @@ def drop_root(socket_path: str, agent: str | None) -> None:
         agent: The socket of the agent that sshd forwards, which goes with us.
 
     Raises:
-        GatewayError: The broker does not permit root.
+        GatewayError: The broker does not permit root, or its uid is root's own.
     """
     uid = int(ask(socket_path, {"op": "root"})["uid"])
     if agent is not None:
@@ -98,6 +98,9 @@ def drop_root(socket_path: str, agent: str | None) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+    if 0 in {*os.getresuid(), *os.getresgid()}:  # -1, too, leaves them as they are (setresuid(2))
+        msg = "the gateway's broker has no uid for root's session; tell the gateway's operator"
+        raise GatewayError(msg)
 
 
 def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -> None:

@@ -74,11 +74,11 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def effective(context: render.SshdContext, directory: Path) -> dict[str, list[str]]:
-    """Ask the real sshd what it makes of a configuration (``sshd -T``): lower-case keyword to values."""
+def effective(context: render.SshdContext, directory: Path, user: str = "alice") -> dict[str, list[str]]:
+    """Ask the real sshd what a configuration means for a user (``sshd -T``): lower-case keyword to values."""
     main = render.write(directory, render.render(context))
     render.check(SSHD, main)
-    command = [str(SSHD), "-T", "-f", str(main), "-C", "user=alice,host=h,addr=192.0.2.1"]
+    command = [str(SSHD), "-T", "-f", str(main), "-C", f"user={user},host=h,addr=192.0.2.1"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, list[str]] = {}
     for line in output.splitlines():
@@ -220,11 +220,20 @@ def test_a_client_cannot_set_the_carrier(context: render.SshdContext, room: Path
 def test_passwords_and_root_only_when_asked_for(context: render.SshdContext, room: Path) -> None:
     """Passwords stand beside keys, never instead, and root gets in by key alone unless passwords are on."""
     both = dataclasses.replace(context, password_authentication=True, permit_root=True)
-    found = effective(both, room)
+    found = effective(both, room, "root")
     assert found["authenticationmethods"] == ["publickey password"]
     assert found["permitrootlogin"] == ["yes"]
-    found = effective(dataclasses.replace(context, permit_root=True), room)
+    found = effective(dataclasses.replace(context, permit_root=True), room, "root")
     assert found["permitrootlogin"] == ["without-password"]
+
+
+@needs_sshd
+@pytest.mark.parametrize("passwords", [False, True])
+def test_root_by_another_name_is_nobody(context: render.SshdContext, room: Path, *, passwords: bool) -> None:
+    """A broker that is not what it was may say that alice has uid 0: sshd lets root in by the name of root alone."""
+    variant = dataclasses.replace(context, permit_root=True, password_authentication=passwords)
+    for name in ("alice", "Root", "root2", "gateway+root"):
+        assert effective(variant, room, name)["permitrootlogin"] == ["no"]
 
 
 @needs_sshd

@@ -344,6 +344,19 @@ def test_root_that_is_not_permitted_is_told_so(room: Room) -> None:
     assert (status, screen, room.requests) == (77, "gateway: no\r\n", [])
 
 
+@pytest.mark.parametrize("uid", [0, -1])
+def test_root_stays_root_for_nobody(uid: int, room: Room) -> None:
+    """A broker that is not what it was has no session of root's run as the gateway's root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root's session asks")
+    thread = Thread(target=room._answer, args=(encode({"result": {"uid": uid}}),), daemon=True)
+    thread.start()
+    status, screen = _on_a_terminal(room)
+    thread.join()
+    assert (status, room.requests) == (GatewayError.status, [])
+    assert "no uid for root" in screen
+
+
 @pytest.mark.parametrize("program", ["mosh-client", "setpriv"])
 def test_a_program_that_is_missing_is_named(program: str, room: Room) -> None:
     """Where the gateway lacks what the session needs, the user is told which, in one line."""
