@@ -21,7 +21,7 @@ def hash_password() -> None:
     elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        password = sys.stdin.readline().rstrip("\n")
+        password = sys.stdin.readline().rstrip("\r\n")
     try:
         click.echo(hashed(password))
     except ValueError as exc:

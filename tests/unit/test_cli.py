@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bcrypt
 import click
 import pytest
 
@@ -152,6 +153,14 @@ def test_a_password_that_cannot_be_hashed(given: bytes | None) -> None:
     result = subprocess.run(argv, input=given, capture_output=True, check=False, env=ENVIRONMENT)
     assert (result.returncode, result.stdout) == (78, b"")
     assert result.stderr == b"gatewayctl: a password has 1 to 72 bytes of UTF-8\n"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_password_ends_with_its_line(end: bytes) -> None:
+    """However the line ends, as in a file from Windows, its end is no part of the password."""
+    argv = [sys.executable, "-m", "gatewayctl", "hash-password"]
+    result = subprocess.run(argv, input=b"s3cret " + end, capture_output=True, check=True, env=ENVIRONMENT)
+    assert bcrypt.checkpw(b"s3cret ", result.stdout.strip())
 
 
 @pytest.mark.parametrize("stale", [False, True])
