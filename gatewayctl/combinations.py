@@ -48,11 +48,19 @@ def check(settings: Settings) -> None:
             f"{_given(settings, 'gateway_password_auth')} needs GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT:"
             " a password opens no door on the remote"
         )
+    _check_files(settings)
+
+
+def _check_files(settings: Settings) -> None:
     for name in key_files.FILES:
         path: Path | None = getattr(settings, name)
+        if path is None:
+            continue
         # The remote's host key may still be to come, and nobody gets in before it does: see `warnings`.
-        if path is not None and (name != "remote_known_hosts" or key_files.is_file(path, _given(settings, name))):
+        if name != "remote_known_hosts" or key_files.is_file(path, _given(settings, name)):
             key_files.check(path, _given(settings, name), private=name == "gateway_ssh_key_path")
+        elif not settings.remote_ignore_host_key:
+            key_files.check_place(path, _given(settings, name))
 
 
 def warnings(settings: Settings) -> list[str]:

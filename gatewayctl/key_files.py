@@ -13,7 +13,7 @@ from gatewayctl.sources import Given
 from helpers.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 FILES = {
@@ -113,13 +113,35 @@ def check(path: Path, given: str, *, private: bool) -> None:
             f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
             f" {holds}: chmod {mode} {path}"
         )
-    _check_directories(path, given)
+    parent = path.parent.resolve()
+    _check_directories(path, (parent, *parent.parents, *path.resolve().parents), given)
 
 
-def _check_directories(path: Path, given: str) -> None:
+def check_place(path: Path, given: str) -> None:
+    """Check that nobody but root can put a file where none is yet, and to which nobody looks at its owner later.
+
+    Args:
+        path: Where the file is to be.
+        given: The setting and where it came from, for the error.
+
+    Raises:
+        KeyFileError: Somebody could.
+    """
+    for place in dict.fromkeys((path.parent.resolve(), path.resolve().parent)):
+        there = next(directory for directory in (place, *place.parents) if directory.exists())
+        _check_directories(path, (there, *there.parents), given)
+        # A sticky one lets everybody put files there; Kubernetes mounts secrets on such a one, for reading alone.
+        writable = there.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not os.statvfs(there).f_flag & os.ST_RDONLY
+        if writable:
+            raise KeyFileError(
+                f"{given}: {path} is not there, and could be put there by who may write to {there}:"
+                " use a directory that is root's alone"
+            )
+
+
+def _check_directories(path: Path, directories: Iterable[Path], given: str) -> None:
     """Refuse a directory whose owner, or whose writers, could put another file in the place of one that is checked."""
-    resolved = path.resolve()
-    for directory in (path.parent.resolve(), *path.parent.resolve().parents, *resolved.parents):
+    for directory in directories:
         info = directory.stat()
         if info.st_uid not in {0, os.geteuid()}:
             raise KeyFileError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gatewayctl import key_files
 from gatewayctl.key_files import KeyFileError
+from gatewayctl.namespace import may_unshare
 from gatewayctl.settings import Settings, load_settings
 from helpers.errors import SettingsError
 
@@ -133,6 +137,45 @@ def test_a_directory_as_kubernetes_mounts_secrets(directory: Path) -> None:
         (directory / name).symlink_to(f"..data/{name}")
     directory.chmod(0o1777)
     assert load(directory).gateway_ssh_key_path == directory / "id_ed25519"
+
+
+@pytest.mark.parametrize("below", ["known_hosts", "yet/to/come/known_hosts"])
+def test_a_host_key_that_anybody_could_put_there(tmp_path: Path, below: str) -> None:
+    """The remote's host key may come later, from nobody but root: the broker believes it without a restart."""
+    environ = {"REMOTE_HOST": "h.example", "REMOTE_KNOWN_HOSTS": str(tmp_path / below)}
+    assert load_settings(None, {}, environ).remote_known_hosts == tmp_path / below
+    for mode in (0o777, 0o770, 0o1777):
+        tmp_path.chmod(mode)
+        with pytest.raises(KeyFileError, match=rf"REMOTE_KNOWN_HOSTS .*by who may write to {tmp_path}:"):
+            load_settings(None, {}, environ)
+    load_settings(None, {}, environ | {"REMOTE_IGNORE_HOST_KEY": "true"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_host_key_that_somebody_could_put_there(tmp_path: Path) -> None:
+    """Nor from the owner of the directory, also of one that a link leads to."""
+    theirs, link = tmp_path / "theirs", tmp_path / "known_hosts"
+    theirs.mkdir()
+    link.symlink_to("theirs/known_hosts")
+    environ = {"REMOTE_HOST": "h.example", "REMOTE_KNOWN_HOSTS": str(link)}
+    load_settings(None, {}, environ)
+    os.chown(theirs, 12345, 0)
+    with pytest.raises(KeyFileError, match=rf"chown 0:0 {theirs}"):
+        load_settings(None, {}, environ)
+
+
+def test_a_secret_without_a_host_key(tmp_path: Path, do_without: Callable[[str], None]) -> None:
+    """Kubernetes mounts secrets sticky, open to all and for reading: nobody puts anything there."""
+    if os.geteuid() != 0 or not may_unshare():
+        do_without("no mount namespace may be made here")
+    program = (
+        "import sys; from gatewayctl.settings import load_settings; print(load_settings(None, {},"
+        " {'REMOTE_HOST': 'h.example', 'GATEWAY_KEYS_DIR': sys.argv[1]}).remote_known_hosts)"
+    )
+    script = 'mount -t tmpfs -o ro,mode=1777 tmpfs "$0" && exec "$1" -c "$2" "$0"'
+    argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path), sys.executable, program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{tmp_path}/known_hosts\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["id_ed25519", "authorized_keys"])
