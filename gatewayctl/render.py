@@ -29,6 +29,8 @@ MARK = "# Written by gatewayctl render-config; changes are overwritten.\n"
 # Names that nss-systemd or the gateway's own files answer for.
 LOCAL_USERS = ("sshd", "nobody")
 SSHD_TIMEOUT_S = 10
+# See helpers/launch.py; and text is UTF-8 (or bytes as surrogates), whichever locale a client asks for.
+PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8")
 
 _WORD_SPECIAL = re.compile(r"([\\\"' ])")
 
@@ -94,7 +96,7 @@ def sshd_version(sshd: Path) -> tuple[int, int]:
 def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
     """Fill in the context of a gateway with these settings, started from this installation."""
     runtime = Runtime(settings.gateway_runtime_dir)
-    launch = (sys.executable, "-I", "-S", str(Path(helpers.__file__).resolve().parent / "launch.py"))
+    launch = (sys.executable, *PYTHON_OPTIONS, str(Path(helpers.__file__).resolve().parent / "launch.py"))
     socket = str(runtime.broker_socket)
     return SshdContext(
         version=version,

@@ -1,7 +1,8 @@
-"""Starts a helper: ``python3 -I -S launch.py authorized_keys|session SOCKET [ARGUMENT...]``.
+"""Starts a helper: ``python3 -I -S -X utf8 launch.py authorized_keys|session SOCKET [ARGUMENT...]``.
 
 ``-I`` keeps the user's environment and directory off the import path, ``-S`` leaves out ``site`` (about 10 ms);
-both leave the package's own directory out too, so this puts it back. It is apart from the helpers because Python
+both leave the package's own directory out too, so this puts it back. ``-X utf8`` keeps the client's locale from saying
+what the bytes of its command mean, which the remote is to have as they are. It is apart from the helpers because Python
 compiles the script it is given anew at each start, and only what that imports is cached.
 """
 

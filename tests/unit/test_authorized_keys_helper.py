@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 import helpers
+from gatewayctl.render import PYTHON_OPTIONS
 from helpers.protocol import decode, encode
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
@@ -18,7 +19,7 @@ _OFFER = ("alice", "ssh-ed25519", "AAAA")
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    argv = [sys.executable, "-I", "-S", str(_LAUNCH), "authorized_keys", *arguments]
+    argv = [sys.executable, *PYTHON_OPTIONS, str(_LAUNCH), "authorized_keys", *arguments]
     return subprocess.run(argv, capture_output=True, check=False, env={"PATH": "/usr/bin:/bin"}, timeout=30)
 
 

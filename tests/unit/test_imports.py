@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import helpers
+from gatewayctl.render import PYTHON_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ _EXPENSIVE |= {"collections", "contextlib", "curses", "enum", "functools", "json
 
 
 def _loaded_by(*arguments: str) -> set[str]:
-    argv = [sys.executable, "-I", "-S", "-X", "importtime", str(_LAUNCH), *arguments]
+    argv = [sys.executable, *PYTHON_OPTIONS, "-X", "importtime", str(_LAUNCH), *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.split("|")[2].strip() for line in lines[1:]}
@@ -65,7 +66,14 @@ def test_a_helper_executes_little(
 
     def instructions(*arguments: str) -> int:
         out = tmp_path / "callgrind.out"
-        argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-I", "-S", *arguments]
+        argv = [
+            "valgrind",
+            "--tool=callgrind",
+            f"--callgrind-out-file={out}",
+            sys.executable,
+            *PYTHON_OPTIONS,
+            *arguments,
+        ]
         subprocess.run(argv, capture_output=True, check=False, stdin=subprocess.DEVNULL)
         found = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
         assert found
@@ -96,7 +104,7 @@ def test_the_users_directory_and_environment_do_not_count(tmp_path: Path) -> Non
     for name in ("socket.py", "json.py", "helpers.py", "sitecustomize.py"):
         (tmp_path / name).write_text("print('mine')\n")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(_LAUNCH), "authorized_keys", "/nowhere", "a", "b", "c"],
+        [sys.executable, *PYTHON_OPTIONS, str(_LAUNCH), "authorized_keys", "/nowhere", "a", "b", "c"],
         capture_output=True,
         check=False,
         cwd=tmp_path,

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import helpers
+from gatewayctl.render import PYTHON_OPTIONS
 from helpers.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
 from helpers.protocol import decode, encode, error_answer
 from helpers.session import NUDGES_S, accepted_key, ssh_argv
@@ -94,7 +95,7 @@ class Room:
 
     def argv(self) -> list[str]:
         """Write the command that sshd runs."""
-        return [sys.executable, "-I", "-S", str(_LAUNCH), "session", str(self.path / "s")]
+        return [sys.executable, *PYTHON_OPTIONS, str(_LAUNCH), "session", str(self.path / "s")]
 
     def environ(self, **variables: str) -> dict[str, str]:
         """Write what sshd gives the session; the PATH has nothing but the room's programs and what they need."""
@@ -282,6 +283,42 @@ def test_a_keys_command_comes_from_the_broker(room: Room) -> None:
     thread.join()
     assert (room.requests[0]["command"], room.requests[0]["original_command"]) == ("aWQ=", "x" * 1000)
     assert room.written("words")[-2:] == ["192.0.2.1", "forced"]
+
+
+_CHARACTERS = """\
+<code_set_name> ISO-8859-1
+<escape_char> /
+CHARMAP
+{}END CHARMAP
+"""
+
+_LOCALE = """\
+escape_char /
+LC_CTYPE
+upper <U0041>
+lower <U0061>
+END LC_CTYPE
+"""
+
+
+def test_a_clients_locale_changes_no_byte(room: Room, require: Callable[..., None]) -> None:
+    """Where the gateway has a locale that is not UTF-8, and the client asks for it, a command is what it was."""
+    require("localedef")
+    rows = "".join(f"<U{number:04X}> /x{number:02x} x\n" for number in range(256))
+    (room.path / "characters").write_text(_CHARACTERS.format(rows))
+    (room.path / "source").write_text(_LOCALE)
+    argv = ["localedef", "-c", "-f", f"{room.path}/characters", "-i", f"{room.path}/source", f"{room.path}/xx_XX"]
+    subprocess.run(argv, capture_output=True, check=False)
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": "forced"}}))
+    environ = room.environ(
+        GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="café", LC_CTYPE="xx_XX", LOCPATH=str(room.path)
+    )
+    asked = [sys.executable, "-I", "-S", "-c", "import sys; print(sys.getfilesystemencoding())"]
+    assert subprocess.run(asked, capture_output=True, check=True, env=environ).stdout == b"iso8859-1\n"
+    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    thread.join()
+    assert room.requests[0]["original_command"] == "café"
 
 
 def test_half_a_terminal_is_none(room: Room) -> None:
