@@ -24,6 +24,8 @@ _HOST_NAME = re.compile(
 _COMMAND = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+|[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
 _RUNTIME_DIRECTORY = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
+# What gatewayctl/namespace.py puts others in the place of.
+_OF_SSHD = ("/dev/", "/etc/", "/var/log/", "/run/nscd/", "/run/sshd/", "/run/systemd/userdb/", "/run/userdb/")
 _RANGE = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 
 # sun_path holds 108 bytes (unix(7)); what stays is room for the sockets' own names below the directory.
@@ -149,8 +151,8 @@ def runtime_directory(text: str) -> str:
     if not _RUNTIME_DIRECTORY.fullmatch(plain) or {".", ".."} & set(plain.split("/")):
         raise ValueError
     # gatewayctl/namespace.py; with a slash behind, so that /devices is none of them.
-    if f"{plain}/".startswith(("/dev/", "/etc/", "/var/log/")):
-        raise ValueError("below /dev, /etc and /var/log the gateway's sshd has files of its own")
+    if plain == "/run" or f"{plain}/".startswith(_OF_SSHD):
+        raise ValueError("there the gateway's sshd has files of its own; /run/gateway is one where it has not")
     if len(plain) > MAX_RUNTIME_DIRECTORY:
         raise ValueError("it is too long for the sockets in it")
     return plain
