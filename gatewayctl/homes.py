@@ -62,9 +62,15 @@ class Homes:
         return True
 
     def remove(self, uid: int) -> None:
-        """Remove a user's home with all that is in it; what its owner nested deeper than Python goes stays."""
+        """Remove a user's home with all that is in it; what its owner nested deeper than Python goes is put aside.
+
+        The uid's next owner must not find it: sshd and ssh believe what is in a home.
+        """
+        home = self._root / str(uid)
         with suppress(RecursionError):
-            shutil.rmtree(self._root / str(uid), ignore_errors=True)
+            shutil.rmtree(home, ignore_errors=True)
+        with suppress(OSError):  # there is none, as nearly always
+            home.rename(self._root / f"+{uid}-{time.monotonic_ns()}")
 
     def sweep(self, expected: Container[int] = ()) -> None:
         """Remove the homes whose owners have no process and have not just asked for one.
@@ -82,5 +88,6 @@ class Homes:
                 uid = int(home.name)
                 if uid in expected:
                     os.utime(home, follow_symlinks=False)
-                elif uid not in busy and self._clock() - home.stat().st_mtime > UNUSED_S:
+                # From a time to come is none that we set: its owner would keep it for good.
+                elif uid not in busy and abs(self._clock() - home.stat().st_mtime) > UNUSED_S:
                     self.remove(uid)

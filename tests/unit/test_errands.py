@@ -133,19 +133,29 @@ def test_homes_go_while_others_come(place: Place) -> None:
     assert not (place.homes / str(_UID)).exists()
 
 
-def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place) -> None:
-    """Where it cannot be removed others still get theirs."""
+@pytest.mark.parametrize("goes", ["in time", "to another name"])
+def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str) -> None:
+    """It goes like any other, others still get theirs, and who has its uid next finds nothing of it."""
     assert place.ask(lambda errands: errands.make_home("alice", _UID))
-    place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not either
-    fd = os.open(place.homes / str(_UID), os.O_PATH)
+    place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not
+    home = place.homes / str(_UID)
+    for name in (".ssh", "e", "f"):
+        (home / name).mkdir()
+        (home / name / "environment").touch()
+    fd = os.open(home, os.O_PATH)
     for _ in range(2 * sys.getrecursionlimit()):
         os.mkdir("d", dir_fd=fd)
         outer, fd = fd, os.open("d", os.O_PATH, dir_fd=fd)
         os.close(outer)
     os.close(fd)
-    place.later_s = UNUSED_S + SWEEP_S
-    for _ in range(3):
-        assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+    if goes == "in time":
+        place.later_s = UNUSED_S + SWEEP_S
+        for _ in range(3):
+            assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+        assert not home.exists()
+    else:
+        assert place.ask(lambda errands: errands.make_home("bob", _UID))
+        assert list(home.iterdir()) == []
 
 
 def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:

@@ -101,6 +101,16 @@ def test_only_homes_that_nobody_needs_go(
     assert (place.root / str(_UID)).exists() == stays
 
 
+@pytest.mark.parametrize("ahead_s", [UNUSED_S / 2, 2 * UNUSED_S, 1e9])
+def test_a_home_from_times_to_come(place: Place, ahead_s: float) -> None:
+    """Its owner, who may give it any time, does not keep it so: the uid's next owner would have it."""
+    assert place.homes.make(_UID)
+    soon = time.time() + ahead_s
+    os.utime(place.root / str(_UID), (soon, soon))
+    place.homes.sweep()
+    assert (place.root / str(_UID)).exists() == (ahead_s < UNUSED_S)
+
+
 def test_a_sweep_leaves_what_is_no_home(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Other names stay, and what a link in a home points to stays too."""
     outside = tmp_path_factory.mktemp("outside")
