@@ -68,6 +68,10 @@ mkdir "$private/run/sshd"
 : > "$private/run/utmp"
 mount --move "$private/run" /run
 mount --bind "$userdb" /run/systemd/userdb
+# In which nss-systemd looks for users, too (userdb-dropin.h): those whom a container's host binds into it, above all.
+for others in /run/host/userdb /usr/local/lib/userdb /usr/lib/userdb /lib/userdb; do
+    if [ -d "$others" ]; then mount -t tmpfs -o mode=0755 userdb "$others"; fi
+done
 mount -t tmpfs -o mode=0755 log /var/log
 : > /var/log/lastlog
 # What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on, and a daemon that makes

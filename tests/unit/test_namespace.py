@@ -180,6 +180,33 @@ def test_what_is_mounted_in_the_hosts_etc(runtime: Runtime) -> None:
     assert (done.stdout, done.stderr) == ("mounted\n", "")
 
 
+_DROPPED_IN = """
+set -e
+mount -t tmpfs -o mode=0755 run /run
+mount -t tmpfs -o mode=0755 lib /usr/local/lib
+for directory in /run/host/userdb /run/userdb /usr/local/lib/userdb; do
+    mkdir -p $directory
+    echo '{"userName":"bob","uid":60577,"gid":60577,"homeDirectory":"/","shell":"/bin/sh"}' > $directory/bob.user
+done
+mkdir -p /run/systemd/userdb
+exec "$@"
+"""
+
+
+def test_users_that_are_dropped_in(runtime: Runtime) -> None:
+    """Users whom systemd finds in files, as those of an nspawn container's host, are none of the gateway's either."""
+    inside = enter(runtime, ["sh", "-c", "! getent --service=systemd passwd bob"], relay=False)
+    outside = ["unshare", "--mount", "sh", "-c", _DROPPED_IN, "sh"]
+    seen = [
+        subprocess.run([*outside, *argv], capture_output=True, text=True, check=False, timeout=30)
+        for argv in (["getent", "--service=systemd", "passwd", "bob"], inside)
+    ]
+    assert [(done.returncode, done.stdout, done.stderr) for done in seen] == [
+        (0, "bob:x:60577:60577:bob:/:/bin/sh\n", ""),
+        (0, "", ""),
+    ]
+
+
 _DANGLING = """
 mount -t tmpfs dev /dev
 mknod /dev/null c 1 3
