@@ -172,9 +172,16 @@ class Runtime:
             The file descriptors of the broker's socket, of the user database's and of the agent's.
 
         Raises:
+            SettingsError: Another gateway's users are what the machine sees.
             GatewayError: See `made_ready`.
         """
         userdb = self.userdb if private else SYSTEM_USERDB
+        if not private and _has_listener(userdb / SERVICE):
+            msg = (
+                "another gateway runs on this machine, and where no mount namespace may be made there can be only one: "
+                f"{userdb / SERVICE} is what all see"
+            )
+            raise SettingsError(msg)
         with self.made_ready():
             userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
             return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
@@ -206,6 +213,12 @@ class Runtime:
         userdb = self.userdb if private else SYSTEM_USERDB
         for path in (self.broker_socket, userdb / SERVICE, self.agent_socket, self.log_socket):
             path.unlink(missing_ok=True)
+
+
+def _has_listener(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(0)
+        return sock.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}  # the latter where too many wait
 
 
 def _listen(path: Path) -> int:

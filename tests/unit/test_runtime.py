@@ -8,12 +8,14 @@ import pwd
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from gatewayctl.namespace import may_unshare
 from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure_host_key
 from helpers.broker.userdb import SERVICE
 from helpers.errors import SettingsError
@@ -107,6 +109,38 @@ def test_one_gateway_in_one_directory(tmp_path: Path) -> None:
         runtime.lock()
     os.close(fd)
     os.close(runtime.lock())
+
+
+_TWO = """
+import os, sys
+from pathlib import Path
+from gatewayctl.runtime import Runtime
+from helpers.errors import SettingsError
+first, second = (Runtime(Path(path)) for path in sys.argv[1:])
+fds = first.listen(private=False)
+for _ in range(2):
+    try:
+        second.listen(private=False)
+        print("taken")
+    except SettingsError as error:
+        print(error.message)
+        for fd in fds:
+            os.close(fd)
+"""
+
+
+def test_two_gateways_that_one_machine_sees(tmp_path: Path, do_without: Callable[[str], None]) -> None:
+    """Where sshd has no namespace of its own, a second gateway takes no users of one that runs, only of a dead one."""
+    if os.geteuid() != 0 or not may_unshare():
+        do_without("no mount namespace may be made here")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    argv = [sys.executable, "-c", _TWO, str(tmp_path / "first"), str(tmp_path / "second")]
+    apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o mode=0755 run /run && exec "$@"', "sh"]
+    done = subprocess.run([*apart, *argv], capture_output=True, text=True, check=False, timeout=30)
+    refused, taken = done.stdout.splitlines()
+    assert refused.startswith("another gateway runs on this machine")
+    assert taken == "taken"
 
 
 def test_the_sockets_listen_and_everyone_may_connect(tmp_path: Path) -> None:
