@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatewayctl.sources import Given
@@ -14,7 +15,6 @@ from helpers.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 FILES = {
     "gateway_ssh_key_path": "id_ed25519",
@@ -127,7 +127,8 @@ def check_place(path: Path, given: str) -> None:
     Raises:
         KeyFileError: Somebody could.
     """
-    for place in dict.fromkeys((path.parent.resolve(), path.resolve().parent)):
+    # realpath and not resolve, which stumbles over a link to itself.
+    for place in {Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent}:
         there = next(directory for directory in (place, *place.parents) if directory.exists())
         _check_directories(path, (there, *there.parents), given)
         # A sticky one lets everybody put files there; Kubernetes mounts secrets on such a one, for reading alone.

@@ -164,6 +164,15 @@ def test_a_host_key_that_somebody_could_put_there(tmp_path: Path) -> None:
         load_settings(None, {}, environ)
 
 
+def test_a_host_key_behind_a_link_to_itself(tmp_path: Path) -> None:
+    """Such a link leads to no file, and so to a warning."""
+    for name in ("known_hosts", "directory"):
+        (tmp_path / name).symlink_to(name)
+    for path in (tmp_path / "known_hosts", tmp_path / "directory" / "known_hosts"):
+        settings = load_settings(None, {}, {"REMOTE_HOST": "h.example", "REMOTE_KNOWN_HOSTS": str(path)})
+        assert any(f"{path} is not there" in warning for warning in settings.warnings)
+
+
 def test_a_secret_without_a_host_key(tmp_path: Path, do_without: Callable[[str], None]) -> None:
     """Kubernetes mounts secrets sticky, open to all and for reading: nobody puts anything there."""
     if os.geteuid() != 0 or not may_unshare():
