@@ -118,11 +118,22 @@ class RemoteConnection(Protocol):
         """Run a command."""
 
 
+class LoginLostError(RemoteLostError):
+    """The remote, which is there, broke off the login of one user."""
+
+
+class LoginTimeoutError(RemoteTimeoutError):
+    """The remote, which is there, did not finish the login of one user in time."""
+
+
 MAX_REFUSALS = 20_000
 """Most names whose refusal by the remote is remembered, about 300 bytes each."""
 
 Connect = Callable[[str, Callable[[str], str] | None], RemoteConnection]
 """Makes a connection for a user name, and begins a command."""
+
+
+_OUTAGES = (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError)
 
 
 @dataclass
@@ -427,11 +438,11 @@ class Connections:
             loop = asyncio.get_running_loop()
             try:
                 connection = await loop.run_in_executor(self._connectors, self._connect, user, command)
-            except (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError) as error:
-                self._breaker.failed(error)
-                raise
             except GatewayError as error:
-                self._breaker.worked()
+                if isinstance(error, _OUTAGES) and not isinstance(error, LoginLostError | LoginTimeoutError):
+                    self._breaker.failed(error)
+                else:
+                    self._breaker.worked()
                 if isinstance(error, PermissionDeniedError):
                     self._remember_refusal(user, error)
                 raise

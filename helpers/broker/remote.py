@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
-from helpers.broker.connections import Completed
+from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.transport import PipelinedTransport
 from helpers.errors import (
@@ -339,6 +339,7 @@ class Remote:
             RemoteRefusedError: It refuses connections.
             RemoteTimeoutError: It does not answer in time.
             RemoteLostError: The connection broke.
+            LoginTimeoutError, LoginLostError: The same two, once it was there and had shown its host key.
             HostKeyError: Its host key is unknown, changed or revoked.
             PermissionDeniedError: It does not let the gateway's key in as this user.
         """
@@ -454,13 +455,14 @@ class Remote:
         try:
             partial = transport.authenticate(user, key, command, max(0.1, deadline - time.monotonic()))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if time.monotonic() >= deadline - 0.1:
-                msg = f"the remote host {self.host} did not finish authentication in time"
-                raise RemoteTimeoutError(msg) from exc
-            if isinstance(exc, paramiko.AuthenticationException) and transport.is_active():
+            if transport.refused:
                 raise self._denied(user) from exc
-            msg = f"the remote host {self.host} broke off during authentication"
-            raise RemoteLostError(msg) from exc
+            late = isinstance(exc, paramiko.AuthenticationException) and transport.is_active()
+            if late or time.monotonic() >= deadline - 0.1:
+                msg = f"the remote host {self.host} did not finish the login as {user} in time"
+                raise LoginTimeoutError(msg) from exc
+            msg = f"the remote host {self.host} broke off the login as {user}; is the account expired or locked there?"
+            raise LoginLostError(msg) from exc
         if partial:
             raise self._denied(user)
 

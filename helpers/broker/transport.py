@@ -22,6 +22,8 @@ from paramiko.common import cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
 _FORESEEABLE = ("mlkem768x25519-", "curve25519-")
+# What sshd says instead where the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
+_TOO_MANY_FAILURES = b"Too many authentication failures"
 _POLL_S = 0.1  # paramiko tells of a transport's end by no event
 
 
@@ -39,6 +41,7 @@ class PipelinedTransport(paramiko.Transport):
         agreed: The method that was agreed on.
         begun: The channel on which the first command runs; None where none was begun.
         spare: A channel that is open for the next command; None where there is none.
+        refused: Whether the server has said that it does not let the login in.
     """
 
     # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own
@@ -53,6 +56,7 @@ class PipelinedTransport(paramiko.Transport):
         self.agreed: str | None = None
         self.begun: paramiko.Channel | None = None
         self.spare: paramiko.Channel | None = None
+        self.refused = False
         self._early: Any = None
 
     def close(self) -> None:
@@ -99,6 +103,10 @@ class PipelinedTransport(paramiko.Transport):
         super()._parse_ext_info(message)
         if isinstance(self.auth_handler, _PipelinedAuth):
             self.auth_handler.proceed()
+
+    def _parse_disconnect(self, message: paramiko.Message) -> None:
+        message.get_int()
+        self.refused = self.refused or message.get_string().startswith(_TOO_MANY_FAILURES)
 
     def authenticate(self, user: str, key: paramiko.PKey, command: str | None, timeout_s: float) -> list[str]:
         """Log in; with OpenSSH, begin a command and open a channel for the next one with the same packets.
@@ -204,6 +212,10 @@ class _PipelinedAuth(AuthHandler):
     def _request_auth(self) -> None:
         super()._request_auth()
         self._requested = True
+
+    def _parse_userauth_failure(self, message: paramiko.Message) -> None:
+        self.transport.refused = True
+        super()._parse_userauth_failure(message)
 
     def _parse_service_accept(self, message: paramiko.Message) -> None:
         if message.get_text() == "ssh-userauth":

@@ -199,6 +199,10 @@ class Remote:
         os.chown(self.room.path(home), uid, uid)
         return user
 
+    def expire(self, *names: str) -> None:
+        """Let the accounts of users end in the past, as ``chage -E`` does; sshd asks where it has ``UsePAM yes``."""
+        self._users.expire(names)
+
     def authorize(self, user: User, lines: Iterable[str]) -> None:
         """Replace the user's ``~/.ssh/authorized_keys``; no lines leave an empty file."""
         self.write_file(user, ".ssh/authorized_keys", "".join(f"{line}\n" for line in lines), mode=0o600)

@@ -72,7 +72,8 @@ def make_key(path: Path, *, kind: str = "ed25519") -> KeyPair:
 class UserDatabase:
     """The files that stand in for the remote's /etc/passwd and its kin.
 
-    They are bind-mounted one by one, and read by whoever logs in meanwhile: so they only ever grow, in place.
+    They are bind-mounted one by one, and read by whoever logs in meanwhile: so they are changed in place, and but for
+    `expire` only grow.
 
     Args:
         directory: Where the files are made; it must not exist.
@@ -108,6 +109,13 @@ class UserDatabase:
         self._append("shadow", _shadow(name))
         self._append("passwd", f"{name}:x:{uid}:{uid}::{home}:{shell}")
         return uid, home
+
+    def expire(self, names: Iterable[str]) -> None:
+        """Let accounts expire on the second day of 1970."""
+        shadow = self._directory / "shadow"
+        lines = shadow.read_text().splitlines()
+        lines = [line.removesuffix("::") + ":1:" if line.split(":", 1)[0] in names else line for line in lines]
+        shadow.write_text("".join(f"{line}\n" for line in lines))
 
     def _append(self, file: str, *lines: str) -> None:
         """Add lines to a file."""

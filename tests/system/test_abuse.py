@@ -141,6 +141,26 @@ def test_a_remote_that_is_down_is_left_alone(make_lab: Callable[..., Lab]) -> No
     assert lab.wan.traffic().up.packets("tcp", 22) - before <= 2 * MAX_CONNECTING
 
 
+@pytest.mark.parametrize("option", ["MaxAuthTries 1", "UsePAM yes"])
+def test_a_remote_that_hangs_up_on_some_is_not_down(make_lab: Callable[..., Lab], option: str) -> None:
+    """Where sshd ends the connection of whom it refuses, names that are tried in vain keep out nobody else."""
+    lab = make_lab(rtt_ms=2)
+    lab.remote.set_option(option)
+    gateway, user = lab.start_gateway(), lab.add_user()
+    names = [f"nobody{number}" for number in range(4)]
+    if option == "UsePAM yes":
+        names = [lab.add_user().name for _ in names]
+        lab.remote.expire(*names)
+    _refuse(lab, gateway, names, user.key.private)
+    _refuse(lab, gateway, [user.name], lab.add_user().key.private)
+    gateway.log.wait_for(rf'key_refused .*user={user.name} .*reason="no line for this key"')
+
+    reason = "permission_denied: .* as NAME; add" if option == "MaxAuthTries 1" else "remote_lost: .* as NAME; is the"
+    for name in names:
+        gateway.log.wait_for(rf'key_refused .*user={name} .*reason="{reason.replace("NAME", name)}')
+    assert lab.remote.connections() == len(names) + 1
+
+
 def test_a_remote_that_penalizes_is_told_to_spare_the_gateway(make_lab: Callable[..., Lab]) -> None:
     """A new sshd bans the gateway for strangers' names, and the log says what to set; once it is set, users get in."""
     lab = make_lab(rtt_ms=2)

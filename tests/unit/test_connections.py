@@ -22,6 +22,8 @@ from helpers.broker.connections import (
     STRANGER_IDLE_S,
     Completed,
     Connections,
+    LoginLostError,
+    LoginTimeoutError,
     Ran,
     _first,
 )
@@ -519,6 +521,21 @@ def test_who_waited_while_the_remote_went_down_is_not_tried() -> None:
         assert {type(result) for result in results} == {RemoteTimeoutError}
         # Those that were under way, and one for each failure that did not open it yet.
         assert len(pool.remote.users) < MAX_CONNECTING + FAILURES
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("kind", [LoginLostError, LoginTimeoutError])
+def test_a_remote_that_fails_one_user_is_not_down(kind: type[GatewayError]) -> None:
+    """However often a login fails that the remote has begun with, others are tried."""
+
+    async def scenario(pool: Pool) -> None:
+        for number in range(FAILURES * 2):
+            pool.remote.error = kind("not you")
+            with pytest.raises(kind):
+                await pool.do(f"u{number}")
+        pool.remote.error = None
+        await pool.do("bob")
 
     _run(scenario)
 
