@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from helpers.broker.breaker import Breaker
 from helpers.errors import (
@@ -36,6 +37,10 @@ MAX_WAITING = 200
 
 MAX_RUNNING = 32
 """Commands under way at once over warm connections."""
+
+MAX_FOR_USER = 8
+"""How many of these may be one user's: whoever's home or shell hangs there, or is made to, leaves room for others. With
+two more, that nobody runs yet, they are as many as sshd has over one connection (sshd_config(5), MaxSessions 10)."""
 
 MAX_WARM = 512
 """Connections kept; the one that was idle longest makes room. Each costs the broker about 0.1 MB."""
@@ -118,6 +123,10 @@ class RemoteConnection(Protocol):
         """Run a command."""
 
 
+class NoRoomError(RemoteLostError):
+    """The remote has no room for another command over a connection: MaxSessions (sshd_config(5))."""
+
+
 class LoginLostError(RemoteLostError):
     """The remote, which is there, broke off the login of one user."""
 
@@ -144,9 +153,10 @@ class Warm:
         connection: The connection.
         opened_s: When it was made, on the pool's clock.
         used_s: When it was last used.
-        users: How many commands run over it now.
+        users: How many commands run over it now, or wait for their turn.
         kept: Whether its user had a session since it was made.
         retired: Whether it is out of the pool, and closed after its last command.
+        preparing: Whether its next channel is being opened.
     """
 
     connection: RemoteConnection
@@ -155,6 +165,7 @@ class Warm:
     users: int = 0
     kept: bool = False
     retired: bool = False
+    preparing: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +213,7 @@ class Connections:
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
         self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -232,16 +244,20 @@ class Connections:
         warm = self._usable(user)
         if warm is None:
             return await self._run_cold(user, command, max_bytes, until)
-        attempt = asyncio.create_task(self._run(user, warm, command, max_bytes=max_bytes, until=until))
-        attempt.add_done_callback(_observe)
-        if not await _is_done(attempt, warm.connection):
-            other = asyncio.create_task(self._run_cold(user, command, max_bytes, until))
-            other.add_done_callback(_observe)
-            return await _first({attempt, other})
+        attempts = {asyncio.create_task(self._run(user, warm, command, max_bytes=max_bytes, until=until))}
         try:
-            return attempt.result()
+            if not await _is_done(attempts, warm.connection):
+                attempts.add(asyncio.create_task(self._run_cold(user, command, max_bytes, until)))
+            return await _first(attempts)
         except (RemoteLostError, RemoteTimeoutError):
+            if len(attempts) > 1:
+                raise
             self.forget(user, warm.connection)
+        finally:
+            # Nobody waits any more for one that has not had its turn yet.
+            for attempt in attempts:
+                attempt.add_done_callback(_observe)
+                attempt.cancel()
         return await self._run_cold(user, command, max_bytes, until)
 
     async def _run_cold(
@@ -249,10 +265,18 @@ class Connections:
     ) -> Ran:
         """Run a command over a new connection, which takes the place of the old one."""
         began = self._clock()
-        warm = await self._new(user, command)
-        connect_ms = (self._clock() - began) * 1000
-        ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
-        return replace(ran, connect_ms=connect_ms)
+        while True:
+            warm, is_own = await self._new(user, command)
+            connect_ms = (self._clock() - began) * 1000
+            try:
+                ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
+            except NoRoomError:
+                # Of those who share a new connection one has room, who need not be the one for whom it was made.
+                if is_own and not warm.users:
+                    raise
+                self.forget(user, warm.connection)
+            else:
+                return replace(ran, connect_ms=connect_ms)
 
     async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
         """Run a command over a user's warm connection on the gateway's own behalf, which keeps no connection longer.
@@ -266,7 +290,7 @@ class Connections:
             What it did; None where there is no such connection, or it did not work, which its next user will see to.
         """
         warm = self._usable(user)
-        if warm is None:
+        if warm is None or self._share(user).locked():
             return None
         try:
             ran = await self._run(user, warm, lambda _: command, max_bytes=max_bytes, until=None, ahead=True)
@@ -395,13 +419,14 @@ class Connections:
             return warm.connection.run(line, max_bytes=max_bytes, timeout_s=RUN_TIMEOUT_S, until=until, ahead=ahead)
 
         try:
-            completed = await loop.run_in_executor(self._runners, run)
+            async with self._share(user):
+                completed = await loop.run_in_executor(self._runners, run)
         finally:
             warm.users -= 1
             if warm.retired and not warm.users:
                 warm.connection.close()
         ended = self._clock()
-        if not warm.retired:
+        if not warm.retired and not warm.preparing:
             self._later(self._prepare(warm))
         if not ahead:
             warm.used_s = ended
@@ -410,15 +435,27 @@ class Connections:
                 self._warm[user] = self._warm.pop(user)
         return Ran(completed, warm.connection.address, 0.0, (ended - began) * 1000)
 
+    def _share(self, user: str) -> asyncio.Semaphore:
+        return self._shares.setdefault(user, asyncio.Semaphore(MAX_FOR_USER))
+
     async def _warm_up(self, user: str) -> None:
         await self._new(user, None)
 
     async def _prepare(self, warm: Warm) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._runners, warm.connection.prepare, RUN_TIMEOUT_S)
+        warm.preparing = True
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._runners, warm.connection.prepare, RUN_TIMEOUT_S)
+        finally:
+            warm.preparing = False
 
-    async def _new(self, user: str, command: Callable[[str], str] | None) -> Warm:
-        """Connect, once for all who ask at the same time; the first one's command is begun."""
+    async def _new(self, user: str, command: Callable[[str], str] | None) -> tuple[Warm, bool]:
+        """Connect, once for all who ask at the same time; the first one's command is begun.
+
+        Returns:
+            The connection, and whether it was made for this asker.
+        """
         task = self._connecting.get(user)
+        is_own = task is None
         if task is None:
             self.check_refusal(user)
             known = self._known(user)
@@ -429,7 +466,7 @@ class Connections:
             self._connecting[user] = task
             task.add_done_callback(lambda _: self._connecting.pop(user, None))
         # An asker who leaves must not take the connection from the others.
-        return await asyncio.shield(task)
+        return await asyncio.shield(task), is_own
 
     async def _add(self, user: str, command: Callable[[str], str] | None, *, known: bool) -> Warm:
         # Whoever waited for a turn while the remote went down spares it the try.
@@ -465,12 +502,12 @@ class Connections:
         task.add_done_callback(_observe)
 
 
-async def _is_done(attempt: asyncio.Task[Ran], connection: RemoteConnection) -> bool:
+async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnection) -> bool:
     """Wait for an attempt for as long as its connection deserves, and tell whether it is done."""
     patience_s = min(WARM_TIMEOUT_S, connection.round_trip_s + ACKNOWLEDGE_S)
-    done, _ = await asyncio.wait({attempt}, timeout=patience_s)
+    done, _ = await asyncio.wait(attempts, timeout=patience_s)
     if not done and not connection.unacknowledged:
-        done, _ = await asyncio.wait({attempt}, timeout=WARM_TIMEOUT_S - patience_s)
+        done, _ = await asyncio.wait(attempts, timeout=WARM_TIMEOUT_S - patience_s)
     return bool(done)
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
-from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError
+from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.transport import PipelinedTransport
 from helpers.errors import (
@@ -223,7 +223,8 @@ class Connection:
 
         Raises:
             RemoteTimeoutError: It took too long.
-            RemoteLostError: The connection broke, the remote has no channel for it, or wrote more than ``max_bytes``.
+            NoRoomError: The remote has no channel for it.
+            RemoteLostError: The connection broke, or the remote wrote more than ``max_bytes``.
         """
         deadline = time.monotonic() + timeout_s
         channel = None if ahead else self._take_begun(command)
@@ -260,16 +261,18 @@ class Connection:
 
     def _open(self, timeout_s: float) -> paramiko.Channel:
         try:
-            return self._transport.open_session(timeout=timeout_s)
+            channel = self._transport.open_channel_in(timeout_s)
+        except TimeoutError as exc:
+            msg = f"the remote host did not answer within {timeout_s:.0f} s"
+            raise RemoteTimeoutError(msg) from exc
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            refused = isinstance(exc, paramiko.ChannelException)
-            if refused:
-                self._has_room = False  # MaxSessions 1 (sshd_config(5)), as some have it
-            if self._transport.is_active() and not refused:
-                msg = f"the remote host did not answer within {timeout_s:.0f} s"
-                raise RemoteTimeoutError(msg) from exc
             msg = "the connection to the remote host broke"
             raise RemoteLostError(msg) from exc
+        if channel is None:
+            self._has_room = False  # MaxSessions 1 (sshd_config(5)), as some have it
+            msg = "the remote host has no room for another session; see MaxSessions in its sshd_config"
+            raise NoRoomError(msg)
+        return channel
 
 
 def _read(

@@ -141,19 +141,46 @@ class PipelinedTransport(paramiko.Transport):
     def _await_channels(self, opened: list[paramiko.Channel], is_begun: bool, timeout_s: float) -> None:  # noqa: FBT001
         """Wait for the answers to what was asked for with the login: they come right behind its own."""
         deadline = time.monotonic() + timeout_s
-        for channel in opened:
-            # The event is gone once the answer is there.
-            event = self.channel_events.get(channel.chanid)
-            while event is not None and not event.wait(_POLL_S):
-                if not self.is_active() or time.monotonic() > deadline:
-                    raise paramiko.SSHException("no answer to the request of a channel")
-        # It is set when the channel is opened, and stays when it closes: the command may be over by now.
-        live = [channel if channel.active else None for channel in opened]
+        live = [channel if self._await_channel(channel, deadline) else None for channel in opened]
         if is_begun:
             self.begun = live.pop(0)
             if self.begun is None or self.begun.remote_chanid != 0:
                 raise paramiko.SSHException("the server opened another channel than its first")
         self.spare = live[0]
+
+    def _await_channel(self, channel: paramiko.Channel, deadline: float) -> bool:
+        """Wait for the answer to the request of a channel, and tell whether there is one.
+
+        `paramiko.Transport.open_channel` keeps the reason of a refusal where another thread, refused too, may take it.
+        """
+        # The event is gone once the answer is there.
+        event = self.channel_events.get(channel.chanid)
+        while event is not None and not event.wait(_POLL_S):
+            if not self.is_active():
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        # It is set when the channel is opened, and stays when it closes: the command may be over by now.
+        if not channel.active and not self.is_active():
+            raise EOFError
+        return bool(channel.active)
+
+    def open_channel_in(self, timeout_s: float) -> paramiko.Channel | None:
+        """Open a session's channel.
+
+        Args:
+            timeout_s: Longest time, in seconds.
+
+        Returns:
+            The channel; None where the server refuses one.
+
+        Raises:
+            TimeoutError: It did not answer in time.
+            EOFError: The transport broke.
+            paramiko.SSHException: The server does not end an exchange of keys.
+        """
+        channel = self.ask_for_channel()
+        return channel if self._await_channel(channel, time.monotonic() + timeout_s) else None
 
     def ask_for_channel(self) -> paramiko.Channel:
         """Ask for a session's channel, without waiting: `paramiko.Transport.open_channel` up to where it waits."""
@@ -171,7 +198,7 @@ class PipelinedTransport(paramiko.Transport):
         message.add_string("session")
         for value in (number, window, packet):
             message.add_int(value)
-        self._send_message(message)
+        self._send_user_message(message)
         return channel
 
     def exec_unanswered(self, remote_channel: int, command: str) -> None:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from system.sessions import lookup_uid
 
+from helpers.broker.connections import MAX_FOR_USER, MAX_RUNNING
+from lab.waiting import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -78,12 +81,27 @@ while chunk := sock.recv(65536):
 sys.stdout.buffer.write(answer)
 """
 
+# Sends a line to a unix socket so many times at once, and listens to no answer for as long as its input is open.
+_ASK_OFTEN = """
+import socket, sys
+line, socks = sys.stdin.buffer.readline(), []
+for _ in range(int(sys.argv[2])):
+    socks.append(socket.socket(socket.AF_UNIX))
+    socks[-1].connect(sys.argv[1])
+    socks[-1].sendall(line)
+sys.stdin.buffer.read()
+"""
+
 
 def _as_uid(gateway: Gateway, uid: int, argv: list[str], *, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command where sshd's sessions run, as a uid without any privilege."""
+    argv = _argv_as_uid(gateway, uid, argv)
+    return subprocess.run(argv, input=stdin, capture_output=True, check=False, timeout=60)
+
+
+def _argv_as_uid(gateway: Gateway, uid: int, argv: list[str]) -> list[str]:
     enter = ["nsenter", f"--target={gateway.listener.pid}", "-m", "-n", "-p", "--"]
-    setpriv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
-    return subprocess.run([*enter, *setpriv, *argv], input=stdin, capture_output=True, check=False, timeout=60)
+    return [*enter, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *argv]
 
 
 def _ask(gateway: Gateway, uid: int, request: object) -> dict[str, Any]:
@@ -349,6 +367,25 @@ def test_crowd_at_the_sockets_disturbs_nobody(lab: Lab, start_gateway: Callable[
         terminal.wait_for(user.prompt)
 
     terminal.run("echo $((6 * 7))", "\n42")
+
+
+def test_a_user_whose_shell_hangs_holds_up_nobody_else(
+    lab: Lab, start_gateway: Callable[..., Gateway], open_terminal: Callable[..., Terminal]
+) -> None:
+    """While one user waits for more sessions than the gateway starts at once, none of which begins, another gets in."""
+    gateway, slow, user = start_gateway(), lab.add_user(), lab.add_user()
+    uid = _login(lab, gateway, open_terminal, slow)
+    _login(lab, gateway, open_terminal, user)
+    lab.remote.write_file(slow, ".bashrc", "exec sleep 1000\n")
+
+    argv = [sys.executable, "-I", "-c", _ASK_OFTEN, str(gateway.directory / "run/broker.sock"), str(2 * MAX_RUNNING)]
+    with subprocess.Popen(_argv_as_uid(gateway, uid, argv), stdin=subprocess.PIPE) as asking:
+        assert asking.stdin is not None
+        asking.stdin.write(json.dumps(_SESSION).encode() + b"\n")
+        asking.stdin.flush()
+        wait_until(lambda: len(lab.remote.processes("sleep", user=slow)) >= MAX_FOR_USER, "they hang")
+        open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+        assert not gateway.log.matches("session_failed")
 
 
 # Who can see what

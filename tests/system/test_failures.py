@@ -83,6 +83,21 @@ def test_remote_that_does_not_answer(
     assert sentence == "the remote host 192.0.2.2 port 22 does not answer"
 
 
+def test_remote_with_one_session_for_each_connection(make_lab: Callable[..., Lab]) -> None:
+    """Where MaxSessions is 1, first logins of one user that begin together have a connection each."""
+    lab = make_lab(rtt_ms=20)
+    lab.remote.set_option("MaxSessions 1")
+    gateway, key = _with_local_keys(lab)
+    user = lab.add_user()
+    lab.remote.write_file(user, ".bashrc", "until test -e go; do sleep 0.1; done\n")
+    terminals = [lab.terminal(lab.gateway_argv(gateway, user, key=key.private)) for _ in range(4)]
+    wait_until(lambda: lab.remote.accepted(user) >= len(terminals), "each has a connection")
+    lab.remote.write_file(user, "go", "")
+
+    for terminal in terminals:
+        terminal.wait_for(user.prompt)
+
+
 def test_remote_that_goes_silent_over_a_warm_connection(
     lab: Lab, local: tuple[Gateway, KeyPair], user: User, open_terminal: Callable[..., Terminal]
 ) -> None:

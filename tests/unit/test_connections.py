@@ -15,6 +15,8 @@ from helpers.broker.connections import (
     IDLE_S,
     MAX_AGE_S,
     MAX_CONNECTING,
+    MAX_FOR_USER,
+    MAX_RUNNING,
     MAX_STRANGERS,
     MAX_WAITING,
     MAX_WARM,
@@ -24,6 +26,7 @@ from helpers.broker.connections import (
     Connections,
     LoginLostError,
     LoginTimeoutError,
+    NoRoomError,
     Ran,
     _first,
 )
@@ -54,6 +57,8 @@ class FakeConnection:
     Attributes:
         error: What each command raises; None for success.
         responds: Whether the remote answers.
+        room: How many commands may run at once.
+        running: How many do.
         lines: The commands that ran.
         timeouts_s: Their timeouts.
         ahead: For each, whether nobody waited for it.
@@ -64,12 +69,14 @@ class FakeConnection:
         self.address, self.alive, self.responds = address, True, True
         self.round_trip_s, self.unacknowledged = 0.1, False
         self.error: GatewayError | None = None
+        self.room, self.running = 10, 0
         self.lines: list[str] = []
         self.timeouts_s: list[float] = []
         self.ahead: list[bool] = []
         self.prepared = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Die."""
@@ -99,7 +106,13 @@ class FakeConnection:
         assert (max_bytes, until) == (100, None)
         self.lines.append(command)
         self.timeouts_s.append(timeout_s)
+        with self._lock:
+            if self.running == self.room:
+                raise NoRoomError("MaxSessions")
+            self.running += 1
         assert self.gate.wait(20)
+        with self._lock:
+            self.running -= 1
         if self.error is not None:
             raise self.error
         return Completed(b"ok", b"", 0)
@@ -114,6 +127,8 @@ class FakeRemote:
         begun: The commands that were begun with them.
         error: What connecting raises; None for success.
         gate: Connecting waits for it.
+        holds: Whether what is run over a new connection waits for the connection's own gate.
+        room: How many commands may run over a connection at once.
     """
 
     def __init__(self) -> None:
@@ -124,6 +139,7 @@ class FakeRemote:
         self.error: GatewayError | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.holds, self.room = False, 10
 
     def connect(self, user: str, command: Callable[[str], str] | None = None) -> FakeConnection:
         """Connect."""
@@ -132,8 +148,12 @@ class FakeRemote:
         assert self.gate.wait(20)
         if self.error is not None:
             raise self.error
-        self.made.append(FakeConnection())
-        return self.made[-1]
+        made = FakeConnection()
+        made.room = self.room
+        if self.holds:
+            made.gate.clear()
+        self.made.append(made)
+        return made
 
 
 class Pool(Connections):
@@ -228,6 +248,48 @@ def test_many_askers_share_one_connection() -> None:
         await asyncio.sleep(0)
         assert pool.remote.users == ["alice"]
         assert len(pool.remote.made[0].lines) == 20
+
+    _run(scenario)
+
+
+def test_askers_for_whom_a_shared_connection_has_no_room_get_their_own() -> None:
+    """Where MaxSessions is 1, three who share a new connection end with three, whoever of them is quickest.
+
+    One's own that is full, and has nobody else on it, is a failure.
+    """
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.holds, pool.remote.room = True, 1
+        pool.warm_up("alice")
+        askers = [asyncio.create_task(pool.do()) for _ in range(3)]
+        await _until(lambda: sum(connection.running for connection in pool.remote.made) == 3)
+        assert len(pool.remote.made) == 3
+        for connection in pool.remote.made:
+            connection.gate.set()
+        await asyncio.gather(*askers)
+
+        pool.remote.room = 0
+        with pytest.raises(NoRoomError):
+            await pool.do("bob")
+
+    _run(scenario)
+
+
+def test_a_user_whose_commands_hang_leaves_room_for_others() -> None:
+    """Of one user's commands only so many run at once; those whose askers have left never run."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.holds, pool.remote.room = True, 1000
+        hanging = [asyncio.create_task(pool.do()) for _ in range(MAX_RUNNING + 1)]
+        await _until(lambda: bool(pool.remote.made) and pool.remote.made[0].running == MAX_FOR_USER)
+        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        pool.remote.holds = False
+        assert (await pool.do("bob")).completed.stdout == b"ok"
+        for task in hanging[MAX_FOR_USER:]:
+            task.cancel()
+        pool.remote.made[0].gate.set()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        assert len(pool.remote.made[0].lines) == MAX_FOR_USER
 
     _run(scenario)
 
