@@ -367,8 +367,7 @@ class Remote:
         foreseen: str | None,
         deadline: float,
     ) -> Connection:
-        sock = self._connect_tcp()
-        address = sock.getpeername()[0]
+        sock, address = self._connect_tcp()
         transport = None
         try:
             transport = PipelinedTransport(sock, foreseen)
@@ -381,7 +380,7 @@ class Remote:
             raise
         return Connection(transport, address, line)
 
-    def _connect_tcp(self) -> socket.socket:
+    def _connect_tcp(self) -> tuple[socket.socket, str]:
         try:
             addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
@@ -412,7 +411,8 @@ class Remote:
                     if not hopeful:
                         break
                 continue
-            return sock
+            # getpeername() would not tell any more where the remote has hung up already.
+            return sock, str(sockaddr[0])
         raise self._tcp_error(error) from error
 
     def _tcp_error(self, error: OSError) -> GatewayError:

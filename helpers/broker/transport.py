@@ -18,13 +18,53 @@ from typing import Any
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
-from paramiko.common import cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
+from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA, cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
+from paramiko.packet import Packetizer
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
 _FORESEEABLE = ("mlkem768x25519-", "curve25519-")
 # What sshd says instead where the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
 _TOO_MANY_FAILURES = b"Too many authentication failures"
+_MAX_PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE (packet.c); RFC 4253 section 6.1 wants 35000
+_MAX_IDENTIFICATION_BYTES = 64 * 1024  # with the lines that may come before it, RFC 4253 section 4.2
 _POLL_S = 0.1  # paramiko tells of a transport's end by no event
+
+
+class _BoundedPacketizer(Packetizer):
+    """Reads no more than a server may send at once: the first of it comes before anything proves who the server is."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._identification_bytes = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 - paramiko's API
+        if n > _MAX_PACKET_BYTES:
+            raise paramiko.SSHException("the server announces too long a packet")
+        taken: bytes = super().read_all(n, check_rekey)
+        return taken
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        taken: bytes = super()._read_timeout(timeout)
+        self._identification_bytes += len(taken)
+        if self._identification_bytes > _MAX_IDENTIFICATION_BYTES:
+            raise paramiko.SSHException("the server does not end its identification")
+        return taken
+
+
+def _feed(channel: paramiko.Channel, message: paramiko.Message) -> None:
+    channel._feed(message)
+    _check_window(channel)
+
+
+def _feed_extended(channel: paramiko.Channel, message: paramiko.Message) -> None:
+    channel._feed_extended(message)
+    _check_window(channel)
+
+
+def _check_window(channel: paramiko.Channel) -> None:
+    """See that a server sends no more than its window, which paramiko trusts it with: we open it for what was read."""
+    if len(channel.in_buffer) + len(channel.in_stderr_buffer) > channel.in_window_size:
+        raise paramiko.SSHException("the server sends more than its window")
 
 
 class PipelinedTransport(paramiko.Transport):
@@ -47,10 +87,14 @@ class PipelinedTransport(paramiko.Transport):
     # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own
     # 0.1 an idle connection wakes the broker ten times a second; `close` wakes it, and keepalives need no more.
     _active_check_timeout = 5.0
+    _channel_handler_table = paramiko.Transport._channel_handler_table | {
+        MSG_CHANNEL_DATA: _feed,
+        MSG_CHANNEL_EXTENDED_DATA: _feed_extended,
+    }
 
     def __init__(self, sock: socket.socket, foreseen: str | None = None) -> None:
         """Prepare; `start_client` begins."""
-        super().__init__(sock)
+        super().__init__(sock, packetizer_class=_BoundedPacketizer)
         is_usable = foreseen is not None and foreseen.startswith(_FORESEEABLE) and foreseen in self.preferred_kex
         self.foreseen = foreseen if is_usable else None
         self.agreed: str | None = None
@@ -65,6 +109,13 @@ class PipelinedTransport(paramiko.Transport):
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         super().close()
+
+    def get_exception(self) -> Exception | None:
+        """Take the reason for which paramiko's thread ended; where it is none of SSH's, the server is to blame."""
+        reason: Exception | None = super().get_exception()
+        if isinstance(reason, ValueError | LookupError | TypeError | AttributeError | AssertionError):
+            return paramiko.SSHException(f"the server's packet makes no sense ({type(reason).__name__})")
+        return reason
 
     @property
     def is_openssh(self) -> bool:

@@ -124,7 +124,7 @@ class Dialled:
     def _listens(self) -> bool:
         with entered_network(f"/proc/{self.lab.near.pid}/ns/net"):
             try:
-                Remote(FAR_IPV4, self.port, None, None)._connect_tcp().close()
+                Remote(FAR_IPV4, self.port, None, None)._connect_tcp()[0].close()
             except Exception:  # noqa: BLE001 - not yet
                 return False
         return True

@@ -1,10 +1,12 @@
-"""Which of the remote's addresses is taken, and where a command's output ends."""
+"""Which of the remote's addresses is taken, where a command's output ends, and what a remote may not do."""
 
 from __future__ import annotations
 
+import select
 import socket
+import struct
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import paramiko
@@ -14,6 +16,7 @@ from helpers.broker.connections import Completed
 from helpers.broker.remote import Connection, Remote
 from helpers.broker.transport import PipelinedTransport
 from helpers.errors import RemoteLostError, RemoteRefusedError
+from lab.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,13 +36,84 @@ def test_a_family_that_the_kernel_has_not(monkeypatch: pytest.MonkeyPatch) -> No
     with socket.create_server(("127.0.0.1", 0)) as server:
         name = server.getsockname()
         _resolved(monkeypatch, unsupported, (socket.AF_INET, name))
-        with _REMOTE._connect_tcp() as connected:
+        connected, address = _REMOTE._connect_tcp()
+        with connected:
             assert connected.getpeername() == name
+            assert address == "127.0.0.1"
 
     for found in ((unsupported, (socket.AF_INET, name)), ((socket.AF_INET, name), unsupported)):
         _resolved(monkeypatch, *found)
         with pytest.raises((RemoteRefusedError, RemoteLostError)):
             _REMOTE._connect_tcp()
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[socket.socket, Remote]]:
+    """A port, and the remote whose it is; its host key is not looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        yield server, Remote("127.0.0.1", server.getsockname()[1], None, paramiko.ECDSAKey.generate())
+
+
+def test_a_remote_that_hangs_up_at_once(
+    listener: tuple[socket.socket, Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer in front of an sshd that is down accepts and resets, at times before we look: that is no fault."""
+    server, remote = listener
+    connect_tcp = Remote._connect_tcp
+
+    def and_be_reset(self: Remote) -> object:
+        connected = connect_tcp(self)
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        hung_up = select.poll()
+        hung_up.register(connected[0], select.POLLIN)
+        assert hung_up.poll(10_000)
+        return connected
+
+    monkeypatch.setattr(Remote, "_connect_tcp", and_be_reset)
+    with pytest.raises(RemoteLostError, match="broke off the SSH handshake"):
+        remote.connect("alice")
+
+
+def _packet(length: int, padding: int, rest: bytes) -> bytes:
+    return b"SSH-2.0-x\r\n" + struct.pack(">IB", length, padding) + rest
+
+
+@pytest.mark.parametrize(
+    ("said", "then"),
+    [
+        (b"SSH-2.0-", b"x" * 4096),
+        (b"", b"hello\r\n" * 512),
+        (_packet(0x7FFFFFFC, 4, b""), bytes(65536)),
+        (_packet(12, 11, bytes(11)), b""),
+        (_packet(44, 4, b"\x14" + bytes(16) + struct.pack(">I", 2) + b"\xff\xfe" + bytes(20)), b""),
+    ],
+    ids=["an identification without end", "lines without end", "a packet of 2 GiB", "no message", "no text"],
+)
+def test_a_remote_that_makes_no_sense(listener: tuple[socket.socket, Remote], said: bytes, then: bytes) -> None:
+    """Whoever answers in the remote's place is hung up on before it fills the memory, and is to blame, not we."""
+    server, remote = listener
+    sent = 0
+
+    def talk() -> None:
+        nonlocal sent
+        peer, _ = server.accept()
+        with peer, suppress(OSError):
+            peer.sendall(said)
+            while then and sent < 64 * 1024 * 1024:
+                peer.sendall(then)
+                sent += len(then)
+            while peer.recv(4096):
+                pass
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    with pytest.raises(RemoteLostError, match="broke off the SSH handshake"):
+        remote.connect("alice")
+    talking.join()
+    assert sent < 64 * 1024 * 1024
 
 
 class _Server(paramiko.ServerInterface):
@@ -117,6 +191,28 @@ def test_output_that_is_whole(
     speaking.join()
 
     assert completed == Completed(b"output", b"", status)
+
+
+@pytest.mark.parametrize("kind", ["data", "stderr"])
+def test_a_remote_that_sends_more_than_its_window(
+    ends: tuple[Connection, paramiko.Transport, _Server], kind: str
+) -> None:
+    """What nobody has asked for, as on the channel that waits for the next command, takes no more than its window."""
+    connection, remote, _ = ends
+    asking = threading.Thread(target=connection.prepare, args=(10,))
+    asking.start()
+    channel = remote.accept(10)
+    assert channel is not None
+    asking.join()
+    send = channel.sendall if kind == "data" else channel.sendall_stderr
+    window = channel.out_window_size
+    send(bytes(window))
+    assert connection.alive
+
+    channel.out_window_size = 64 * window
+    with suppress(OSError, EOFError):  # hung up
+        send(bytes(64 * window))
+    wait_until(lambda: not connection.alive, "the gateway hangs up")
 
 
 def _say(remote: paramiko.Transport, server: _Server, said: str) -> None:
