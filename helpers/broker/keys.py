@@ -49,6 +49,10 @@ FETCH_COMMAND = "cat .ssh/authorized_keys"
 """Read by the user's own shell, whichever it is, in the user's home directory."""
 
 
+KILLED_STATUSES = range(128 + 1, 128 + 64 + 1)
+"""Exit statuses by which a shell says that a signal ended what it waited for (POSIX sh; signal(7))."""
+
+
 @dataclass(frozen=True)
 class KeyFile:
     """A user's authorized_keys.
@@ -238,7 +242,7 @@ class RemoteKeys:
             if ran.connect_ms == 0.0 and self._must_prove_anew(ran.completed.stdout, age_s):
                 self._pool.forget(user)
                 ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
-            if ran.completed.status is None:
+            if ran.completed.status is None or ran.completed.status in KILLED_STATUSES:
                 raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
         except PermissionDeniedError as error:
             self._refusals[user] = _anew(error)

@@ -301,8 +301,9 @@ def test_no_file_lets_nobody_in(status: int) -> None:
     asyncio.run(scenario())
 
 
-def test_without_an_exit_status_there_are_no_keys() -> None:
-    """A cat whose end was not seen may have been cut short: what it printed is no file, and its want is no verdict."""
+@pytest.mark.parametrize("status", [None, 128 + 9, 128 + 15])
+def test_without_its_own_exit_status_there_are_no_keys(status: int | None) -> None:
+    """A cat whose end was not seen, or that was killed, was cut short: what it printed is no file, and no verdict."""
 
     async def scenario() -> None:
         class Cut(FakePool):
@@ -315,7 +316,7 @@ def test_without_an_exit_status_there_are_no_keys() -> None:
                 until: Callable[[bytes], object] | None = None,
             ) -> Ran:
                 ran = await super().run(user, command, max_bytes=max_bytes, until=until)
-                return Ran(Completed(ran.completed.stdout, b"", None), ran.address, ran.connect_ms, ran.run_ms)
+                return Ran(Completed(ran.completed.stdout, b"", status), ran.address, ran.connect_ms, ran.run_ms)
 
         clock = Clock()
         keys = RemoteKeys(Cut(clock, _FILE), _TTL_S, _OWN_KEY, clock)
