@@ -8,9 +8,9 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from helpers.broker import agent, userdb
 from helpers.broker.config import BrokerConfig
@@ -22,13 +22,17 @@ from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.logins import Logins
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
-from helpers.broker.server import Handler
+from helpers.broker.server import Handler, fault_of
 from helpers.broker.sessions import Sessions, parse_request
 from helpers.broker.users import RESERVED_NAMES, UserTable
-from helpers.errors import GatewayError, PermissionDeniedError, UserNameError
+from helpers.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError, UserNameError
 from helpers.log import EventLog
 from helpers.protocol import is_user_name
 
+REMOTE_TIMEOUT_S = 17.0
+"""Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
+
+_T = TypeVar("_T")
 _ENDPOINT = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64} [0-9]{1,5}", re.ASCII)
 
 
@@ -140,8 +144,13 @@ class Broker:
 
     async def keep_fresh(self) -> None:
         """Keep the keys of users who will probably be back fresh, until cancelled."""
-        if isinstance(self._keys, RemoteKeys):
-            await self._keys.keep_fresh()
+        while isinstance(self._keys, RemoteKeys):
+            try:
+                await self._keys.keep_fresh()
+            except Exception as error:  # noqa: BLE001 - as no thread for a moment; nobody would begin again
+                self._log.error("fault", op="keep_fresh", error=repr(error), where=fault_of(error))
+            else:
+                break
 
     async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Find the lines that let one offered key in.
@@ -168,7 +177,7 @@ class Broker:
         try:
             offered = parse_offered_key(key_type, str(request["key"]))
             key = fingerprint(offered.blob)
-            lines, file = await self._permitted(user, offered)
+            lines, file = await _in_time(self._permitted(user, offered))
             source, fetch_ms = file.source, file.fetch_ms
             reason = None if lines else "no line for this key"
         except GatewayError as error:
@@ -273,7 +282,7 @@ class Broker:
         }
         began = time.monotonic()
         try:
-            started = await self._sessions.start(user, wanted)
+            started = await _in_time(self._sessions.start(user, wanted))
         except GatewayError as error:
             self.counters.failures += 1
             ms = (time.monotonic() - began) * 1000
@@ -372,6 +381,19 @@ class Broker:
             "auth_uid": self._config.auth_uid,
             **vars(self.counters),
         }
+
+
+async def _in_time(work: Awaitable[_T]) -> _T:
+    """Wait for what the remote has a part in.
+
+    Raises:
+        RemoteTimeoutError: It takes longer than `REMOTE_TIMEOUT_S`.
+    """
+    try:
+        async with asyncio.timeout(REMOTE_TIMEOUT_S):
+            return await work
+    except TimeoutError:
+        raise RemoteTimeoutError("the remote host did not answer in time") from None
 
 
 def _plain_line(offered: OfferedKey) -> bytes:

@@ -127,7 +127,7 @@ class Server:
             return error_answer(ProtocolError("the broker does not understand the request"))
         except Exception as error:  # noqa: BLE001 - a fault of ours refuses this login and must not end the others'
             elapsed_ms = (time.monotonic() - began) * 1000
-            self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=_where(error), ms=elapsed_ms)
+            self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=fault_of(error), ms=elapsed_ms)
             return error_answer(GatewayError("the gateway failed; its log says how"))
 
     async def _serve_userdb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -146,7 +146,7 @@ class Server:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it has left, or speaks no varlink
         except Exception as error:  # noqa: BLE001 - a fault of ours finds nobody, and must be seen
-            self._log.error("fault", op="userdb", error=repr(error), where=_where(error))
+            self._log.error("fault", op="userdb", error=repr(error), where=fault_of(error))
         finally:
             self._open -= 1
             self._closed.set()
@@ -175,7 +175,7 @@ class Server:
         except (OSError, asyncio.IncompleteReadError):
             pass  # it has left, or has nothing more to say
         except Exception as error:  # noqa: BLE001 - a fault of ours signs nothing, and must be seen
-            self._log.error("fault", op="agent", uid=peer.uid, error=repr(error), where=_where(error))
+            self._log.error("fault", op="agent", uid=peer.uid, error=repr(error), where=fault_of(error))
         finally:
             self._agents[peer.uid] -= 1
             if not self._agents[peer.uid]:
@@ -211,7 +211,7 @@ async def _listen(
     return await asyncio.start_unix_server(serve, sock=sock, limit=limit, backlog=BACKLOG, **keep)
 
 
-def _where(error: BaseException) -> str:
+def fault_of(error: BaseException) -> str:
     """Name the innermost line of a traceback: enough to find a fault by, and no data in it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

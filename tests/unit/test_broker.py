@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from helpers.broker import agent
-from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
+from helpers.broker import broker as broker_module
+from helpers.broker.broker import REMOTE_TIMEOUT_S, Broker, _endpoint, _key_fingerprint
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Completed, Connections
 from helpers.broker.errands import Errands
@@ -24,6 +25,7 @@ from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteK
 from helpers.broker.known_hosts import fingerprint
 from helpers.broker.pacing import Pacing
 from helpers.broker.peers import Peer
+from helpers.broker.server import WORK_TIMEOUT_S
 from helpers.broker.userdb import AUTH_USER
 from helpers.broker.users import UserTable
 from helpers.errors import (
@@ -32,6 +34,7 @@ from helpers.errors import (
     PermissionDeniedError,
     ProtocolError,
     RemoteLostError,
+    RemoteTimeoutError,
 )
 from helpers.log import EventLog
 
@@ -933,6 +936,52 @@ def test_a_mosh_server_that_fails(outcome: Completed) -> None:
         assert room.broker.counters.failures == 1
 
     room = Room()
+    _run(room, scenario)
+
+
+def test_a_remote_that_takes_too_long_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each step takes that the remote is given: a refusal and a failure are in the log, once each."""
+    monkeypatch.setattr(broker_module, "REMOTE_TIMEOUT_S", 0.05)
+
+    async def scenario() -> None:
+        async def never(*_: object, **__: object) -> Any:
+            await asyncio.Event().wait()
+
+        peer = room.login("alice")
+        monkeypatch.setattr(room.broker._keys, "read", never)
+        monkeypatch.setattr(room.connections, "run", never)
+        assert await room.keys() == []
+        with pytest.raises(RemoteTimeoutError, match="did not answer in time"):
+            await room.session(peer)
+        (refused, why), (failed, how) = room.log.events
+        assert (refused, failed, how["outcome"]) == ("key_refused", "session_failed", "remote_timeout")
+        assert str(why["reason"]).startswith("remote_timeout: ")
+        assert REMOTE_TIMEOUT_S < WORK_TIMEOUT_S
+
+    room = Room()
+    _run(room, scenario)
+
+
+def test_keys_are_kept_fresh_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong once, as where there is no thread for a moment, is in the log, and they are fetched again."""
+
+    async def scenario() -> None:
+        rounds = 0
+
+        async def keep_fresh() -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds < 3:
+                msg = "can't start new thread"
+                raise RuntimeError(msg)
+
+        monkeypatch.setattr(keys, "keep_fresh", keep_fresh)
+        await room.broker.keep_fresh()
+        assert [(event, fields["op"]) for event, fields in room.log.events] == [("fault", "keep_fresh")] * 2
+
+    connections = Connections(lambda *_: FakeConnection(room))
+    keys = RemoteKeys(connections, 60.0, b"AAAAgateway")
+    room = Room(keys)
     _run(room, scenario)
 
 
