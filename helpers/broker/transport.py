@@ -26,6 +26,7 @@ _FORESEEABLE = ("mlkem768x25519-", "curve25519-")
 # What sshd says instead where the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
 _TOO_MANY_FAILURES = b"Too many authentication failures"
 _MAX_PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE (packet.c); RFC 4253 section 6.1 wants 35000
+_MAX_EXTENSIONS = 1024  # as in OpenSSH (kex.c, kex_input_ext_info)
 _MAX_IDENTIFICATION_BYTES = 64 * 1024  # with the lines that may come before it, RFC 4253 section 4.2
 _POLL_S = 0.1  # paramiko tells of a transport's end by no event
 
@@ -151,6 +152,10 @@ class PipelinedTransport(paramiko.Transport):
             self.agreed = methods[0] if methods else None
 
     def _parse_ext_info(self, message: paramiko.Message) -> None:
+        # paramiko would count to 4 billion, and no end of the connection would end that.
+        if message.get_int() > _MAX_EXTENSIONS:
+            raise paramiko.SSHException("the server announces too many extensions")
+        message.rewind()
         super()._parse_ext_info(message)
         if isinstance(self.auth_handler, _PipelinedAuth):
             self.auth_handler.proceed()

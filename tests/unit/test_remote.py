@@ -193,6 +193,16 @@ def test_output_that_is_whole(
     assert completed == Completed(b"output", b"", status)
 
 
+def test_a_remote_with_extensions_without_number(ends: tuple[Connection, paramiko.Transport, _Server]) -> None:
+    """Whoever says that 4 billion of them follow, which takes no host key that is known, keeps no thread busy."""
+    connection, remote, _ = ends
+    message = paramiko.Message()
+    message.add_byte(bytes([7]))  # RFC 8308, SSH_MSG_EXT_INFO
+    message.add_int(0xFFFFFFFF)
+    remote.packetizer.send_message(message)
+    wait_until(lambda: not connection.alive, "the gateway hangs up")
+
+
 @pytest.mark.parametrize("kind", ["data", "stderr"])
 def test_a_remote_that_sends_more_than_its_window(
     ends: tuple[Connection, paramiko.Transport, _Server], kind: str
