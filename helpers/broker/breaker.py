@@ -44,15 +44,25 @@ class Breaker:
         Raises:
             GatewayError: The last failure again, while the remote is left alone.
         """
-        if self._error is not None and self._failures >= FAILURES and self._clock() < self._until_s:
+        if self._error is not None and self._is_paused:
             raise type(self._error)(self._error.message)
 
     def failed(self, error: GatewayError) -> None:
-        """Note that the remote could not be reached."""
+        """Note that the remote could not be reached.
+
+        What fails while the remote is left alone was under way before, and is no further failure: where ten logins meet
+        with a moment's outage, the pause is as short as where one does.
+        """
+        if self._is_paused:
+            return
         self._failures += 1
         self._error = type(error)(error.message)
         pause_s = PAUSES_S[min(max(0, self._failures - FAILURES), len(PAUSES_S) - 1)]
         self._until_s = self._clock() + pause_s * (1 + JITTER * self._spread())
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._failures >= FAILURES and self._clock() < self._until_s
 
     def worked(self) -> None:
         """Note that the remote was reached, whatever it then said."""

@@ -19,7 +19,9 @@ class _Clock:
 
 def _open(clock: _Clock, failures: int = FAILURES, spread: float = 0.0) -> Breaker:
     breaker = Breaker(clock, lambda: spread)
-    for _ in range(failures):
+    for number in range(failures):
+        if number >= FAILURES:
+            clock.now_s += PAUSES_S[-1]
         breaker.failed(_DOWN)
     return breaker
 
@@ -61,6 +63,16 @@ def test_pauses_grow_to_a_limit(failures: int) -> None:
     with pytest.raises(RemoteRefusedError):
         breaker.check()
     clock.now_s += 0.001
+    breaker.check()
+
+
+def test_what_was_under_way_is_no_further_failure() -> None:
+    """Ten logins that meet with the same outage lead to the pause of one, not to the longest."""
+    clock = _Clock()
+    breaker = _open(clock)
+    for _ in range(10):
+        breaker.failed(_DOWN)
+    clock.now_s += PAUSES_S[0]
     breaker.check()
 
 
