@@ -125,8 +125,8 @@ class KnownHosts:
         """Remember what to look up."""
         self.path = path
         self.host, self.port = host.lower(), port
-        self._stamp: tuple[int, int, int] | None = None
-        self._found, self._known_name = HostKeys(), self.name
+        # The file's stamp, and what was found in it: changed all at once, since threads that connect look here.
+        self._read: tuple[tuple[int, int, int] | None, HostKeys, str] = None, HostKeys(), self.name
 
     @property
     def name(self) -> str:
@@ -137,7 +137,7 @@ class KnownHosts:
     def known_name(self) -> str:
         """The name whose entry counts, for ssh's HostKeyAlias: `name`, or the bare host where only that is listed."""
         self.keys()
-        return self._known_name
+        return self._read[2]
 
     def keys(self) -> HostKeys:
         """Look the remote up; where its port has no entry, its name alone counts, as in ssh(1).
@@ -148,8 +148,9 @@ class KnownHosts:
         try:
             stat = self.path.stat()
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if stamp == self._stamp:
-                return self._found
+            last, found, _ = self._read
+            if stamp == last:
+                return found
             with self.path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
@@ -158,12 +159,12 @@ class KnownHosts:
             raise self._unreadable(exc.strerror) from exc
         if len(content) > MAX_FILE_BYTES:
             raise self._unreadable(f"it is larger than {MAX_FILE_BYTES} bytes")
-        found, self._known_name = find(content, self.name), self.name
+        found, known_name = find(content, self.name), self.name
         if not found.trusted and self.name != self.host:
             bare = find(content, self.host)
-            self._known_name = self.host if bare.trusted else self.name
+            known_name = self.host if bare.trusted else self.name
             found = HostKeys(bare.trusted, found.revoked | bare.revoked, found.authorities + bare.authorities)
-        self._found, self._stamp = found, stamp
+        self._read = stamp, found, known_name
         return found
 
     def verify(self, key_type: str, blob: bytes) -> None:

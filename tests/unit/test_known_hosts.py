@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from helpers.broker import known_hosts
 from helpers.broker.known_hosts import MAX_FILE_BYTES, HostKeys, KnownHosts, find, fingerprint, matches
 from helpers.errors import HostKeyError
 
@@ -238,6 +239,25 @@ def test_a_name_without_its_port_counts_where_the_port_is_not_listed(file: Path)
     with pytest.raises(HostKeyError, match="changed"):
         hosts.verify("ssh-ed25519", _KEYS[0])
     assert hosts.known_name == f"[{_NAME}]:2222"
+
+
+def test_what_counted_counts_until_a_changed_file_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that begins while a connection reads the file anew is told no name that no entry has."""
+    hosts = KnownHosts(file, _NAME, 2222)
+    file.write_text(f"{_NAME} {_TEXTS[0]}\n")
+    assert hosts.known_name == _NAME
+    meanwhile = []
+
+    def find_slowly(content: bytes, name: str) -> HostKeys:
+        with monkeypatch.context() as patch:
+            patch.setattr(hosts, "keys", lambda: None)  # as for who began when the file was the old one
+            meanwhile.append(hosts.known_name)
+        return find(content, name)
+
+    monkeypatch.setattr(known_hosts, "find", find_slowly)
+    file.write_text(f"{_NAME} {_TEXTS[0]}\n{_NAME} {_TEXTS[1]}\n")
+    assert len(hosts.keys().trusted) == 2
+    assert meanwhile == [_NAME] * 2
 
 
 def test_another_ports_entry_does_not_count(file: Path) -> None:
