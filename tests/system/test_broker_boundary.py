@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lab.bench import Lab
     from lab.gateway import Gateway
+    from lab.processes import Process
     from lab.terminal import Terminal
     from lab.users import User
 
@@ -212,10 +213,18 @@ def test_session_is_the_callers_own(lab: Lab, gateway: Gateway, open_terminal: C
     answer = _ask(gateway, uid, {**_SESSION, "user": victim.name, "uid": 0, "name": victim.name})
 
     assert "result" in answer
-    started = [its for its in lab.remote.processes("mosh-server") if its.pid not in before]
+    # mosh-server answers before it forks, and the first of the two ends: for a moment neither may be listed, or both.
+    started: list[Process] = []
+
+    def is_there() -> bool:
+        started[:] = [its for its in lab.remote.processes("mosh-server") if its.pid not in before]
+        return bool(started)
+
+    wait_until(is_there, "there is a mosh-server")
     assert {process.uid for process in started} == {attacker.uid}
     for process in started:
-        os.kill(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("who", ["root", "broker", "auth", "unused", "last", "beyond", "nobody"])
