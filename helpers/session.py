@@ -137,7 +137,7 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     session = wait_with_progress(Question(socket_path, request).wait, shown=has_terminal)
     path = environ.get("PATH", os.defpath)
     if session["transport"] == "mosh":
-        become_mosh_client(session, term, path)
+        become_mosh_client(session, term, path, keep=original is not None)
     # As the client sent them: the remote is as if dialled directly. mosh alone is particular about them.
     sent = {name: value for name, value in environ.items() if name in {"LANG", "TERM"} or name.startswith("LC_")}
     ssh = {**sent, "PATH": path, "HOME": str(session["home"])}
@@ -150,7 +150,8 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         session["login"] = pass_through.take_turn(socket_path, request["connection"], ssh["HOME"])
         if "mosh" in session:
             commands = pass_through.MoshServer(session["mosh"], ssh_argv(session), ssh)
-            become_mosh_client({**session, **wait_with_progress(commands.wait, shown=True)}, term, path)
+            mosh = wait_with_progress(commands.wait, shown=True)
+            become_mosh_client({**session, **mosh}, term, path, keep=original is not None)
     elif session["share"]:
         from helpers import sharing  # noqa: PLC0415 - the same: mosh needs it not
 
@@ -205,13 +206,15 @@ def wait_with_progress(wait: Callable[[float | None], dict[str, Any] | None], *,
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None:
+def become_mosh_client(session: Mapping[str, Any], term: str, path: str, *, keep: bool) -> None:
     """Replace this process with mosh-client.
 
     Args:
         session: The broker's answer: address, port, key (MOSH_KEY) and predict.
         term: The terminal type that was checked.
         path: Where programs are looked for.
+        keep: Leave on the screen what is there at the end, as a command's output has to be. By itself mosh-client
+            draws on the terminal's other screen, which goes with it (mosh(1), --no-init).
 
     Raises:
         GatewayError: mosh-client cannot be started.
@@ -226,6 +229,7 @@ def become_mosh_client(session: Mapping[str, Any], term: str, path: str) -> None
         # Ctrl-^ Ctrl-Z would stop mosh-client with no shell about to continue it. "" turns mosh's escapes off;
         # ssh's own ~. still leaves.
         "MOSH_ESCAPE_KEY": "",
+        **({"MOSH_NO_TERM_INIT": "1"} if keep else {}),
     }
     ensure_window(sys.stdout.fileno())
     nudge(os.getpid())

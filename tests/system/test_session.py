@@ -263,6 +263,20 @@ def test_command_runs_over_mosh(lab: Lab, gateway: Gateway, user: User, open_ter
     wait_gone(lab, gateway, user, uid)
 
 
+def test_output_of_a_command_stays(lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal) -> None:
+    """What a command printed is on the terminal's own screen; a login is on the other one, as by direct mosh."""
+    command, login = (
+        open_terminal(lab.gateway_argv(gateway, user, *words, options=["-t"])) for words in (["echo seen"], [])
+    )
+    login.wait_for(user.prompt)
+    assert command.wait_exit() == 0
+
+    other_screen = b"\x1b[?1049h"
+    assert command.raw.count(other_screen) == 0
+    assert b"seen" in command.raw
+    assert login.raw.count(other_screen) == 1
+
+
 # Processes
 
 

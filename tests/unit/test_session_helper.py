@@ -175,6 +175,7 @@ def test_a_terminal_becomes_mosh_client(room: Room) -> None:
         "MOSH_KEY": "k" * 22,
         "MOSH_PREDICTION_DISPLAY": "always",
         "MOSH_ESCAPE_KEY": "",
+        "MOSH_NO_TERM_INIT": "1",
     }
     assert room.requests == [
         {
