@@ -75,18 +75,16 @@ done
 mount -t tmpfs -o mode=0755 log /var/log
 : > /var/log/lastlog
 # What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on, and a daemon that makes
-# /dev/log anew takes it away: so that is a /dev of our own with the host's devices in it, and terminals of our own: a
-# ptmx finds those that are mounted beside it (pts(4)).
+# /dev/log anew takes it away: so that is a /dev of our own, with what programs expect of one in it and none of the
+# host's disks, and terminals of our own: a ptmx finds those that are mounted beside it (pts(4)).
 if [ "$log" ]; then
     mount -t tmpfs -o mode=0755 dev "$private/dev"
-    for entry in /dev/*; do
-        ours=$private/dev/${entry#/dev/}
-        case $entry in /dev/pts | /dev/ptmx | /dev/log) continue ;; esac
-        if [ -L "$entry" ]; then cp -P "$entry" "$ours"
-        elif [ -d "$entry" ]; then mkdir "$ours"; mount --rbind "$entry" "$ours" || [ ! -d "$entry" ]
-        else : > "$ours"; mount --bind "$entry" "$ours" || [ ! -e "$entry" ]
-        fi
+    for device in null zero full random urandom tty; do
+        [ -e "/dev/$device" ] || continue
+        : > "$private/dev/$device"
+        mount --bind "/dev/$device" "$private/dev/$device"
     done
+    for link in fd stdin stdout stderr; do [ ! -L "/dev/$link" ] || cp -P "/dev/$link" "$private/dev"; done
     mkdir "$private/dev/pts"
     mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$private/dev/pts"
     ln -s pts/ptmx "$private/dev/ptmx"

@@ -228,6 +228,18 @@ def test_a_host_whose_journal_is_down(runtime: Runtime) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_devices(runtime: Runtime) -> None:
+    """Our sshd has the devices that every program expects, and those of the host's hardware stay outside."""
+    script = "ls /dev; : > /dev/null && head -c 8 /dev/urandom | wc -c && echo seen > /dev/stderr"
+    inside = enter(runtime, ["sh", "-c", script], relay=True)
+    done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=30)
+
+    devices = {"full", "null", "ptmx", "pts", "random", "tty", "urandom", "zero"}
+    links = {"fd", "log", "stderr", "stdin", "stdout"}
+    assert done.stderr == "seen\n"
+    assert set(done.stdout.split()) == devices | links | {"8"}
+
+
 def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> None:
     """Unshare and the shell replace themselves: signals and exit statuses are the command's own."""
     with subprocess.Popen(
