@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,9 @@ def warnings(settings: Settings) -> list[str]:
         for name, text in _local_keys(settings).items()
         if not _KEY_LINE.search(text)
     ]
+    directory = settings.gateway_keys_dir
+    if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - a closed one is none, and no error
+        found.append(f"{_given(settings, 'gateway_keys_dir')}: {directory} is no directory: nothing is taken from it")
     if settings.remote_ignore_host_key:
         found.append(
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"
@@ -82,7 +86,7 @@ def warnings(settings: Settings) -> list[str]:
         )
     elif not settings.remote_known_hosts.is_file():
         found.append(
-            f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is not there:"
+            f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is no file:"
             " nobody gets in until it holds the remote's host key"
         )
     return found

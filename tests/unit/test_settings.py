@@ -495,10 +495,14 @@ def test_unknown_variables_are_warnings() -> None:
 
 
 def test_what_is_allowed_and_odd_is_a_warning(tmp_path: Path) -> None:
-    """Switching the host key check off, and a file of host keys that is not there, are told at start."""
+    """Switching the host key check off, and a file or directory of keys that is not there, are told at start."""
     assert any("between the gateway and the remote" in line for line in load({"REMOTE_IGNORE_HOST_KEY": "1"}).warnings)
     missing = str(tmp_path / "none")
-    assert any(f"{missing} is not there" in line for line in load({"REMOTE_KNOWN_HOSTS": missing}).warnings)
+    for none in (missing, str(tmp_path)):
+        assert any(f"{none} is no file" in line for line in load({"REMOTE_KNOWN_HOSTS": none}).warnings)
+    told = "GATEWAY_KEYS_DIR (from environment GATEWAY_KEYS_DIR): %s is no directory: nothing is taken from it"
+    for where, warned in ((missing, True), ("/etc/passwd", True), (str(tmp_path), False)):
+        assert (told % where in load({"GATEWAY_KEYS_DIR": where}).warnings) == warned
     assert load({"REMOTE_KNOWN_HOSTS": "/etc/passwd"}).warnings == ()
 
 
