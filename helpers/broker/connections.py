@@ -217,8 +217,8 @@ class Connections:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        """Count the connections that are kept."""
-        return len(self._warm)
+        """Count the connections that are kept and alive."""
+        return sum(warm.connection.alive for warm in self._warm.values())
 
     async def run(
         self,

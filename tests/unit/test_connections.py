@@ -341,12 +341,12 @@ def test_warming_up_in_vain_warns_of_nothing() -> None:
 
 
 def test_a_connection_that_is_known_to_be_dead_is_replaced() -> None:
-    """Nothing is sent over a connection that has ended."""
+    """Nothing is sent over a connection that has ended, and it is not counted."""
 
     async def scenario(pool: Pool) -> None:
         await pool.do()
         pool.remote.made[0].alive = False
-        assert pool.address("alice") is None
+        assert (pool.address("alice"), len(pool)) == (None, 0)
         await pool.do()
         assert [len(connection.lines) for connection in pool.remote.made] == [1, 1]
 
