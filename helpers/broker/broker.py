@@ -179,7 +179,7 @@ class Broker:
             key = fingerprint(offered.blob)
             lines, file = await _in_time(self._permitted(user, offered))
             source, fetch_ms = file.source, file.fetch_ms
-            reason = None if lines else "no line for this key"
+            reason = None if lines else file.why_no_line
         except GatewayError as error:
             reason = f"{error.code}: {error.message}"
         if lines:

@@ -62,12 +62,21 @@ class KeyFile:
         source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
         fetched_s: When it was fetched, on the source's clock.
+        status: Exit status of the command that read it; 0 where it was read, or none was needed.
     """
 
     content: bytes | None
     source: str
     fetch_ms: float = 0.0
     fetched_s: float = field(default=0.0, compare=False)
+    status: int = field(default=0, compare=False)
+
+    @property
+    def why_no_line(self) -> str:
+        """Say in the log why no line of it permits a key."""
+        if self.status == 0:
+            return "no line for this key"
+        return f"the user's shell on the remote host cannot read ~/.ssh/authorized_keys (status {self.status})"
 
 
 class KeySource(Protocol):
@@ -254,11 +263,12 @@ class RemoteKeys:
         if ran.connect_ms > 0.0:
             self.pacing.fetched(self._clock() - began)
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
-        file = self._believe(user, ran.completed.stdout if ran.completed.status == 0 else b"")
+        status = ran.completed.status
+        file = self._believe(user, b"" if status else ran.completed.stdout, status)
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
 
-    def _believe(self, user: str, content: bytes) -> KeyFile:
-        file = self._files[user] = KeyFile(content, "remote", fetched_s=self._clock())
+    def _believe(self, user: str, content: bytes, status: int = 0) -> KeyFile:
+        file = self._files[user] = KeyFile(content, "remote", fetched_s=self._clock(), status=status)
         self.on_file(user, file)
         return file
 

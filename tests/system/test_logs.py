@@ -100,11 +100,13 @@ def test_two_logins_have_two_ids(
 
 
 def test_refusals_say_why(lab: Lab, gateway: Gateway, user: User) -> None:
-    """A wrong key, a user whom the remote does not know and a name that is none are told apart in the log."""
+    """A wrong key, users whom the remote does not know or lets run nothing, and a name that is none are told apart."""
     since = gateway.log.mark()
     other = lab.add_user()
     unknown = f"no-{user.name}"
-    for name in (user.name, unknown, "a b"):
+    keys, nologin = [other.key.public, lab.gateway_key.public], "/usr/sbin/nologin"
+    shut_out = lab.remote.add_user(f"shut-{user.name}", other.key, shell=nologin, authorized=keys)
+    for name in (user.name, unknown, shut_out.name, "a b"):
         lab.run(lab.gateway_argv(gateway, name, key=other.key.private, options=["-W", "127.0.0.1:9"]))
 
     (wrong,) = _events(gateway, since, user=user.name)
@@ -112,6 +114,8 @@ def test_refusals_say_why(lab: Lab, gateway: Gateway, user: User) -> None:
     assert wrong[0] == stranger[0] == "key_refused"
     assert wrong[1]["key"] == _fingerprint(lab, other.key.private)
     assert wrong[1]["reason"] == '"no line for this key"'
+    ((_, fields),) = _events(gateway, since, user=shut_out.name)
+    assert fields["reason"] == '"the user\'s shell on the remote host cannot read ~/.ssh/authorized_keys (status 1)"'
     assert stranger[1]["reason"].startswith("\"permission_denied: the remote host does not let the gateway's key in")
     gateway.log.wait_for(r"Invalid user a b from", since=since)
     assert _events(gateway, since, user='"a b"') == []
