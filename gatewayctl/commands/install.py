@@ -56,7 +56,10 @@ def install(config: Path, *, systemd: bool, only_print: bool, remove: bool) -> N
     _write(unit(config))
     if not config.exists():
         click.echo(f"Write {config} next, with at least: remote_host: shell.example.org")
-    click.echo(f"Then: systemctl enable --now {UNIT}")
+    if _is_active():
+        click.echo(f"Then, for what is new here: systemctl restart {UNIT} (open sessions end)")
+    else:
+        click.echo(f"Then: systemctl enable --now {UNIT}")
 
 
 def unit(config: Path) -> str:
@@ -100,6 +103,11 @@ def _remove() -> None:
     UNIT_PATH.unlink()
     _systemctl("daemon-reload")
     click.echo(f"Removed {UNIT_PATH}.")
+
+
+def _is_active() -> bool:
+    """Tell whether the service runs, for which ``enable --now`` does nothing."""
+    return subprocess.run(["systemctl", "--quiet", "is-active", UNIT], check=False).returncode == 0
 
 
 def _systemctl(*arguments: str) -> None:
