@@ -182,6 +182,12 @@ def test_installing_again_changes_nothing(service: Machine) -> None:
     assert _property(service, _UNIT, "MainPID") == pid
 
 
+def test_the_journal_names_the_gateway(service: Machine) -> None:
+    """What the gateway says is there under its own name, and not under Python's."""
+    journal = service.run("journalctl", "--quiet", "--output=cat", "--identifier=ssh-mosh-gateway").stdout
+    assert " info ready " in journal
+
+
 def test_a_gateway_that_is_killed_comes_back(service: Machine) -> None:
     """``kill -9`` of the main process takes all of it down, and systemd starts it anew."""
     service.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", _UNIT)
