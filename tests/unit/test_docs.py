@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -155,12 +156,17 @@ ssh-keyscan() { echo "$3 $(cut -d' ' -f1,2 keys/id_ed25519.pub)"; }
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the key files become root's")
 def test_readme_makes_keys_that_are_taken(tmp_path: Path, require: Callable[..., None]) -> None:
-    """What it says to do before the container is started makes key files that are taken, with Ubuntu's umask too."""
-    require("ssh-keygen")
-    block = re.search(r"```sh\n(mkdir keys\n.*?)^REMOTE_HOST=(\S+) docker compose", README, re.MULTILINE | re.DOTALL)
+    """For a container it has people make key files that are taken, with Ubuntu's umask too, and never committed."""
+    require("ssh-keygen", "git")
+    block = re.search(r"```sh\n(mkdir keys\n.*?)^docker compose up", README, re.MULTILINE | re.DOTALL)
     assert block
     subprocess.run(["bash", "-euc", _STAND_INS + block[1]], cwd=tmp_path, check=True, capture_output=True)
-    settings = load_settings(None, {}, {"REMOTE_HOST": block[2], "GATEWAY_KEYS_DIR": str(tmp_path / "keys")})
+    name, host = (tmp_path / ".env").read_text().rstrip("\n").split("=")
+    settings = load_settings(None, {}, {name: host, "GATEWAY_KEYS_DIR": str(tmp_path / "keys")})
     assert settings.warnings == ()
     assert settings.gateway_ssh_key_path == tmp_path / "keys" / "id_ed25519"
-    assert settings.remote_known_hosts.read_text().startswith(f"{block[2]} ssh-ed25519 ")
+    assert settings.remote_known_hosts.read_text().startswith(f"{host} ssh-ed25519 ")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    status = ["git", "status", "--porcelain", "--untracked-files=all"]
+    assert subprocess.run(status, cwd=tmp_path, check=True, capture_output=True).stdout == b"?? .gitignore\n"
