@@ -21,7 +21,7 @@ _LISTENS = "0A"  # proc_net_tcp(5); Linux, net/tcp_states.h, TCP_LISTEN
 
 
 def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> None:
-    """Try to listen as sshd will: on every address of a name, and content with one.
+    """Try to listen as sshd will: on every address of a name, and content with one; for ``*`` in both families.
 
     sshd itself would say it in lines of its own, and end; at a reload all sessions would end with it.
 
@@ -34,7 +34,7 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
         GatewayError: It cannot. That may pass, as when another program is about to leave the port, or an address is yet
             to come.
     """
-    reason = ""
+    reason, listens, taken = "", False, False
     for family, name in _resolve(address, port):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as trial:
@@ -45,10 +45,15 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
                 trial.bind(name)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and held is not None and _only_ours(address, port, held, family):
-                return
+                listens = True
+                continue
             reason = os.strerror(exc.errno or 0)
+            taken = taken or exc.errno == errno.EADDRINUSE
         else:
-            return
+            listens = True
+    # A machine may have one family alone, but no client of either is to find another program.
+    if listens and not (taken and address == "*"):
+        return
     raise GatewayError(f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})")
 
 
@@ -95,7 +100,8 @@ def send_at_once(sshd: int, borrow: Callable[[int, int], int] = processes.borrow
 
 def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     try:
-        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        host = None if address == "*" else address
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
         msg = f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: the host has no address ({exc.strerror})"
         raise GatewayError(msg) from exc

@@ -156,8 +156,8 @@ class Settings(BaseModel):
     gateway_permit_root: Annotated[bool, Doc("Let root@ in, like any other name", _BOOLEAN, "true", "BOOLEAN")] = False
     gateway_host: Annotated[
         str,
-        AfterValidator(values.host),
-        Doc("The address to listen on", "a host name, an IPv4 or an IPv6 address", "::", "ADDRESS"),
+        AfterValidator(values.listen_host),
+        Doc("The address to listen on", "a host name, an IPv4 or an IPv6 address, or * for all", "*", "ADDRESS"),
     ] = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
     gateway_port: Annotated[_Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")] = 2222
     gateway_host_key_path: Annotated[

@@ -59,6 +59,11 @@ def host(text: str) -> str:
     return text
 
 
+def listen_host(text: str) -> str:
+    """Accept what `host` does, and ``*`` for every address."""
+    return text if text == "*" else host(text)
+
+
 def remote_host(text: str) -> str:
     """Accept what `host` does, except addresses at which no single host can be."""
     name = host(text)

@@ -76,7 +76,7 @@ def _sshd(address: str, port: int) -> str:
 
     The connection comes from loopback whatever sshd listens on: there it penalizes nobody (60-abuse.conf).
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
+    host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as connection:

@@ -41,7 +41,7 @@ def _stopped(process: Process) -> Iterator[None]:
         os.kill(process.pid, signal.SIGCONT)
 
 
-_ADDRESSES = ("127.0.0.1", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "localhost")  # noqa: S104 - a namespace's own
+_ADDRESSES = ("127.0.0.1", "0.0.0.0", "::", "*", "192.0.2.1", "2001:db8::1", "localhost")  # noqa: S104 - a namespace's
 
 
 @pytest.mark.parametrize("address", _ADDRESSES)
@@ -58,7 +58,7 @@ def test_healthy(make_lab: Callable[..., Lab], address: str) -> None:
     assert lab.wan.traffic().up.packets() == before
     assert gateway.stop() == 0  # whatever sshd had to say, it has said
     said = [line.split(": ", 1)[1] for line in gateway.log.lines(since=since) if " sshd" in line]
-    loopback = r"127\.0\.0\.1" if re.fullmatch(r"[0-9.]+", address) else "::1"  # localhost is ::1 first
+    loopback = r"127\.0\.0\.1" if re.fullmatch(r"[0-9.]+|\*", address) else "::1"  # localhost is ::1 first
     # Two checks, of which the first one's end may be told after the second one's beginning, and then the end.
     patterns = [rf"Connection from {loopback} port ", rf"Connection (closed|reset) by {loopback} port "]
     patterns += ["Received signal 15"]

@@ -243,7 +243,7 @@ def test_a_port_that_is_taken(lab: Lab, start_gateway: StartGateway, user: User,
     assert "GATEWAY_HOST 203.0.113.9" in _reload(gateway, "reload_failed")
     # The port that we have, on an address where somebody else has it.
     with lab.near.network(), socket.create_server(("127.0.0.2", port)):
-        for address in ("127.0.0.2", "0.0.0.0"):  # noqa: S104 - in a namespace
+        for address in ("127.0.0.2", "0.0.0.0", '"*"'):  # noqa: S104 - in a namespace
             _write(config, gateway_port=port, gateway_host=address)
             assert "Address already in use" in _reload(gateway, "reload_failed")
         _write(config, gateway_port=port, gateway_host=ADDRESS, gateway_permit_root="true")
@@ -252,9 +252,11 @@ def test_a_port_that_is_taken(lab: Lab, start_gateway: StartGateway, user: User,
 
     assert _may_log_in(lab, gateway, user)
     terminal.run("echo $((6 * 7))", "\n42\n")
-    _write(config, gateway_port=port, gateway_host="0.0.0.0")  # noqa: S104 - in a namespace
-    _reload(gateway)
-    wait_until(lambda: _may_log_in(lab, gateway, user), "sshd listens anew")
+    for address in ("0.0.0.0", '"*"'):  # noqa: S104 - in a namespace
+        _write(config, gateway_port=port, gateway_host=address)
+        _reload(gateway)
+        wait_until(lambda: _may_log_in(lab, gateway, user), "sshd listens anew")
+    lab.near.connect("::1", port).close()
     terminal.run("echo $((6 * 8))", "\n48\n")
 
 

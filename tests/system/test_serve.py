@@ -189,6 +189,23 @@ def test_address_that_is_not_here(start_gateway: StartGateway) -> None:
         assert reason in line
 
 
+def test_all_addresses(lab: Lab, start_gateway: StartGateway) -> None:
+    """Clients of both families are served; who finds the port taken in one of them is told, and listens in neither."""
+    gateway = start_gateway({"GATEWAY_HOST": "*"})
+    for host in (ADDRESS, "::1"):
+        with lab.near.connect(host, gateway.port) as connection:
+            assert connection.recv(8) == b"SSH-2.0-"
+
+    for family, host in ((socket.AF_INET, ADDRESS), (socket.AF_INET6, "::1")):
+        with lab.near.network(), socket.create_server((host, 0), family=family) as taken:
+            port = str(taken.getsockname()[1])
+            settings = {"GATEWAY_HOST": "*", "GATEWAY_PORT": port, "GATEWAY_LOG_LEVEL": "warning"}
+            refused = start_gateway(settings, wait=False)
+            assert refused.wait_exit() == EX_SOFTWARE
+        reason = "sshd cannot listen there (Address already in use)"
+        assert refused.log.lines() == [f"gatewayctl: GATEWAY_PORT {port} on GATEWAY_HOST *: {reason}"]
+
+
 def test_runtime_directory_of_another_gateway(
     lab: Lab, gateway: Gateway, user: User, start_gateway: StartGateway
 ) -> None:

@@ -237,11 +237,13 @@ def test_root_by_another_name_is_nobody(context: render.SshdContext, room: Path,
 
 
 @needs_sshd
-@pytest.mark.parametrize("address", ["::", "::1", "127.0.0.1", "localhost"])
+@pytest.mark.parametrize("address", ["*", "::", "::1", "127.0.0.1", "localhost"])
 def test_addresses(context: render.SshdContext, room: Path, address: str) -> None:
     """Names and addresses of both families are understood, IPv6 without brackets."""
     found = effective(dataclasses.replace(context, address=address, port=2222), room)
     assert all(value.endswith(":2222") for value in found["listenaddress"])
+    if address == "*":
+        assert sorted(found["listenaddress"]) == ["0.0.0.0:2222", "[::]:2222"]
 
 
 @needs_sshd

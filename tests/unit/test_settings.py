@@ -152,6 +152,12 @@ def test_hosts(host: str) -> None:
     assert load({"REMOTE_HOST": host}).remote_host == host
 
 
+def test_all_addresses() -> None:
+    """They are something to listen on, and nothing to connect to."""
+    assert load({"GATEWAY_HOST": "*"}).gateway_host == "*"
+    assert "not '*'" in refusal({"REMOTE_HOST": "*"})
+
+
 @pytest.mark.parametrize(
     "host",
     [
