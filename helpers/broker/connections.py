@@ -107,10 +107,6 @@ class RemoteConnection(Protocol):
     def prepare(self, timeout_s: float) -> None:
         """Have a channel ready for the next command."""
 
-    def answers(self, timeout_s: float) -> bool:
-        """Tell whether the remote answers."""
-        ...
-
     def run(
         self,
         command: str,
@@ -328,24 +324,6 @@ class Connections:
         if len(self._refusals) >= MAX_REFUSALS:
             del self._refusals[next(iter(self._refusals))]  # the oldest
         self._refusals[user] = (self._clock() + self._refusal_ttl_s, error.message)
-
-    async def answers(self, user: str, timeout_s: float) -> bool:
-        """Tell whether the remote answers on a user's warm connection: one round trip.
-
-        Args:
-            user: A valid user name.
-            timeout_s: Longest wait, in seconds.
-        """
-        warm = self._usable(user)
-        if warm is None:
-            return False
-        loop = asyncio.get_running_loop()
-        asked = loop.run_in_executor(self._runners, warm.connection.answers, timeout_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(asked)
-        except TimeoutError:
-            return False
 
     def forget(self, user: str, connection: RemoteConnection | None = None) -> None:
         """Close a user's connection, or only this one, so that the next use proves itself anew."""

@@ -179,28 +179,18 @@ class Connection:
         except OSError:  # closed
             return None
 
-    def answers(self, timeout_s: float) -> bool:
-        """Ask for a channel, which is the next command's then: one round trip.
-
-        Returns:
-            Whether the remote answered, in time: the connection is alive.
-        """
-        try:
-            channel = self._open(timeout_s)
-        except GatewayError:
-            return False
-        with self._lock:
-            unused, self._spare = self._spare, channel
-        if unused is not None:
-            unused.close()
-        return True
-
     def prepare(self, timeout_s: float) -> None:
         """Have a channel ready for the next command: it costs one round trip that no login then waits for."""
         with self._lock:
             ready = self._spare is not None and not self._spare.closed
-        if not ready:
-            self.answers(timeout_s)
+        if ready:
+            return
+        with suppress(GatewayError):  # the next command finds out for itself
+            channel = self._open(timeout_s)
+            with self._lock:
+                unused, self._spare = self._spare, channel
+            if unused is not None:
+                unused.close()
 
     def run(
         self,

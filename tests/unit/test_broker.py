@@ -81,10 +81,6 @@ class FakeConnection:
     def prepare(self, timeout_s: float) -> None:
         """Do nothing."""
 
-    def answers(self, timeout_s: float) -> bool:
-        """Be there."""
-        return timeout_s > 0
-
     def run(
         self,
         command: str,

@@ -56,7 +56,6 @@ class FakeConnection:
 
     Attributes:
         error: What each command raises; None for success.
-        responds: Whether the remote answers.
         room: How many commands may run at once.
         running: How many do.
         lines: The commands that ran.
@@ -66,7 +65,7 @@ class FakeConnection:
 
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
-        self.address, self.alive, self.responds = address, True, True
+        self.address, self.alive = address, True
         self.round_trip_s, self.unacknowledged = 0.1, False
         self.error: GatewayError | None = None
         self.room, self.running = 10, 0
@@ -86,11 +85,6 @@ class FakeConnection:
         """Note that the next channel was opened ahead."""
         assert timeout_s > 0
         self.prepared.set()
-
-    def answers(self, timeout_s: float) -> bool:
-        """Answer, or not."""
-        assert timeout_s > 0
-        return self.responds
 
     def run(
         self,
@@ -447,23 +441,6 @@ def test_an_old_connection_is_not_used() -> None:
         pool.clock.now_s += 1
         await pool.do()
         assert [connection.alive for connection in pool.remote.made] == [False, True]
-
-    _run(scenario)
-
-
-def test_whether_a_connection_answers() -> None:
-    """A warm connection is asked; one that is missing, dead or silent does not answer."""
-
-    async def scenario(pool: Pool) -> None:
-        assert not await pool.answers("alice", 10.0)
-        await pool.do()
-        (connection,) = pool.remote.made
-        assert await pool.answers("alice", 10.0)
-        connection.responds = False
-        assert not await pool.answers("alice", 10.0)
-        connection.alive = False
-        assert not await pool.answers("alice", 10.0)
-        assert pool.remote.users == ["alice"]
 
     _run(scenario)
 
