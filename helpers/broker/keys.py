@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from cachetools import TTLCache
+from cachetools import TLRUCache, TTLCache
 
 from helpers.broker.connections import Completed, Ran
 from helpers.broker.pacing import Pacing
@@ -61,14 +61,14 @@ class KeyFile:
         content: The file; empty where there is none, None where any key will do.
         source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
-        fetched_s: When it was fetched, on the source's clock.
+        read_s: When reading it began, on the source's clock: what is changed after that is not in it for sure.
         status: Exit status of the command that read it; 0 where it was read, or none was needed.
     """
 
     content: bytes | None
     source: str
     fetch_ms: float = 0.0
-    fetched_s: float = field(default=0.0, compare=False)
+    read_s: float = field(default=0.0, compare=False)
     status: int = field(default=0, compare=False)
 
     @property
@@ -203,8 +203,11 @@ class RemoteKeys:
         self._pool, self._ttl_s, self._own_key, self._clock = pool, ttl_s, own_key, clock
         self.pacing = Pacing(clock)
         self.on_file: Callable[[str, KeyFile], None] = lambda *_: None
-        self._files: TTLCache[str, KeyFile] = TTLCache(
-            CACHE_MAX_BYTES, ttl_s, clock, getsizeof=lambda file: 512 + len(file.content or b"")
+        self._files: TLRUCache[str, KeyFile] = TLRUCache(
+            CACHE_MAX_BYTES,
+            lambda _, file, __: file.read_s + ttl_s,
+            clock,
+            getsizeof=lambda file: 512 + len(file.content or b""),
         )
         self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
         self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
@@ -263,18 +266,18 @@ class RemoteKeys:
         if ran.connect_ms > 0.0:
             self.pacing.fetched(self._clock() - began)
         # Any other status than 0: no such file, or not readable, so nobody may log in by it.
-        status = ran.completed.status
-        file = self._believe(user, b"" if status else ran.completed.stdout, status)
+        status, read_s = ran.completed.status, self._clock() - ran.run_ms / 1000
+        file = self._believe(user, KeyFile(b"" if status else ran.completed.stdout, "remote", 0.0, read_s, status))
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
 
-    def _believe(self, user: str, content: bytes, status: int = 0) -> KeyFile:
-        file = self._files[user] = KeyFile(content, "remote", fetched_s=self._clock(), status=status)
+    def _believe(self, user: str, file: KeyFile) -> KeyFile:
+        self._files[user] = file
         self.on_file(user, file)
         return file
 
     def left_s(self, file: KeyFile) -> float:
         """Tell for how many seconds a file is believed yet."""
-        return max(0.0, file.fetched_s + self._ttl_s - self._clock())
+        return max(0.0, file.read_s + self._ttl_s - self._clock())
 
     async def keep_fresh(self) -> None:
         """Refresh every now and then, until cancelled."""
@@ -291,16 +294,17 @@ class RemoteKeys:
 
         async def refresh(user: str) -> None:
             async with turns:
+                read_s = self._clock()
                 done = await self._pool.run_unused(user, FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
             # Without the gateway's own key in it, whether the gateway may still be there is a login's to find out.
             if done is not None and done.status == 0 and self._own_key in done.stdout:
-                self._believe(user, done.stdout)
+                self._believe(user, KeyFile(done.stdout, "remote", read_s=read_s))
 
         now = self._clock()
         due = [
             user
             for user in self._pool.expected(REFRESHED_USERS)
-            if (file := self._files.get(user)) is None or now - file.fetched_s >= self._ttl_s * REFRESHED_AFTER
+            if (file := self._files.get(user)) is None or now - file.read_s >= self._ttl_s * REFRESHED_AFTER
         ]
         await asyncio.gather(*map(refresh, due))
 

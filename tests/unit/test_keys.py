@@ -7,6 +7,7 @@ import gc
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,50 @@ def test_a_change_is_seen_after_the_ttl() -> None:
         assert (await keys.read("alice")).content == _FILE
         clock.now_s += _TTL_S
         assert (await keys.read("alice")).content == _FILE + b"new\n"
+
+    asyncio.run(scenario())
+
+
+def test_the_ttl_begins_with_the_reading() -> None:
+    """What changes while a slow remote is at it may not be in what comes: also then it counts after the TTL."""
+
+    async def scenario() -> None:
+        slow_s = 8.0
+
+        class Slow(FakePool):
+            async def run(
+                self,
+                user: str,
+                command: Callable[[str], str],
+                *,
+                max_bytes: int,
+                until: Callable[[bytes], object] | None = None,
+            ) -> Ran:
+                ran = await super().run(user, command, max_bytes=max_bytes, until=until)
+                clock.now_s += slow_s
+                return replace(ran, run_ms=slow_s * 1000)
+
+        clock = Clock()
+        pool = Slow(clock, _FILE)
+        keys = RemoteKeys(pool, _TTL_S, _OWN_KEY, clock)
+        file = await keys.read("alice")
+        assert keys.left_s(file) == pytest.approx(_TTL_S - slow_s)
+        clock.now_s += _TTL_S - slow_s - 0.1
+        await keys.read("alice")
+        assert len(pool.fetches) == 1
+        clock.now_s += 0.2
+        await keys.read("alice")
+        assert len(pool.fetches) == 2
+
+        pool.likely = ["alice"]
+        clock.now_s += _TTL_S - slow_s - 1
+        await keys.refresh()
+        clock.now_s += _TTL_S - slow_s - 0.1
+        await keys.read("alice")
+        assert len(pool.fetches) == 3
+        clock.now_s += 0.2
+        await keys.read("alice")
+        assert len(pool.fetches) == 4
 
     asyncio.run(scenario())
 
