@@ -223,7 +223,7 @@ def test_session_is_the_callers_own(lab: Lab, gateway: Gateway, open_terminal: C
     wait_until(is_there, "there is a mosh-server")
     assert {process.uid for process in started} == {attacker.uid}
     for process in started:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):  # the one that only said where the other listens
             os.kill(process.pid, signal.SIGTERM)
 
 
