@@ -144,7 +144,7 @@ def test_the_hosts_sshd_may_stop(service: Machine, before: list[str]) -> None:
     before[:] = _sshd_of_the_host(service)
 
 
-def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine) -> None:
+def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine, before: list[str]) -> None:
     """The host's files are put in place anew, as useradd and logrotate do, and our sshd still has its own."""
     service.run("sh", "-c", "echo 'bob:secret' > /root/bob; useradd --groups disk bob && chpasswd < /root/bob")
     service.run("sh", "-c", "cd /var/log && for log in wtmp lastlog; do touch $log; mv $log $log.1; : > $log; done")
@@ -157,6 +157,8 @@ def test_the_host_may_change_its_users_and_turn_its_logs(service: Machine) -> No
     assert done.stdout.split() == ["alice"], done.stderr + _journal(service)
     # It is indexed by uid, and the machine is its own remote: alice's place in it is near the beginning.
     assert int(service.run("stat", "--format=%s", "/var/log/lastlog").stdout) < 100 * 65536
+    # In whatever order the tests come, later ones compare with the files as they are now.
+    before[:] = _sshd_of_the_host(service)
 
 
 def test_a_users_name_puts_nobody_into_the_hosts_groups(service: Machine) -> None:
