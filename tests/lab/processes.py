@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,13 @@ def processes_in(namespace: str) -> list[Process]:
         except OSError:  # it ended meanwhile, or is a kernel thread
             continue
     return found
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """End processes by SIGKILL, one after the other; some end by themselves when one of the others is gone."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def child_of(pid: int) -> int | None:

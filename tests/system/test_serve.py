@@ -17,7 +17,7 @@ import pytest
 from system.sessions import environment_of, mosh_client_of, sshd_of, uid_of
 
 from lab.gateway import ADDRESS, GATEWAYCTL
-from lab.processes import read_process
+from lab.processes import kill, read_process
 from lab.users import make_key
 from lab.waiting import wait_until
 from lab.wan import FAR_IPV4
@@ -535,8 +535,7 @@ def test_orphans_are_adopted_and_reaped(
         terminal.wait_for(user.prompt)
         client = mosh_client_of(gateway, user)
     with lab.wan.weather(blackout=True):
-        for process in sshd_of(gateway, user):
-            os.kill(process.pid, signal.SIGKILL)
+        kill(sshd_of(gateway, user))
         wait_until(lambda: client.pid in _children(gateway.pid), "mosh-client is adopted")
     wait_until(lambda: client.pid not in _children(gateway.pid), "mosh-client is gone")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from system.sessions import mosh_client_of, sshd_of, uid_of, wait_gone
 
-from lab.processes import all_processes
+from lab.processes import all_processes, kill
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def test_connection_cut(lab: Lab, gateway: Gateway, user: User, open_terminal: O
     terminal, uid = _log_in(lab, gateway, user, open_terminal, "-o", f"ProxyCommand=bash -c {shlex.quote(carry)}")
     carriers = [process for process in _descendants(terminal.pid) if process.name == "cat"]
     assert len(carriers) == 2
-    for carrier in carriers:
-        os.kill(carrier.pid, signal.SIGKILL)
+    kill(carriers)
 
     assert terminal.wait_exit() == 255
     wait_gone(lab, gateway, user, uid)
@@ -168,8 +167,7 @@ def test_sshd_killed(lab: Lab, gateway: Gateway, user: User, open_terminal: Open
     """The gateway's sshd, killed in a session, leaves neither mosh-client nor mosh-server behind."""
     terminal, uid = _log_in(lab, gateway, user, open_terminal)
     monitor, session = sshd_of(gateway, user)
-    for process in [session] if victim == "session" else [monitor, session]:
-        os.kill(process.pid, signal.SIGKILL)
+    kill([session] if victim == "session" else [monitor, session])
 
     assert terminal.wait_exit() == 255
     wait_gone(lab, gateway, user, uid)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from system.sessions import mosh_client_of, sshd_of
 
+from lab.processes import kill
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def test_connection_lost_in_a_blackout_is_replaced(
     with lab.wan.weather(blackout=True):
         doomed = _broker_connection(lab, user)
         assert doomed
-        for process in doomed:
-            os.kill(process.pid, signal.SIGKILL)
+        kill(doomed)
         wait_until(lambda: not _broker_connection(lab, user), "the remote has dropped the connection")
 
     _visit(lab, gateway, user, open_terminal)
@@ -154,8 +154,7 @@ def test_connection_that_hangs_is_replaced(lab: Lab, gateway: Gateway, user: Use
     try:
         _visit(lab, gateway, user, open_terminal)
     finally:
-        for process in frozen:
-            os.kill(process.pid, signal.SIGKILL)
+        kill(frozen)
 
     assert lab.remote.accepted(user) == 2
 
