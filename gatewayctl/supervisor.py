@@ -23,7 +23,7 @@ from gatewayctl.remembered_keys import RememberedKeys
 from gatewayctl.runtime import Runtime
 from helpers.broker.config import BrokerConfig
 from helpers.errors import GatewayError
-from helpers.log import EventLog
+from helpers.log import EventLog, fault_of
 from helpers.protocol import decode, result_of
 
 BROKER_READY_TIMEOUT_S = 20.0
@@ -358,7 +358,7 @@ class Supervisor:
         """Take the settings anew; live sessions hold neither of what is replaced.
 
         The new broker serves before the old one is told to end, and both share the sockets, so that no login fails.
-        Whatever fails, and be it for want of space or of file descriptors, the gateway goes on as it was.
+        Whatever fails, for want of space or of file descriptors or by a fault of ours, the gateway goes on as it was.
         """
         try:
             plan = self._replan()
@@ -367,17 +367,17 @@ class Supervisor:
             if anew:
                 listener.check(plan.sshd.address, plan.sshd.port, held=(old.address, old.port))
             broker, errands = self._start_broker(plan)
-        except (GatewayError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - all sessions would end with it
             self._reload_failed(error)
             return
         try:
             self._write_sshd_config(plan)
-        except (GatewayError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the same
             processes.end(broker, signal.SIGTERM)
             self._draining.add(broker)
             # Not checked: what sshd dislikes may be a file that both name. Where it fails too, nobody reads the mixture
             # that is left: sshd gives each connection what it has in memory (sshd.c, send_rexec_state).
-            with suppress(GatewayError, OSError):
+            with suppress(Exception):
                 render.write(self._runtime.root, render.render(self._plan.sshd))
             self._reload_failed(error)
             return
@@ -393,8 +393,12 @@ class Supervisor:
             self._anew_until_s = time.monotonic() + SSHD_READY_TIMEOUT_S
         self._log.info("reloaded")
 
-    def _reload_failed(self, error: GatewayError | OSError) -> None:
-        self._log.error("reload_failed", reason=str(error), effect="the settings from before stay in force")
+    def _reload_failed(self, error: Exception) -> None:
+        if isinstance(error, GatewayError | OSError):
+            reason = str(error)
+        else:  # whose own words may quote a setting
+            reason = f"the gateway failed: {type(error).__name__} at {fault_of(error)}"
+        self._log.error("reload_failed", reason=reason, effect="the settings from before stay in force")
 
     # Ending
 

@@ -113,3 +113,11 @@ class EventLog:
     def error(self, event: str, **fields: object) -> None:
         """Write what the operator must mend."""
         self._write(logging.ERROR, event, fields)
+
+
+def fault_of(error: BaseException) -> str:
+    """Name the innermost line of a traceback: enough to find a fault by, and no data in it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "-" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -22,11 +22,11 @@ from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.logins import Logins
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
-from helpers.broker.server import Handler, fault_of
+from helpers.broker.server import Handler
 from helpers.broker.sessions import Sessions, parse_request
 from helpers.broker.users import RESERVED_NAMES, UserTable
 from helpers.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError, UserNameError
-from helpers.log import EventLog
+from helpers.log import EventLog, fault_of
 from helpers.protocol import is_user_name
 
 REMOTE_TIMEOUT_S = 17.0

@@ -14,7 +14,7 @@ from helpers.broker import userdb
 from helpers.broker.agent import MAX_MESSAGE_BYTES
 from helpers.broker.peers import Peer, peer_of
 from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError
-from helpers.log import EventLog
+from helpers.log import EventLog, fault_of
 from helpers.protocol import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
 
 REQUEST_TIMEOUT_S = 5.0
@@ -209,11 +209,3 @@ async def _listen(
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     # It listens anew, and by itself for a hundred.
     return await asyncio.start_unix_server(serve, sock=sock, limit=limit, backlog=BACKLOG, **keep)
-
-
-def fault_of(error: BaseException) -> str:
-    """Name the innermost line of a traceback: enough to find a fault by, and no data in it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "-" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
