@@ -454,7 +454,10 @@ class Remote:
             if late or time.monotonic() >= deadline - 0.1:
                 msg = f"the remote host {self.host} did not finish the login as {user} in time"
                 raise LoginTimeoutError(msg) from exc
-            msg = f"the remote host {self.host} broke off the login as {user}; is the account expired or locked there?"
+            msg = (
+                f"the remote host {self.host} broke off the login as {user}; is the gateway's public key in"
+                f" ~{user}/.ssh/authorized_keys there, and the account neither expired nor locked?"
+            )
             raise LoginLostError(msg) from exc
         if partial:
             raise self._denied(user)

@@ -155,9 +155,13 @@ def test_a_remote_that_hangs_up_on_some_is_not_down(make_lab: Callable[..., Lab]
     _refuse(lab, gateway, [user.name], lab.add_user().key.private)
     gateway.log.wait_for(rf'key_refused .*user={user.name} .*reason="no line for this key"')
 
-    reason = "permission_denied: .* as NAME; add" if option == "MaxAuthTries 1" else "remote_lost: .* as NAME; is the"
+    # sshd's last words may be lost: Nagle holds them back, and they go with a socket that is closed with data unread.
+    reasons = {
+        "UsePAM yes": "remote_lost: .* as NAME; is the",
+        "MaxAuthTries 1": "(permission_denied|remote_lost): .* NAME",
+    }
     for name in names:
-        gateway.log.wait_for(rf'key_refused .*user={name} .*reason="{reason.replace("NAME", name)}')
+        gateway.log.wait_for(rf'key_refused .*user={name} .*reason="{reasons[option].replace("NAME", name)}')
     assert lab.remote.connections() == len(names) + 1
 
 
