@@ -54,6 +54,7 @@ class FakePool:
         forgotten: The users whose connection was given up, in order.
         likely: The users who will probably be back.
         gate: Commands wait for it.
+        alter: Makes of what a command did what the pool answers.
     """
 
     def __init__(self, clock: Clock, *outcomes: bytes | int | GatewayError) -> None:
@@ -65,6 +66,7 @@ class FakePool:
         self.likely: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.alter: Callable[[Ran], Ran] = lambda ran: ran
 
     async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
         """Answer the next outcome; a status below zero is a connection that does not work."""
@@ -93,7 +95,7 @@ class FakePool:
         cold = user not in self._opened_s
         self._opened_s.setdefault(user, self._clock())
         completed = Completed(b"", b"", outcome) if isinstance(outcome, int) else Completed(outcome, b"", 0)
-        return Ran(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0)
+        return self.alter(Ran(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0))
 
     def forget(self, user: str) -> None:
         """Give a connection up."""
@@ -156,22 +158,13 @@ def test_the_ttl_begins_with_the_reading() -> None:
     async def scenario() -> None:
         slow_s = 8.0
 
-        class Slow(FakePool):
-            async def run(
-                self,
-                user: str,
-                command: Callable[[str], str],
-                *,
-                max_bytes: int,
-                until: Callable[[bytes], object] | None = None,
-            ) -> Ran:
-                ran = await super().run(user, command, max_bytes=max_bytes, until=until)
-                clock.now_s += slow_s
-                return replace(ran, run_ms=slow_s * 1000)
+        keys, pool, clock = _keys(_FILE)
 
-        clock = Clock()
-        pool = Slow(clock, _FILE)
-        keys = RemoteKeys(pool, _TTL_S, _OWN_KEY, clock)
+        def slowly(ran: Ran) -> Ran:
+            clock.now_s += slow_s
+            return replace(ran, run_ms=slow_s * 1000)
+
+        pool.alter = slowly
         file = await keys.read("alice")
         assert keys.left_s(file) == pytest.approx(_TTL_S - slow_s)
         clock.now_s += _TTL_S - slow_s - 0.1
@@ -351,25 +344,13 @@ def test_without_its_own_exit_status_there_are_no_keys(status: int | None) -> No
     """A cat whose end was not seen, or that was killed, was cut short: what it printed is no file, and no verdict."""
 
     async def scenario() -> None:
-        class Cut(FakePool):
-            async def run(
-                self,
-                user: str,
-                command: Callable[[str], str],
-                *,
-                max_bytes: int,
-                until: Callable[[bytes], object] | None = None,
-            ) -> Ran:
-                ran = await super().run(user, command, max_bytes=max_bytes, until=until)
-                return Ran(Completed(ran.completed.stdout, b"", status), ran.address, ran.connect_ms, ran.run_ms)
-
-        clock = Clock()
-        keys = RemoteKeys(Cut(clock, _FILE), _TTL_S, _OWN_KEY, clock)
+        keys, pool, clock = _keys(_FILE)
+        pool.alter = lambda ran: replace(ran, completed=replace(ran.completed, status=status))
         with pytest.raises(RemoteLostError):
             await keys.read("alice")
 
         # Other than a refusal, it is soon forgotten.
-        keys._pool = FakePool(clock, _FILE)
+        pool.alter = lambda ran: ran
         clock.now_s += UNREACHABLE_TTL_S
         assert (await keys.read("alice")).content == _FILE
 
