@@ -37,6 +37,11 @@ def _checked_uid_range(text: str) -> str:
     return text
 
 
+def _checked_authorized_keys_files(text: str) -> str:
+    values.authorized_keys_files(text)
+    return text
+
+
 _UID_MAP = Path("/proc/self/uid_map")
 _BOOLEAN = "true or false"
 _FILE = "the absolute path of a file"
@@ -99,6 +104,27 @@ class Settings(BaseModel):
             "PORTS",
         ),
     ] = "60001:60999"
+    remote_authorized_keys_file: Annotated[
+        str,
+        AfterValidator(_checked_authorized_keys_files),
+        Doc(
+            "The files there that hold a user's keys, as sshd's AuthorizedKeysFile names them; none for none",
+            "paths with blanks between, absolute or below the home; %u is the user, %h the home, %% a percent sign",
+            "/etc/ssh/authorized_keys/%u .ssh/authorized_keys",
+            "PATHS",
+        ),
+    ] = ".ssh/authorized_keys .ssh/authorized_keys2"
+    remote_authorized_keys_command: Annotated[
+        str,
+        AfterValidator(values.authorized_keys_command),
+        Doc(
+            "A command there that prints more of a user's keys, as sshd's AuthorizedKeysCommand does;"
+            " the user runs it, after the files",
+            "an absolute path and its arguments; %u is the user, %h the home, %% a percent sign",
+            "/usr/bin/sss_ssh_authorizedkeys %u",
+            "COMMAND",
+        ),
+    ] = ""
     gateway_ssh_key_path: Annotated[
         _AbsolutePath | None,
         Doc(

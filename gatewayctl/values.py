@@ -22,6 +22,7 @@ _HOST_NAME = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.?"
 )
 _COMMAND = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+|[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9._/+=:,@-]+", re.ASCII)
 _RUNTIME_DIRECTORY = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
 # What gatewayctl/namespace.py puts others in the place of.
@@ -174,6 +175,34 @@ def command(text: str) -> str:
     if not _COMMAND.fullmatch(text):
         raise ValueError
     return text
+
+
+def authorized_keys_files(text: str) -> list[str]:
+    """Read paths as AuthorizedKeysFile has them (sshd_config(5)): blanks between, ``none`` for none at all."""
+    paths = text.split()
+    if not paths:
+        raise ValueError("it is empty; none stands for no file")
+    if paths == ["none"]:
+        return []
+    for path in paths:
+        _check_tokens(path)
+    return paths
+
+
+def authorized_keys_command(text: str) -> str:
+    """Accept a command as AuthorizedKeysCommand has it (sshd_config(5)): an absolute path, then plain words."""
+    words = text.split()
+    if words and not words[0].startswith("/"):
+        raise ValueError("its path is not absolute")
+    for word in words:
+        _check_tokens(word)
+    return " ".join(words)
+
+
+def _check_tokens(word: str) -> None:
+    """Accept a word that no shell changes, with the tokens %u, %h and %%."""
+    if not _PLAIN_WORD.fullmatch(word.replace("%%", "").replace("%u", "").replace("%h", "") or "x"):
+        raise ValueError("a word has another token than %u, %h and %%, or other characters than A-Za-z0-9._/+=:,@-")
 
 
 def key_content(text: str) -> bytes:

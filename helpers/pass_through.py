@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from helpers.broker import mosh
+from helpers.broker.remote_command import new_marker, standard_input
 from helpers.client import ask
 from helpers.errors import GatewayError, MoshServerError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
 from helpers.protocol import ANSWER_TIMEOUT_S, decode, encode, error_answer, result_of
@@ -148,8 +149,11 @@ class MoshServer:
 
     def _start(self) -> None:
         argv = [*self._ssh, self._commands.pop(0)]
-        null, pipe = subprocess.DEVNULL, subprocess.PIPE
-        self._process = subprocess.Popen(argv, env=self._environ, stdin=null, stdout=pipe, stderr=pipe)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(argv, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe)
+        self._marker = new_marker()
+        with suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr] # a pipe was asked for
+            stdin.write(standard_input(self._marker))
         self._deadline = time.monotonic() + self._timeout_s
         self._output, self._errors = bytearray(), bytearray()
         self._streams = selectors.DefaultSelector()
@@ -193,10 +197,11 @@ class MoshServer:
 
     def _ended(self) -> dict[str, Any] | None:
         status = self._process.wait()
-        endpoint = mosh.find_mosh_connect(bytes(self._output))
+        output, errors = bytes(self._output), bytes(self._errors)
+        endpoint = mosh.find_mosh_connect(output, self._marker)
         if endpoint is not None:
             return {"port": endpoint.port, "key": endpoint.key, "predict": self._wanted["predict"]}
-        failure = mosh.ssh_failure(status, bytes(self._errors), str(self._wanted["program"]))
+        failure = mosh.ssh_failure(status, output, errors, self._marker, str(self._wanted["program"]))
         if not isinstance(failure, NoLocaleError) or not self._commands:
             raise failure
         self._start()

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 import helpers
-from gatewayctl import key_files, render
+from gatewayctl import key_files, render, values
 from gatewayctl.key_files import KeyFileError
 from gatewayctl.options import secrets_note, settings_options
 from gatewayctl.passwords import hashed_passwords, unknown_passwords
@@ -161,6 +161,8 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         known_hosts=known_hosts,
         ssh_key=key,
         ssh_certificate=certificate,
+        authorized_keys_files=values.authorized_keys_files(settings.remote_authorized_keys_file),
+        authorized_keys_command=settings.remote_authorized_keys_command,
         authorized_keys_path=None if local_keys is None else str(local_keys),
         authorized_keys_content=settings.gateway_authorized_keys_content,
         accept_any_key=settings.gateway_accept_any_key,

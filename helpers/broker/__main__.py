@@ -23,6 +23,7 @@ from helpers.broker.errands import Errands
 from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts
 from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
+from helpers.broker.remote_authorized_keys import AuthorizedKeysSources
 from helpers.broker.server import Server
 from helpers.broker.users import UserTable
 from helpers.errors import GatewayError, SettingsError
@@ -86,7 +87,8 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
     elif config.accept_any_key or key is None:
         keys = AnyKey()
     else:
-        keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"))
+        sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.authorized_keys_command)
+        keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"), sources)
     errands = Errands(socket.socket(fileno=ERRANDS_FD), lambda: signal.raise_signal(signal.SIGTERM))
     broker = Broker(
         config,

@@ -23,6 +23,8 @@ class BrokerConfig:
         known_hosts: REMOTE_KNOWN_HOSTS; None where any host key will do.
         ssh_key: The gateway's private key, as in its file; None where users bring their agents.
         ssh_certificate: The certificate beside it, if there is one.
+        authorized_keys_files: REMOTE_AUTHORIZED_KEYS_FILE, path by path.
+        authorized_keys_command: REMOTE_AUTHORIZED_KEYS_COMMAND; "" for none.
         authorized_keys_path: GATEWAY_AUTHORIZED_KEYS_PATH.
         authorized_keys_content: GATEWAY_AUTHORIZED_KEYS_CONTENT.
         accept_any_key: GATEWAY_ACCEPT_ANY_KEY.
@@ -55,6 +57,8 @@ class BrokerConfig:
     known_hosts: str | None
     ssh_key: str | None = field(repr=False)
     ssh_certificate: str | None
+    authorized_keys_files: list[str]
+    authorized_keys_command: str
     authorized_keys_path: str | None
     authorized_keys_content: str | None
     accept_any_key: bool

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -75,11 +75,13 @@ class Completed:
         stdout: Its output, or, where reading stopped early, what had come.
         stderr: What it wrote to standard error, 8 KiB at most.
         status: Its exit status; None when reading stopped early or the remote told none.
+        marker: The command's marker, by which lines of its output count (`helpers.broker.remote_command`).
     """
 
     stdout: bytes
     stderr: bytes
     status: int | None
+    marker: bytes = field(default=b"", repr=False)
 
 
 class RemoteConnection(Protocol):
@@ -232,7 +234,8 @@ class Connections:
             user: A valid user name.
             command: Writes the command line, given the remote's numeric address.
             max_bytes: Most output, in bytes, that is read.
-            until: Called with each whole line of output; once it answers other than None, reading stops.
+            until: Called with what stands behind the marker in each line that has it; once it answers other than None,
+                reading stops.
 
         Raises:
             GatewayError: The remote cannot be reached, or does not answer.

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from cachetools import TLRUCache, TTLCache
 
 from helpers.broker.connections import Completed, Ran
 from helpers.broker.pacing import Pacing
+from helpers.broker.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
 from helpers.errors import GatewayError, PermissionDeniedError, RemoteLostError
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -45,10 +47,6 @@ REFRESHED_TTL_S = 10.0
 _AT_ONCE = 4
 """Fetches at once that nobody waits for: few beside the pool's threads, which logins need."""
 
-FETCH_COMMAND = "cat .ssh/authorized_keys"
-"""Read by the user's own shell, whichever it is, in the user's home directory."""
-
-
 KILLED_STATUSES = range(128 + 1, 128 + 64 + 1)
 """Exit statuses by which a shell says that a signal ended what it waited for (POSIX sh; signal(7))."""
 
@@ -62,21 +60,19 @@ class KeyFile:
         source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
         read_s: When reading it began, on the source's clock: what is changed after that is not in it for sure.
-        status: Exit status of the command that read it; 0 where it was read, or none was needed.
+        problems: Why some of it, or all, does not count; one sentence each.
     """
 
     content: bytes | None
     source: str
     fetch_ms: float = 0.0
     read_s: float = field(default=0.0, compare=False)
-    status: int = field(default=0, compare=False)
+    problems: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def why_no_line(self) -> str:
         """Say in the log why no line of it permits a key."""
-        if self.status == 0:
-            return "no line for this key"
-        return f"the user's shell on the remote host cannot read ~/.ssh/authorized_keys (status {self.status})"
+        return "; ".join(self.problems) or "no line for this key"
 
 
 class KeySource(Protocol):
@@ -191,6 +187,7 @@ class RemoteKeys:
         pool: The connections to the remote.
         ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
         own_key: The gateway's public key in base64, as a line of the file would hold it.
+        sources: Where the remote has its users' keys.
         clock: Seconds, monotonic.
 
     Attributes:
@@ -198,9 +195,16 @@ class RemoteKeys:
         on_file: Told whose file was fetched, and what is believed now: an empty one for whom the remote refuses.
     """
 
-    def __init__(self, pool: Pool, ttl_s: float, own_key: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        ttl_s: float,
+        own_key: bytes,
+        sources: AuthorizedKeysSources,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start with nothing remembered."""
-        self._pool, self._ttl_s, self._own_key, self._clock = pool, ttl_s, own_key, clock
+        self._pool, self._ttl_s, self._own_key, self._sources, self._clock = pool, ttl_s, own_key, sources, clock
         self.pacing = Pacing(clock)
         self.on_file: Callable[[str, KeyFile], None] = lambda *_: None
         self._files: TLRUCache[str, KeyFile] = TLRUCache(
@@ -249,13 +253,14 @@ class RemoteKeys:
 
     async def _fetch(self, user: str) -> KeyFile:
         age_s, began = self._pool.age_s(user), self._clock()
+        command = self._sources.command_line(user)
         try:
-            ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
-            if ran.connect_ms == 0.0 and self._must_prove_anew(ran.completed.stdout, age_s):
+            ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
+            keys = self._parse(user, ran.completed)
+            if ran.connect_ms == 0.0 and self._must_prove_anew(keys.content, age_s):
                 self._pool.forget(user)
-                ran = await self._pool.run(user, lambda _: FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
-            if ran.completed.status is None or ran.completed.status in KILLED_STATUSES:
-                raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
+                ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
+                keys = self._parse(user, ran.completed)
         except PermissionDeniedError as error:
             self._refusals[user] = _anew(error)
             self.on_file(user, KeyFile(b"", "remote"))
@@ -265,10 +270,19 @@ class RemoteKeys:
             raise
         if ran.connect_ms > 0.0:
             self.pacing.fetched(self._clock() - began)
-        # Any other status than 0: no such file, or not readable, so nobody may log in by it.
-        status, read_s = ran.completed.status, self._clock() - ran.run_ms / 1000
-        file = self._believe(user, KeyFile(b"" if status else ran.completed.stdout, "remote", 0.0, read_s, status))
+        read_s = self._clock() - ran.run_ms / 1000
+        file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
+
+    def _parse(self, user: str, completed: Completed) -> AuthorizedKeys:
+        """Take the keys from what the remote said.
+
+        Raises:
+            RemoteLostError: It was cut short.
+        """
+        if completed.status is None or completed.status in KILLED_STATUSES:
+            raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
+        return self._sources.parse(user, completed.stdout, completed.marker, completed.status)
 
     def _believe(self, user: str, file: KeyFile) -> KeyFile:
         self._files[user] = file
@@ -295,10 +309,15 @@ class RemoteKeys:
         async def refresh(user: str) -> None:
             async with turns:
                 read_s = self._clock()
-                done = await self._pool.run_unused(user, FETCH_COMMAND, max_bytes=MAX_FILE_BYTES)
-            # Without the gateway's own key in it, whether the gateway may still be there is a login's to find out.
-            if done is not None and done.status == 0 and self._own_key in done.stdout:
-                self._believe(user, KeyFile(done.stdout, "remote", read_s=read_s))
+                command = self._sources.command_line(user)
+                done = await self._pool.run_unused(user, command, max_bytes=MAX_OUTPUT_BYTES)
+            if done is None:
+                return
+            with suppress(RemoteLostError):
+                keys = self._parse(user, done)
+                # Without the gateway's own key, whether the gateway may still be there is a login's to find out.
+                if self._own_key in keys.content:
+                    self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
 
         now = self._clock()
         due = [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from helpers.broker.remote_command import marked, marked_lines, printable, why_not_run
 from helpers.errors import (
     GatewayError,
     HostKeyError,
@@ -26,6 +27,11 @@ have the first, macOS the second."""
 
 _CONNECT = re.compile(rb"MOSH CONNECT ([1-9][0-9]{0,4}) ([A-Za-z0-9/+]{22})\r?")
 _NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not found
+
+_START = (
+    'gw_out=$(exec "$@"); gw_status=$?; echo; echo "$gw_mark MOSH CONNECT ${gw_out##*MOSH CONNECT }"; exit $gw_status'
+)
+"""Starts mosh-server and passes its line on behind the marker: see `helpers.broker.remote_command`."""
 
 _RUN_COMMAND = (
     'sh -c \'SSH_ORIGINAL_COMMAND=$(printf %s "$GATEWAY_ORIGINAL" | base64 -d);'
@@ -114,20 +120,21 @@ def server_command(
         run: What to run instead of a login shell; None for the shell.
 
     Returns:
-        One line that means the same in every shell: no word of it needs quoting but the constant at the end.
+        One line that means the same in every shell: no word of it needs quoting but constants. It wants a marker on
+        standard input (`helpers.broker.remote_command`).
     """
     variables = " ".join([f"MOSH_SERVER_NETWORK_TMOUT={silence_timeout_s}", *(run.variables if run else ())])
     locales = "".join(f" -l {name}={value}" for name, value in terminal.locale.items())
     bind = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - on the remote, where mosh binds so by itself
     options = f"-i {bind} -c {terminal.colors} -p {ports}{locales}"
-    return f"env {variables} {program} new {options}{f' -- {_RUN_COMMAND}' if run else ''}"
+    return marked(_START, f"env {variables} {program} new {options}{f' -- {_RUN_COMMAND}' if run else ''}")
 
 
 def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
     """Read one line of mosh-server's output.
 
     Args:
-        line: One line without its newline; anything over 512 bytes is no match.
+        line: What stands behind the marker, without its newline; anything over 512 bytes is no match.
 
     Returns:
         The endpoint, or None if the line is something else.
@@ -138,50 +145,51 @@ def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
     return MoshEndpoint(int(match[1]), match[2].decode("ascii"))
 
 
-def find_mosh_connect(output: bytes) -> MoshEndpoint | None:
-    """Find the first whole line of mosh-server's output that is MOSH CONNECT, whatever a shell said before."""
-    return next(filter(None, map(parse_mosh_connect, output.split(b"\n")[:-1])), None)
+def find_mosh_connect(output: bytes, marker: bytes) -> MoshEndpoint | None:
+    """Find MOSH CONNECT behind the marker, whatever a start-up file of the user's printed."""
+    return next(filter(None, map(parse_mosh_connect, marked_lines(output, marker))), None)
 
 
-def failure(status: int | None, stderr: bytes, program: str) -> GatewayError:
+def failure(status: int | None, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
     """Say why mosh-server gave no session.
 
     Args:
         status: The command's exit status, None if the remote told none: a signal ended it.
+        output: What it wrote to standard output, unchecked.
         stderr: What it wrote to standard error, unchecked.
+        marker: Its marker.
         program: REMOTE_MOSH_SERVER.
     """
+    if not any(True for _ in marked_lines(output, marker)):
+        return PermissionDeniedError(why_not_run(status, output or stderr))
     if b"UTF-8 native locale" in stderr:
         return NoLocaleError("the remote host has no UTF-8 locale, which mosh needs; install C.UTF-8 or en_US.UTF-8")
     if status in _NOT_FOUND_STATUSES:
         return NoMoshServerError(
             f"the remote host has no {program}; install mosh there, or set REMOTE_MOSH_SERVER to where it is"
         )
-    reason = _printable(stderr) or ("it was killed by a signal" if status is None else f"exit status {status}")
+    reason = printable(stderr) or ("it was killed by a signal" if status is None else f"exit status {status}")
     return MoshServerError(f"mosh-server gave no session on the remote host: {reason}")
 
 
-def ssh_failure(status: int, stderr: bytes, program: str) -> GatewayError:
+def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
     """Say why ssh, started with the user's own agent, brought no session.
 
     Args:
         status: ssh's exit status; 255 is its own, the rest mosh-server's (ssh(1)).
-        stderr: What both wrote, unchecked.
+        output: What mosh-server wrote to standard output, unchecked.
+        stderr: What both wrote to standard error, unchecked.
+        marker: The command's marker.
         program: REMOTE_MOSH_SERVER.
     """
     if status != 255:  # noqa: PLR2004
-        return failure(status, stderr, program)
-    reason = _printable(stderr) or "no reason given"
+        return failure(status, output, stderr, marker, program)
+    reason = printable(stderr) or "no reason given"
     if b"Host key verification failed" in stderr:
         return HostKeyError(f"the remote host's key is not the one that the gateway knows: {reason}")
     if b"Permission denied" in stderr:
         return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
     return RemoteLostError(f"the remote host cannot be reached: {reason}")
-
-
-def _printable(text: bytes) -> str:
-    """Take what may be shown on a terminal, 200 characters at most, from what a remote wrote."""
-    return re.sub(r"[^\x20-\x7e]+", " ", text[-2000:].decode("ascii", "replace")).strip()[-200:]
 
 
 def _base64(text: str) -> str:

@@ -21,6 +21,7 @@ from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
+from helpers.broker.remote_command import behind_marker, new_marker, standard_input
 from helpers.broker.transport import PipelinedTransport
 from helpers.errors import (
     GatewayError,
@@ -140,13 +141,16 @@ class Connection:
         transport: An authenticated transport.
         address: The remote's numeric address, which UDP is to use too.
         command: The command that runs on the transport's ``begun`` channel; None where none was begun.
+        marker: That command's marker.
     """
 
-    def __init__(self, transport: PipelinedTransport, address: str, command: str | None = None) -> None:
+    def __init__(
+        self, transport: PipelinedTransport, address: str, command: str | None = None, marker: bytes = b""
+    ) -> None:
         """Take the transport over."""
         self._transport, self.address = transport, address
         self._spare, self._begun = transport.spare, transport.begun
-        self._begun_command, self._begun_s = command, time.monotonic()
+        self._begun_command, self._begun_marker, self._begun_s = command, marker, time.monotonic()
         self._lock = threading.Lock()
         self._has_room = True
 
@@ -204,10 +208,11 @@ class Connection:
         """Run a command without a PTY.
 
         Args:
-            command: The line that the user's shell on the remote is given.
+            command: The line that the user's shell on the remote is given; one of `helpers.broker.remote_command`.
             max_bytes: Most output, in bytes, that is read.
             timeout_s: Longest time for all of it, in seconds.
-            until: Called with each whole line of output; once it answers other than None, reading stops.
+            until: Called with what stands behind the marker in each line that has it; once it answers other than None,
+                reading stops.
             ahead: Whether nobody waits for it: then the channel that is ready is left to whoever comes meanwhile, and
                 would wait for another one; unless the remote has refused one beside it.
 
@@ -224,12 +229,16 @@ class Connection:
                 channel, self._spare = self._spare, None
         if channel is None or (channel.closed and not begun):
             channel = self._open(timeout_s)
+        marker = self._begun_marker if begun else new_marker()
         try:
             if not begun:
-                self._transport.exec_unanswered(channel.remote_chanid, command)
-            return _read(channel, max_bytes, deadline, until)
+                self._transport.exec_unanswered(channel.remote_chanid, command, standard_input(marker))
+            return _read(channel, max_bytes, deadline, marker, until)
         except TimeoutError as exc:
-            msg = f"the remote host did not answer within {timeout_s:.0f} s"
+            msg = (
+                f"the remote host did not finish a command within {timeout_s:.0f} s; it may be overloaded, or a"
+                " start-up file of the user's shell there waits for something"
+            )
             raise RemoteTimeoutError(msg) from exc
         except (OSError, EOFError, paramiko.SSHException) as exc:
             msg = "the connection to the remote host broke"
@@ -266,7 +275,7 @@ class Connection:
 
 
 def _read(
-    channel: paramiko.Channel, max_bytes: int, deadline: float, until: Callable[[bytes], object] | None
+    channel: paramiko.Channel, max_bytes: int, deadline: float, marker: bytes, until: Callable[[bytes], object] | None
 ) -> Completed:
     output = bytearray()
     checked = 0
@@ -278,8 +287,9 @@ def _read(
             msg = f"the remote host wrote more than {max_bytes} bytes"
             raise RemoteLostError(msg)
         while until is not None and (end := output.find(b"\n", checked)) >= 0:
-            if until(bytes(output[checked:end])) is not None:
-                return Completed(bytes(output), b"", None)
+            marked = behind_marker(bytes(output[checked:end]), marker)
+            if marked is not None and until(marked) is not None:
+                return Completed(bytes(output), b"", None, marker)
             checked = end + 1
         if not chunk:
             break
@@ -292,7 +302,7 @@ def _read(
     # To paramiko a channel also ends when the transport breaks. EOF it sends in answer to the remote's close.
     if not channel.eof_sent and (status < 0 or not channel.eof_received):
         raise EOFError
-    return Completed(bytes(output), bytes(stderr), None if status < 0 else status)
+    return Completed(bytes(output), bytes(stderr), None if status < 0 else status, marker)
 
 
 class _ForesightError(RemoteLostError):
@@ -362,13 +372,14 @@ class Remote:
         try:
             transport = PipelinedTransport(sock, foreseen)
             self._handshake(transport, deadline)
-            line = None if command is None else command(address)
-            self._authenticate(transport, user, key, line, deadline)
+            line, marker = None if command is None else command(address), new_marker()
+            begun = None if line is None else (line, standard_input(marker))
+            self._authenticate(transport, user, key, begun, deadline)
             transport.set_keepalive(KEEPALIVE_S)
         except BaseException:
             (transport or sock).close()
             raise
-        return Connection(transport, address, line)
+        return Connection(transport, address, line, marker)
 
     def _connect_tcp(self) -> tuple[socket.socket, str]:
         try:
@@ -443,7 +454,12 @@ class Remote:
             self.unchecked(f"{key.get_name()} {fingerprint(key.asbytes())}")
 
     def _authenticate(
-        self, transport: PipelinedTransport, user: str, key: paramiko.PKey, command: str | None, deadline: float
+        self,
+        transport: PipelinedTransport,
+        user: str,
+        key: paramiko.PKey,
+        command: tuple[str, bytes] | None,
+        deadline: float,
     ) -> None:
         try:
             partial = transport.authenticate(user, key, command, max(0.1, deadline - time.monotonic()))

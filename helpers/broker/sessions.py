@@ -207,13 +207,16 @@ class Sessions:
             ran = await self._connections.run(
                 user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=mosh.parse_mosh_connect
             )
-            endpoint = mosh.find_mosh_connect(ran.completed.stdout)
+            completed = ran.completed
+            endpoint = mosh.find_mosh_connect(completed.stdout, completed.marker)
             if endpoint is not None:
                 times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
                 where: dict[str, Any] = {"address": ran.address, "port": endpoint.port}
                 answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.mosh_predict}
                 return Started(answer, {"remote": ran.address, "udp_port": endpoint.port, **times})
-            failure = mosh.failure(ran.completed.status, ran.completed.stderr, config.mosh_server)
+            failure = mosh.failure(
+                completed.status, completed.stdout, completed.stderr, completed.marker, config.mosh_server
+            )
             if not isinstance(failure, NoLocaleError):
                 break
         assert failure is not None  # noqa: S101 - there is always one locale to try

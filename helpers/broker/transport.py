@@ -18,7 +18,14 @@ from typing import Any
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
-from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA, cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
+from paramiko.common import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    cMSG_CHANNEL_DATA,
+    cMSG_CHANNEL_EOF,
+    cMSG_CHANNEL_OPEN,
+    cMSG_CHANNEL_REQUEST,
+)
 from paramiko.packet import Packetizer
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
@@ -164,7 +171,9 @@ class PipelinedTransport(paramiko.Transport):
         message.get_int()
         self.refused = self.refused or message.get_string().startswith(_TOO_MANY_FAILURES)
 
-    def authenticate(self, user: str, key: paramiko.PKey, command: str | None, timeout_s: float) -> list[str]:
+    def authenticate(
+        self, user: str, key: paramiko.PKey, command: tuple[str, bytes] | None, timeout_s: float
+    ) -> list[str]:
         """Log in; with OpenSSH, begin a command and open a channel for the next one with the same packets.
 
         A channel that is asked for before the login has succeeded is answered after it. sshd (9.2, 10.0) does so; other
@@ -173,7 +182,7 @@ class PipelinedTransport(paramiko.Transport):
         Args:
             user: The user name.
             key: The private key.
-            command: The command to begin; None for none.
+            command: The command to begin, and its standard input; None for none.
             timeout_s: Longest time, in seconds.
 
         Returns:
@@ -257,8 +266,8 @@ class PipelinedTransport(paramiko.Transport):
         self._send_user_message(message)
         return channel
 
-    def exec_unanswered(self, remote_channel: int, command: str) -> None:
-        """Ask for a command and for no reply.
+    def exec_unanswered(self, remote_channel: int, command: str, stdin: bytes) -> None:
+        """Ask for a command and for no reply, and send all of its standard input.
 
         `paramiko.Channel.exec_command` waits for one: a round trip, since sshd's Nagle then holds the first data back
         until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
@@ -266,6 +275,7 @@ class PipelinedTransport(paramiko.Transport):
         Args:
             remote_channel: The server's number of the channel.
             command: The command line.
+            stdin: Its standard input, which then ends; far less than a channel's first window.
         """
         message = paramiko.Message()
         message.add_byte(cMSG_CHANNEL_REQUEST)
@@ -274,6 +284,15 @@ class PipelinedTransport(paramiko.Transport):
         message.add_boolean(False)  # noqa: FBT003 - paramiko's API
         message.add_string(command)
         self._send_user_message(message)
+        data = paramiko.Message()
+        data.add_byte(cMSG_CHANNEL_DATA)
+        data.add_int(remote_channel)
+        data.add_string(stdin)
+        self._send_user_message(data)
+        end = paramiko.Message()
+        end.add_byte(cMSG_CHANNEL_EOF)
+        end.add_int(remote_channel)
+        self._send_user_message(end)
 
 
 class _PipelinedAuth(AuthHandler):
@@ -285,7 +304,7 @@ class _PipelinedAuth(AuthHandler):
         opened: The channels that were asked for.
     """
 
-    def __init__(self, transport: PipelinedTransport, command: str | None) -> None:
+    def __init__(self, transport: PipelinedTransport, command: tuple[str, bytes] | None) -> None:
         super().__init__(transport)
         self._command = command
         self._lock = threading.Lock()
@@ -319,5 +338,5 @@ class _PipelinedAuth(AuthHandler):
             self.opened = [transport.ask_for_channel()]
             if self._command is not None:
                 # sshd numbers channels from 0 up, and this is its first.
-                transport.exec_unanswered(0, self._command)
+                transport.exec_unanswered(0, *self._command)
                 self.opened.append(transport.ask_for_channel())

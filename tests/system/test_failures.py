@@ -178,9 +178,8 @@ _GARBAGE = {
     "port 65536": ("echo 'MOSH CONNECT 65536 4NeCCgvZFe2RnPgrcU1PQw'", 73),
     "short key": ("echo 'MOSH CONNECT 60001 4NeCCgvZFe2RnPgrcU1PQ'", 73),
     "options": ("echo 'MOSH CONNECT 60001 4NeCCgvZFe2RnPgrcU1PQw --help'", 73),
-    "indented": ("echo ' MOSH CONNECT 60001 4NeCCgvZFe2RnPgrcU1PQw'", 73),
     "torn off": ("printf 'MOSH CONNECT 60001 4NeCCgvZFe2RnPgrcU1'", 73),
-    "too much": ("head -c 10000000 /dev/zero", 74),
+    "too much": ("head -c 100000 /dev/zero | tr '\\0' x", 74),
     "escapes": (r"printf '\033[2J\033]0;owned\007\nforged\n' >&2; exit 3", 73),
     "killed": ("kill -9 $$", 73),
 }

@@ -336,7 +336,7 @@ def test_larger_file_lets_nobody_in(lab: Lab, gateway: Gateway, user: User) -> N
     lab.remote.authorize(user, lines)
 
     assert not _may_enter(lab, gateway, user)
-    gateway.log.wait_for(rf"key_refused .*user={user.name} .*more than {_MIB} bytes")
+    gateway.log.wait_for(rf"key_refused .*user={user.name} .*larger than {_MIB} bytes")
 
 
 def test_failures_are_remembered(lab: Lab, gateway: Gateway) -> None:

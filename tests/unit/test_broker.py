@@ -25,6 +25,8 @@ from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteK
 from helpers.broker.known_hosts import fingerprint
 from helpers.broker.pacing import Pacing
 from helpers.broker.peers import Peer
+from helpers.broker.remote_authorized_keys import AuthorizedKeysSources
+from helpers.broker.remote_command import marked_lines
 from helpers.broker.server import WORK_TIMEOUT_S
 from helpers.broker.userdb import AUTH_USER
 from helpers.broker.users import UserTable
@@ -37,6 +39,7 @@ from helpers.errors import (
     RemoteTimeoutError,
 )
 from helpers.log import EventLog
+from lab.answers import MARKER, authorized_keys, mosh_connect
 
 _BROKER_UID, _AUTH_UID = 70_000, 70_001
 _UIDS = range(70_002, 70_010)
@@ -95,9 +98,9 @@ class FakeConnection:
         self._room.lines.append(command)
         outcomes = self._room.outcomes
         outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
-        for line in outcome.stdout.split(b"\n"):
+        for line in marked_lines(outcome.stdout, outcome.marker):
             if until is not None and until(line) is not None:
-                return Completed(outcome.stdout, b"", None)
+                return Completed(outcome.stdout, b"", None, outcome.marker)
         return outcome
 
 
@@ -130,8 +133,13 @@ class BrokenKeys:
         raise RemoteLostError(msg)
 
 
-_STARTED = Completed(b"motd\nMOSH CONNECT 60001 %s\n" % _MOSH_KEY.encode(), b"", 0)
-_NO_LOCALE = Completed(b"", b"mosh-server needs a UTF-8 native locale to run.", 1)
+def _answers(stdout: bytes, stderr: bytes = b"", status: int | None = 0) -> Completed:
+    return Completed(stdout, stderr, status, MARKER)
+
+
+_STARTED = _answers(b"motd" + mosh_connect(60001, _MOSH_KEY))
+_NO_LOCALE = _answers(b"\n%s MOSH CONNECT \n" % MARKER, b"mosh-server needs a UTF-8 native locale to run.", 1)
+_NO_FILE = _answers(authorized_keys(None, None))
 
 
 class Room:
@@ -163,6 +171,8 @@ class Room:
             "known_hosts": "/etc/known_hosts",
             "ssh_key": "a secret",
             "ssh_certificate": None,
+            "authorized_keys_files": [".ssh/authorized_keys", ".ssh/authorized_keys2"],
+            "authorized_keys_command": "",
             "authorized_keys_path": None,
             "authorized_keys_content": None,
             "accept_any_key": False,
@@ -424,10 +434,10 @@ class RecordedPacing(Pacing):
 def test_every_refusal_is_paced_alike() -> None:
     """A wrong key, a user without keys, an unknown name and root wait for the same time; who gets in does not."""
     room = Room()
-    keys = RemoteKeys(room.connections, 60.0, b"AAAA")
+    keys = RemoteKeys(room.connections, 60.0, b"AAAA", AuthorizedKeysSources())
     keys.pacing = pacing = RecordedPacing()
     broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
-    room.outcomes = [Completed(f"ssh-ed25519 {_KEY}\n".encode(), b"", 0), Completed(b"", b"cat: no", 1)]
+    room.outcomes = [_answers(authorized_keys(f"ssh-ed25519 {_KEY}\n".encode(), None)), _NO_FILE]
 
     async def scenario() -> None:
         for user in ("alice", "bob"):
@@ -450,10 +460,10 @@ def test_every_refusal_is_paced_alike() -> None:
 def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
     """Behind GATEWAY_TRUSTED_PROXIES one user's session does not make strangers' refusals quicker than others'."""
     room = Room(trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
-    keys = RemoteKeys(room.connections, 60.0, b"AAAA")
+    keys = RemoteKeys(room.connections, 60.0, b"AAAA", AuthorizedKeysSources())
     keys.pacing = pacing = RecordedPacing()
     broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
-    room.outcomes = [Completed(f"MOSH CONNECT 60001 {_MOSH_KEY}\n".encode(), b"", 0)]
+    room.outcomes = [_STARTED]
 
     async def scenario() -> None:
         await broker.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
@@ -466,8 +476,8 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
 
 def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
     """Give a room's broker keys from its remote, which has one file after the other."""
-    keys = RemoteKeys(room.connections, ttl_s, b"AAAA")
-    room.outcomes = [Completed(content, b"", 0) for content in contents]
+    keys = RemoteKeys(room.connections, ttl_s, b"AAAA", AuthorizedKeysSources())
+    room.outcomes = [_answers(authorized_keys(content, None)) for content in contents]
     room.broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
     return keys
 
@@ -539,7 +549,7 @@ def test_a_long_ttl_is_not_sshds() -> None:
 
 @pytest.mark.parametrize(
     ("later", "known"),
-    [(Completed(_BOTH, b"", 0), True), (Completed(_OWN, b"", 0), False), (Completed(b"", b"cat: no", 1), False)],
+    [(_answers(authorized_keys(_BOTH, None)), True), (_answers(authorized_keys(_OWN, None)), False), (_NO_FILE, False)],
     ids=["the same", "without the key", "no file"],
 )
 def test_a_file_that_is_fetched_again_is_news_to_sshd(later: Completed, *, known: bool) -> None:
@@ -694,9 +704,10 @@ def test_a_terminal_gets_a_mosh_server() -> None:
             "home": f"/homes/{peer.uid}",
         }
         assert room.connected == ["alice"]
-        assert room.lines == [
+        (line,) = room.lines
+        assert line.partition("' gateway ")[2] == (
             "env MOSH_SERVER_NETWORK_TMOUT=600 mosh-server new -i 0.0.0.0 -c 256 -p 60001:60999 -l LANG=de_DE.UTF-8"
-        ]
+        )
         ((event, fields),) = room.log.events
         assert (event, fields["user"], fields["key"], fields["udp_port"]) == (
             "session_started",
@@ -912,9 +923,10 @@ def test_locales_are_tried_in_turn() -> None:
 @pytest.mark.parametrize(
     "outcome",
     [
-        Completed(b"", b"\x1b[2Jbind failed\n", 1),
-        Completed(b"MOSH CONNECT 0 x\n", b"", 0),
-        Completed(b"MOSH CONNECT 60001", b"", None),
+        _answers(b"\n%s MOSH CONNECT \n" % MARKER, b"\x1b[2Jbind failed\n", 1),
+        _answers(b"\n%s MOSH CONNECT 0 x\n" % MARKER),
+        _answers(b"\n%s \n%s MOSH CONNECT 60001" % (MARKER, MARKER), status=None),
+        _answers(b"\n%s \nMOSH CONNECT 60001 %s\n" % (MARKER, _MOSH_KEY.encode())),
     ],
 )
 def test_a_mosh_server_that_fails(outcome: Completed) -> None:
@@ -976,17 +988,17 @@ def test_keys_are_kept_fresh_whatever_happens(monkeypatch: pytest.MonkeyPatch) -
         assert [(event, fields["op"]) for event, fields in room.log.events] == [("fault", "keep_fresh")] * 2
 
     connections = Connections(lambda *_: FakeConnection(room))
-    keys = RemoteKeys(connections, 60.0, b"AAAAgateway")
+    keys = RemoteKeys(connections, 60.0, b"AAAAgateway", AuthorizedKeysSources())
     room = Room(keys)
     _run(room, scenario)
 
 
 def test_what_the_login_shell_says_first_is_passed_over() -> None:
-    """A message of the day, also one that looks almost like mosh-server's line, does not count."""
+    """A message of the day, also one that looks like mosh-server's line, does not count."""
 
     async def scenario() -> None:
-        fake = b"MOSH CONNECT 1 short\nhint: MOSH CONNECT 2 " + _MOSH_KEY.encode() + b"\n"
-        room.outcomes = [Completed(fake + _STARTED.stdout, b"", 0)]
+        fake = b"MOSH CONNECT 1 short\nhint: MOSH CONNECT 2 %s\nMOSH CONNECT 3 %s\n" % ((_MOSH_KEY.encode(),) * 2)
+        room.outcomes = [_answers(fake + _STARTED.stdout)]
         assert (await room.session(room.login("alice")))["port"] == 60001
 
     room = Room()

@@ -14,7 +14,6 @@ import pytest
 
 from helpers.broker.connections import Completed, Ran
 from helpers.broker.keys import (
-    FETCH_COMMAND,
     MAX_FILE_BYTES,
     REFRESHED_AFTER,
     REFRESHED_TTL_S,
@@ -26,10 +25,13 @@ from helpers.broker.keys import (
     PathKeys,
     RemoteKeys,
 )
+from helpers.broker.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeysSources
 from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, RemoteLostError, RemoteTimeoutError
+from lab.answers import MARKER, authorized_keys
 
 _OWN_KEY = b"AAAAgateway"
 _FILE = b"ssh-ed25519 AAAAalice\nssh-ed25519 AAAAgateway\n"
+_SOURCES = AuthorizedKeysSources()
 _TTL_S = 60.0
 
 
@@ -86,7 +88,7 @@ class FakePool:
         until: Callable[[bytes], object] | None = None,
     ) -> Ran:
         """Answer the next outcome."""
-        assert (command("192.0.2.1"), max_bytes, until) == (FETCH_COMMAND, MAX_FILE_BYTES, None)
+        assert (command("192.0.2.1"), max_bytes, until) == (_SOURCES.command_line(user), MAX_OUTPUT_BYTES, None)
         self.fetches.append(user)
         await self.gate.wait()
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
@@ -94,7 +96,8 @@ class FakePool:
             raise outcome
         cold = user not in self._opened_s
         self._opened_s.setdefault(user, self._clock())
-        completed = Completed(b"", b"", outcome) if isinstance(outcome, int) else Completed(outcome, b"", 0)
+        said, status = (b"", outcome) if isinstance(outcome, int) else (authorized_keys(outcome, None), 0)
+        completed = Completed(said, b"", status, MARKER)
         return self.alter(Ran(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0))
 
     def forget(self, user: str) -> None:
@@ -110,7 +113,7 @@ class FakePool:
 def _keys(*outcomes: bytes | int | GatewayError, ttl_s: float = _TTL_S) -> tuple[RemoteKeys, FakePool, Clock]:
     clock = Clock()
     pool = FakePool(clock, *outcomes)
-    return RemoteKeys(pool, ttl_s, _OWN_KEY, clock), pool, clock
+    return RemoteKeys(pool, ttl_s, _OWN_KEY, _SOURCES, clock), pool, clock
 
 
 async def _refused(keys: RemoteKeys, user: str = "alice") -> GatewayError:
@@ -328,7 +331,7 @@ def test_one_users_failure_is_not_the_others() -> None:
 
 @pytest.mark.parametrize("status", [1, 126, 127, 255])
 def test_no_file_lets_nobody_in(status: int) -> None:
-    """Where cat fails there are no keys, and that is remembered like a file."""
+    """An account that runs no commands has no keys that count, and that is remembered like a file."""
 
     async def scenario() -> None:
         keys, pool, _ = _keys(status)
@@ -341,7 +344,7 @@ def test_no_file_lets_nobody_in(status: int) -> None:
 
 @pytest.mark.parametrize("status", [None, 128 + 9, 128 + 15])
 def test_without_its_own_exit_status_there_are_no_keys(status: int | None) -> None:
-    """A cat whose end was not seen, or that was killed, was cut short: what it printed is no file, and no verdict."""
+    """A command whose end was not seen, or that was killed, was cut short: it tells no keys, and no verdict."""
 
     async def scenario() -> None:
         keys, pool, clock = _keys(_FILE)
@@ -442,7 +445,7 @@ def test_a_remembered_failure_holds_no_connection() -> None:
                     raise PermissionDeniedError(msg) from exc
 
         clock = Clock()
-        keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, clock)
+        keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, _SOURCES, clock)
         await _refused(keys)
         await _refused(keys)
         await _turns()  # what the event loop itself holds is gone with its next turn

@@ -23,7 +23,9 @@ from helpers.broker.mosh import (
     parse_mosh_connect,
     server_command,
 )
-from helpers.errors import GatewayError, MoshServerError, NoLocaleError, NoMoshServerError
+from helpers.broker.remote_command import standard_input
+from helpers.errors import GatewayError, MoshServerError, NoLocaleError, NoMoshServerError, PermissionDeniedError
+from lab.answers import MARKER
 
 _KEY = b"4NeCCgvZFe2RnPgrcU1PQw"
 # sh and bash are always there; the others are tried where they are.
@@ -41,10 +43,12 @@ def _command(run: RunCommand | None, program: str = "mosh-server", address: str 
 
 
 def test_the_command_for_a_shell() -> None:
-    """A login shell is what mosh-server starts by itself: plain words and nothing else."""
-    assert _command(None) == (
+    """A login shell is what mosh-server starts by itself: plain words behind a script that is always the same."""
+    start, words = _command(None).split("' gateway ")
+    assert words == (
         "env MOSH_SERVER_NETWORK_TMOUT=60 mosh-server new -i 0.0.0.0 -c 256 -p 60001:60999 -l LANG=de_DE.UTF-8"
     )
+    assert _command(RunCommand("x")).startswith(start)
 
 
 def test_ipv6_is_bound_to_where_the_remote_has_it() -> None:
@@ -58,10 +62,10 @@ def test_the_command_line_is_one_line_of_plain_words(command: str, original: str
     line = _command(RunCommand(command, original))
     assert line.isascii()
     assert line.isprintable()
-    before, dashes, constant = line.partition(" -- ")
-    assert dashes
-    assert constant == _command(RunCommand("")).partition(" -- ")[2]
-    assert re.fullmatch(r"[A-Za-z0-9 =+/_.:-]*", before)
+    start, words, constant = re.split("(?<=' gateway) | -- ", line)
+    empty = re.split("(?<=' gateway) | -- ", _command(RunCommand("")))
+    assert [start, constant] == [empty[0], empty[2]]
+    assert re.fullmatch(r"[A-Za-z0-9 =+/_.:-]*", words)
 
 
 @given(raw=st.binary(max_size=40).filter(lambda raw: b"\0" not in raw))
@@ -96,7 +100,9 @@ def _run_by(shell: str, line: str, remote: Path) -> tuple[bytes, bytes, bytes]:
         (remote / name).unlink(missing_ok=True)
     argv = [shell, *(["sh"] if shell == "busybox" else []), "-c", line]
     environ = {"PATH": f"{remote}:{os.environ['PATH']}", "SHELL": str(remote / "login-shell"), "HOME": str(remote)}
-    done = subprocess.run(argv, env=environ, cwd=remote, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(
+        argv, env=environ, cwd=remote, capture_output=True, check=False, timeout=30, input=standard_input(MARKER)
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     command, original, left = ((remote / name).read_bytes() for name in ("command", "original", "left"))
     return command, original, left
@@ -131,7 +137,7 @@ def test_newlines_at_the_end_are_no_part_of_a_command(remote: Path) -> None:
 
 def test_a_program_with_a_path() -> None:
     """REMOTE_MOSH_SERVER stands in the line as it is."""
-    assert shlex.split(_command(None, "/opt/homebrew/bin/mosh-server"))[2] == "/opt/homebrew/bin/mosh-server"
+    assert shlex.split(_command(None, "/opt/homebrew/bin/mosh-server"))[7] == "/opt/homebrew/bin/mosh-server"
 
 
 def test_which_locales_are_offered() -> None:
@@ -208,11 +214,27 @@ def test_the_key_is_in_no_representation() -> None:
 )
 def test_why_there_is_no_session(status: int | None, stderr: bytes, kind: type[GatewayError]) -> None:
     """No locale, no mosh-server and a mosh-server that failed are told apart."""
-    assert type(failure(status, stderr, "mosh-server")) is kind
+    assert type(failure(status, b"\n%s \n" % MARKER, stderr, MARKER, "mosh-server")) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "sentence"),
+    [
+        (1, b"This service allows sftp connections only.\n", "runs no commands .*sftp connections only"),
+        (1, b"MOSH CONNECT 60001 " + _KEY + b"\n", "runs no commands"),
+        (None, b"", "status unknown"),
+        (113, b"motd\n", "reads standard input"),
+    ],
+)
+def test_an_account_that_runs_no_commands_is_told(status: int | None, said: bytes, sentence: str) -> None:
+    """Without the marker nothing ran: the sentence names what was said instead, and is no mosh-server's."""
+    error = failure(status, said, b"", MARKER, "mosh-server")
+    assert isinstance(error, PermissionDeniedError)
+    assert re.search(sentence, error.message)
 
 
 @given(st.none() | st.integers(0, 255), st.binary(max_size=300))
 def test_what_the_remote_wrote_is_shown_as_one_short_line(status: int | None, stderr: bytes) -> None:
     """Whatever it wrote, the sentence is printable ASCII and short: no escape sequence reaches the user's terminal."""
-    message = failure(status, stderr, "mosh-server").message
+    message = failure(status, b"\n%s \n" % MARKER, stderr, MARKER, "mosh-server").message
     assert re.fullmatch(r"[\x20-\x7e]{10,400}", message)

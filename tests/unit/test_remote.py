@@ -190,7 +190,7 @@ def test_output_that_is_whole(
     completed = connection.run("cat", max_bytes=1000, timeout_s=10)
     speaking.join()
 
-    assert completed == Completed(b"output", b"", status)
+    assert completed == Completed(b"output", b"", status, completed.marker)
 
 
 def test_a_remote_with_extensions_without_number(ends: tuple[Connection, paramiko.Transport, _Server]) -> None:
