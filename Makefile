@@ -19,7 +19,7 @@ QUICK ?=
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
 	iproute2 mount procps ca-certificates vim less tmux putty-tools dropbear-bin rsync git iptables haproxy \
-	zsh fish tcsh xonsh ksh93u+m busybox strace valgrind
+	zsh fish tcsh xonsh ksh93u+m busybox dbus libpam-systemd strace valgrind
 
 # One image for each checkout, as with the virtual environments.
 IMAGE ?= localhost/ssh-mosh-gateway:$(notdir $(VENV))

@@ -19,6 +19,7 @@ from helpers.broker.errands import Errands
 from helpers.broker.keyline import OfferedKey, parse_offered_key, permitted_lines
 from helpers.broker.keys import KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts, fingerprint
+from helpers.broker.logind import Logind
 from helpers.broker.logins import Logins
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
@@ -82,6 +83,7 @@ class Broker:
             keys.on_file = self._renew
         self._sessions = Sessions(config, connections, known_hosts)
         self._logins = Logins()
+        self._logind = Logind(connections, log)
         self._log, self._supervisor = log, supervisor
         self._proxies = [ipaddress.ip_network(text) for text in config.trusted_proxies.split(",") if text]
         self._tasks: set[asyncio.Future[bool]] = set()
@@ -291,6 +293,8 @@ class Broker:
         self.counters.sessions += 1
         self._users.note_session(peer.uid)
         self._connections.keep(user)
+        if started.answer["transport"] == "mosh":
+            self._logind.session_started(user, peer.pid)
         if isinstance(self._keys, RemoteKeys) and (address := self._address(client)):
             self._keys.pacing.logged_in(user, address)
         ms = (time.monotonic() - began) * 1000

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -155,6 +155,8 @@ class Warm:
         kept: Whether its user had a session since it was made.
         retired: Whether it is out of the pool, and closed after its last command.
         preparing: Whether its next channel is being opened.
+        kills_processes: Whether logind on the remote ends what a session has started with the session; None where the
+            remote has not been asked (`helpers.broker.logind`).
     """
 
     connection: RemoteConnection
@@ -164,6 +166,7 @@ class Warm:
     kept: bool = False
     retired: bool = False
     preparing: bool = False
+    kills_processes: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -343,6 +346,19 @@ class Connections:
         if warm is not None:
             warm.kept = True
 
+    @contextmanager
+    def held(self, user: str) -> Iterator[Warm | None]:
+        """Keep a user's connection open meanwhile, also where it is used no more; None where there is none."""
+        warm = self._warm.get(user)
+        if warm is None:
+            yield None
+            return
+        warm.users += 1
+        try:
+            yield warm
+        finally:
+            _release(warm)
+
     def address(self, user: str) -> str | None:
         """Tell the remote's numeric address on a user's connection; None where there is none."""
         warm = self._usable(user)
@@ -403,9 +419,7 @@ class Connections:
             async with self._share(user):
                 completed = await loop.run_in_executor(self._runners, run)
         finally:
-            warm.users -= 1
-            if warm.retired and not warm.users:
-                warm.connection.close()
+            _release(warm)
         ended = self._clock()
         if not warm.retired and not warm.preparing:
             self._later(self._prepare(warm))
@@ -481,6 +495,12 @@ class Connections:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_observe)
+
+
+def _release(warm: Warm) -> None:
+    warm.users -= 1
+    if warm.retired and not warm.users:
+        warm.connection.close()
 
 
 async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnection) -> bool:

@@ -199,6 +199,49 @@ def test_a_gateway_that_is_killed_comes_back(service: Machine) -> None:
     assert service.run(*_GATEWAYCTL, "healthcheck").stdout == "healthy\n"
 
 
+def test_sessions_outlive_the_gateways_use_of_its_connection(service: Machine) -> None:
+    """Where the remote's logind ends processes with their session, the connection stays while a mosh session lives."""
+    _configure(
+        service,
+        "remote_host: 127.0.0.1\ngateway_ssh_key_path: /etc/gateway/id_ed25519\ngateway_cache_ttl: 1\n",
+    )
+    service.run("mkdir", "-p", "/etc/systemd/logind.conf.d")
+    service.run("tee", "/etc/systemd/logind.conf.d/kill.conf", stdin="[Login]\nKillUserProcesses=yes\n")
+    service.run("systemctl", "start", "dbus.service", "systemd-logind.service")
+    keys = service.run("cat", "/home/alice/.ssh/authorized_keys").stdout
+
+    def is_running(pattern: str) -> bool:
+        return service.run("pgrep", "-u", "alice", "-f", pattern, check=False).returncode == 0
+
+    try:
+        service.run("systemctl", "restart", _UNIT)
+        # What logind does where nobody keeps the connection.
+        direct = ["ssh", "-F", "none", "-i", "/root/client", "-o", "StrictHostKeyChecking=accept-new"]
+        service.run(*direct, "alice@127.0.0.1", "setsid sleep 4321 </dev/null >/dev/null 2>&1 &")
+        wait_until(lambda: not is_running("sleep 4321"), "logind ends what the connection left")
+        line = f"stty rows 24 cols 80; TERM=xterm exec ssh {' '.join(_CLIENT)} -tt alice@127.0.0.1 sleep 1234"
+        service.run("systemd-run", "--unit=client", "script", "-qec", line, "/dev/null")
+        wait_until(lambda: "remote_kills_processes" in _journal(service), "the gateway has asked logind")
+        assert is_running("sleep 1234")
+        # Its permission gone, the gateway uses the connection no more.
+        service.run("tee", "/home/alice/.ssh/authorized_keys", stdin=keys.splitlines()[1] + "\n")
+
+        def is_refused() -> bool:
+            done = service.run("ssh", *_CLIENT, "-o", "BatchMode=yes", "alice@127.0.0.1", "true", check=False)
+            return "Permission denied" in done.stderr
+
+        wait_until(is_refused, "the gateway is shut out")
+        assert is_running("sleep 1234")
+        assert is_running("sshd: alice")
+        service.run("systemctl", "stop", "client.service")
+        wait_until(lambda: not is_running("sshd: alice"), "the connection is closed with the session")
+        assert not is_running("sleep 1234")
+    finally:
+        service.run("tee", "/home/alice/.ssh/authorized_keys", stdin=keys)
+        service.run("rm", "/etc/systemd/logind.conf.d/kill.conf")
+        service.run("systemctl", "stop", "systemd-logind.service", "dbus.socket", "dbus.service", check=False)
+
+
 def test_a_typo_is_told_once(machine: Machine) -> None:
     """A wrong setting fails the start with its line in the journal, and is not tried again."""
     _configure(machine, "remote_hots: 127.0.0.1\n")

@@ -1,0 +1,102 @@
+"""Connections that are kept for as long as a mosh session lives, where the remote's logind would end it with them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from helpers.broker import logind
+from helpers.broker.connections import Completed, Connections
+from helpers.broker.logind import Logind
+from helpers.log import EventLog
+from lab.answers import MARKER
+
+
+class _Log(EventLog):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
+        del level, fields
+        self.events.append(event)
+
+
+class _Connection:
+    """A connection to a remote whose logind answers what a test says."""
+
+    address, alive, round_trip_s, unacknowledged = "192.0.2.1", True, 0.1, False
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer, self.asked, self.is_closed = answer, 0, False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def prepare(self, timeout_s: float) -> None:
+        del timeout_s
+
+    def run(self, command: str, **_: object) -> Completed:
+        self.asked += command == logind.ASK_COMMAND
+        return Completed(b"\n%s %s\n" % (MARKER, self._answer), b"", 0, MARKER)
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for mosh-client, and nothing to wait for."""
+    monkeypatch.setattr(logind, "ASK_AFTER_S", 0.0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        yield process
+
+
+async def _until(is_so: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("answer", "kept"), [(b"b true", True), (b"b false", False), (b"", False), (b"true", False)])
+def test_a_connection_is_kept_where_its_end_would_end_sessions(
+    client: subprocess.Popen[bytes], answer: bytes, *, kept: bool
+) -> None:
+    """It is retired like any other, and closed once the last session's process has ended; asked is once."""
+
+    async def scenario() -> None:
+        connection, log = _Connection(answer), _Log()
+        connections = Connections(lambda *_: connection)
+        await connections.run("alice", lambda _: "x", max_bytes=10)
+        watch = Logind(connections, log)
+        for _ in range(2):
+            watch.session_started("alice", client.pid)
+        await _until(lambda: connection.asked)
+        if not kept:
+            await _until(lambda: not watch._tasks)
+        connections.forget("alice")
+        assert connection.is_closed is not kept
+        client.communicate()
+        await _until(lambda: connection.is_closed and not watch._tasks)
+        assert connection.asked <= 2
+        assert log.events == ["remote_kills_processes"] * kept
+
+    asyncio.run(scenario())
+
+
+def test_a_session_that_has_ended_keeps_nothing(client: subprocess.Popen[bytes]) -> None:
+    """A process that is gone, or was never there, holds no connection and is no fault."""
+
+    async def scenario() -> None:
+        log = _Log()
+        watch = Logind(Connections(lambda *_: _Connection(b"b true")), log)
+        watch.session_started("nobody", client.pid)
+        client.communicate()
+        client.wait()
+        watch.session_started("alice", client.pid)
+        await _until(lambda: not watch._tasks)
+        assert log.events == []
+
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
+    asyncio.run(scenario())
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1  # noqa: PTH208 - without the pipe to the process
