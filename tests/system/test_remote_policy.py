@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lab.gateway import Gateway
+    from lab.terminal import Terminal
     from lab.users import KeyPair
 
 _AT_ONCE = 6
@@ -45,6 +46,12 @@ def lab() -> Iterator[Lab]:
 def gateway(lab: Lab) -> Gateway:
     """A gateway with the settings most people have."""
     return lab.start_gateway()
+
+
+@pytest.fixture(scope="module")
+def pass_through(lab: Lab) -> Gateway:
+    """A gateway without a key of its own."""
+    return lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None})
 
 
 def _directly(lab: Lab, user: User, key: KeyPair) -> bool:
@@ -166,6 +173,20 @@ def test_start_up_files_let_nobody_in_and_keep_nobody_out(
     whats = [what for what, texts in _START_UPS.items() if shell in texts or "" in texts]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(judge, whats))
+
+
+@pytest.mark.parametrize("what", ["prints half a line", "prints a mosh-server's line", "functions"])
+def test_start_up_files_do_not_mislead_agent_pass_through(
+    lab: Lab, pass_through: Gateway, open_terminal: Callable[..., Terminal], what: str
+) -> None:
+    """The user's own ssh starts mosh-server there, and believes its line alone."""
+    user = _add(lab)
+    texts = _START_UPS[what]
+    lab.remote.write_file(user, ".bashrc", f"{texts.get('bash', texts.get('', ''))}\n")
+    with lab.agent(user.key.private) as environment:
+        terminal = open_terminal(lab.gateway_argv(pass_through, user.name, options=["-A"]), environment=environment)
+        terminal.wait_for(user.prompt)
+        assert lab.remote.processes("mosh-server", user=user)
 
 
 def test_a_start_up_file_that_reads_standard_input_is_told(lab: Lab, gateway: Gateway) -> None:
