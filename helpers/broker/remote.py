@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -22,9 +23,11 @@ from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.remote_command import behind_marker, new_marker, standard_input
-from helpers.broker.transport import PipelinedTransport
+from helpers.broker.transport import NoCommonAlgorithmError as NoCommonError
+from helpers.broker.transport import PipelinedTransport, PromptedError
 from helpers.errors import (
     GatewayError,
+    NoCommonAlgorithmError,
     PermissionDeniedError,
     RemoteLostError,
     RemoteRefusedError,
@@ -61,6 +64,7 @@ _TCP_INFO = struct.Struct("2xB5x17I")
 _TCP_THIN_LINEAR_TIMEOUTS = 16  # the same; Python's socket has no name for it
 _RETRANSMITS, _UNACKED, _RTT, _RTTVAR = 0, 5, 16, 17
 _STDERR_MAX_BYTES = 8192
+_NAMES_MAX_CHARS = 300
 
 
 def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
@@ -142,6 +146,9 @@ class Connection:
         address: The remote's numeric address, which UDP is to use too.
         command: The command that runs on the transport's ``begun`` channel; None where none was begun.
         marker: That command's marker.
+
+    Attributes:
+        interactive: Whether the login took keyboard-interactive authentication, without a prompt, after the key.
     """
 
     def __init__(
@@ -153,6 +160,7 @@ class Connection:
         self._begun_command, self._begun_marker, self._begun_s = command, marker, time.monotonic()
         self._lock = threading.Lock()
         self._has_room = True
+        self.interactive = transport.interactive
 
     @property
     def alive(self) -> bool:
@@ -344,6 +352,7 @@ class Remote:
             RemoteLostError: The connection broke.
             LoginTimeoutError, LoginLostError: The same two, once it was there and had shown its host key.
             HostKeyError: Its host key is unknown, changed or revoked.
+            NoCommonAlgorithmError: It has no algorithm of one kind that the gateway has.
             PermissionDeniedError: It does not let the gateway's key in as this user.
         """
         if self.key is None:
@@ -435,6 +444,8 @@ class Remote:
             if not transport.initial_kex_done:
                 raise TimeoutError
             key = transport.get_remote_server_key()
+        except paramiko.ssh_exception.IncompatiblePeer as exc:
+            raise self._incompatible(exc) from exc
         except (OSError, EOFError, paramiko.SSHException) as exc:
             if time.monotonic() >= deadline - 0.1 or isinstance(exc, TimeoutError):
                 msg = f"the remote host {self.host} did not finish the SSH handshake in time"
@@ -464,8 +475,8 @@ class Remote:
         try:
             partial = transport.authenticate(user, key, command, max(0.1, deadline - time.monotonic()))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if transport.refused:
-                raise self._denied(user) from exc
+            if transport.refused or isinstance(exc, PromptedError):
+                raise self._refusal(user, transport) from exc
             late = isinstance(exc, paramiko.AuthenticationException) and transport.is_active()
             if late or time.monotonic() >= deadline - 0.1:
                 msg = f"the remote host {self.host} did not finish the login as {user} in time"
@@ -476,13 +487,43 @@ class Remote:
             )
             raise LoginLostError(msg) from exc
         if partial:
-            raise self._denied(user)
+            raise self._refusal(user, transport)
+
+    def _incompatible(self, error: Exception) -> NoCommonAlgorithmError:
+        where = f"the remote host {self.host} port {self.port}"
+        if not isinstance(error, NoCommonError):
+            return NoCommonAlgorithmError(f"{where} does not speak SSH 2.0, which the gateway does")
+        return NoCommonAlgorithmError(
+            f"{where} and the gateway have no {error.kind} in common: the gateway has {_names(error.ours)}; "
+            f"the remote offers {_names(error.theirs)}; add one of the gateway's to {error.keyword} in its sshd_config"
+        )
+
+    def _refusal(self, user: str, transport: PipelinedTransport) -> PermissionDeniedError:
+        """Say why the remote has refused a login."""
+        methods = _names(transport.methods)
+        if transport.partial:
+            return PermissionDeniedError(
+                f"the remote host accepts the gateway's key as {user}, and then asks for {methods}, which the gateway "
+                "cannot answer; exempt the gateway's address from AuthenticationMethods in the remote's sshd_config"
+            )
+        if transport.methods and "publickey" not in transport.methods:
+            return PermissionDeniedError(
+                f"the remote host takes no public key as {user}, but {methods}; see PubkeyAuthentication and "
+                "AuthenticationMethods in its sshd_config"
+            )
+        return self._denied(user)
 
     def _denied(self, user: str) -> PermissionDeniedError:
         return PermissionDeniedError(
             f"the remote host does not let the gateway's key in as {user}; "
             f"add the gateway's public key to ~{user}/.ssh/authorized_keys there"
         )
+
+
+def _names(names: Iterable[str]) -> str:
+    """Write a list of names that a remote may have sent, so that it can be shown: RFC 4251 section 6, and shortened."""
+    text = ", ".join(re.sub(r"[^!-~]+", "?", name) for name in names) or "nothing"
+    return text if len(text) <= _NAMES_MAX_CHARS else f"{text[:_NAMES_MAX_CHARS]}..."
 
 
 def _prefer(transport: paramiko.Transport, key_types: list[str]) -> None:

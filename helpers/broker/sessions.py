@@ -236,7 +236,8 @@ class Sessions:
         """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
         if self._config.ssh_key is not None:
             self._connections.check_refusal(user)
-        address = self._connections.address(user) or await self._resolve()
+        connection = self._connections.connection(user)
+        address = await self._resolve() if connection is None else connection.address
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
         answer = {
@@ -250,6 +251,8 @@ class Sessions:
             "user": user,
             # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
             "share": self._config.ssh_key is not None,
+            # Only where the remote has completed a login so: where it asks for a password, no answer is a failed login.
+            "interactive": connection is not None and connection.interactive,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
             "pty": request.terminal is not None and terminal is None,

@@ -36,6 +36,7 @@ _SSH: dict[str, Any] = {
     "known_hosts": "/etc/known_hosts",
     "agent": "/run/agent.sock",
     "user": "-alice",
+    "interactive": False,
     "subsystem": None,
     "command": None,
     "pty": False,
@@ -445,6 +446,14 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
     assert (options["UserKnownHostsFile"], options["GlobalKnownHostsFile"]) == ('"/etc/known_hosts"', "/dev/null")
     assert (options["IdentityAgent"], options["HostKeyAlias"]) == ("/run/agent.sock", "[remote]:2022")
     assert ssh_argv(_SSH)[:3] == ["ssh", "-F", "none"]
+
+
+def test_ssh_answers_no_prompt_where_it_may_be_asked() -> None:
+    """A remote that is known to complete logins without a prompt may ask, once, and never for a password."""
+    options = _options(_SSH | {"interactive": True})
+    assert (options["BatchMode"], options["PreferredAuthentications"]) == ("no", "publickey,keyboard-interactive")
+    assert options["NumberOfPasswordPrompts"] == "1"
+    assert "PreferredAuthentications" not in _options(_SSH)
 
 
 def test_any_host_key_only_where_the_broker_says_so() -> None:
