@@ -511,7 +511,14 @@ class Remote:
                 f"the remote host takes no public key as {user}, but {methods}; see PubkeyAuthentication and "
                 "AuthenticationMethods in its sshd_config"
             )
-        return self._denied(user)
+        denied = self._denied(user)
+        if str(transport.remote_version).startswith("SSH-2.0-dropbear"):
+            # dropbear 2022.83: "Bad public key options", in its own log alone.
+            return PermissionDeniedError(
+                f"{denied.message}; its sshd is dropbear, which ignores a line with an option that it does not know, "
+                "such as from=, pty or no-user-rc"
+            )
+        return denied
 
     def _denied(self, user: str) -> PermissionDeniedError:
         return PermissionDeniedError(
