@@ -290,6 +290,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     known_hosts = session["known_hosts"]
     options = [
         # Nobody is there to be asked, and nothing but the broker's key and known_hosts counts.
+        *dial_options(session),
         *(WITHOUT_PROMPT if session["interactive"] else ("BatchMode=yes",)),
         f"IdentityFile={session.get('identity') or 'none'}",
         f"IdentityAgent={session['agent']}",
@@ -322,7 +323,18 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     ]
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
     subsystem = session["subsystem"]
-    return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]
+    host = session["address"] if len(session["addresses"]) == 1 else session["host"]
+    return [*argv, *(["-s"] if subsystem else []), "--", str(host), *([subsystem] if subsystem else [])]
+
+
+def dial_options(session: Mapping[str, Any]) -> list[str]:
+    """Write ssh's options for a remote with several addresses; none where there is one."""
+    if len(session["addresses"]) == 1:
+        return []
+    from helpers import dial  # noqa: PLC0415 - ssh alone tries one address as well
+
+    launch = [*sys.orig_argv[: -len(sys.argv)], sys.argv[0]]  # how this helper was started
+    return dial.proxy_options(launch, session["addresses"], int(session["port"]), say="mosh" in session)
 
 
 def one_file(path: str) -> str:

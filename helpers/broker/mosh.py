@@ -196,6 +196,8 @@ def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, progra
         return PermissionDeniedError(f"the remote host wants {wanted} beside or instead of your agent's key: {reason}")
     if b"Permission denied" in stderr:
         return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
+    if stderr.startswith(b"gateway: "):  # `helpers.dial`, before ssh said a word to the remote
+        reason = printable(stderr.partition(b"\n")[0].rpartition(b" reached: ")[2])
     return RemoteLostError(f"the remote host cannot be reached: {reason}")
 
 

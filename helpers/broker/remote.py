@@ -18,6 +18,8 @@ import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from helpers import dial
+from helpers.broker.addresses import Addresses, numeric
 from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
@@ -32,18 +34,12 @@ from helpers.errors import (
     RemoteLostError,
     RemoteRefusedError,
     RemoteTimeoutError,
-    RemoteUnresolvedError,
     SettingsError,
 )
 
 CONNECT_TIMEOUT_S = 12.0
 """Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
 room for what follows; 40 round trips of 300 ms."""
-
-TCP_CONNECT_TIMEOUTS_S = (1.0, 1.0, 1.0, 3.0)
-"""How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost
-SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login. The last
-attempt is for a remote that is far."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
@@ -328,6 +324,7 @@ class Remote:
         key: The gateway's private key; None where it has none, and connects for nobody.
         unchecked: Told the type and fingerprint of each host key that was believed without a look.
         foreseen: The key exchange method that was agreed on with the remote last; empty before the first time.
+        addresses: Its addresses.
     """
 
     host: str
@@ -336,6 +333,11 @@ class Remote:
     key: paramiko.PKey | None
     unchecked: Callable[[str], None] = lambda _: None
     foreseen: deque[str] = field(default_factory=lambda: deque(maxlen=1))
+    addresses: Addresses = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Share what is known of the addresses among all connections."""
+        object.__setattr__(self, "addresses", Addresses(self.host, self.port))
 
     def connect(self, user: str, command: Callable[[str], str] | None = None) -> Connection:
         """Connect and authenticate as one user.
@@ -391,47 +393,24 @@ class Remote:
         return Connection(transport, address, line, marker)
 
     def _connect_tcp(self) -> tuple[socket.socket, str]:
+        addresses = self.addresses.resolve()
+        names = [numeric(address) for address in addresses]
         try:
-            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            msg = f"the remote host {self.host} has no address; check REMOTE_HOST and the gateway's DNS"
-            raise RemoteUnresolvedError(msg) from exc
-        error: OSError = OSError("no address")
-        hopeful = deque(addresses[:2])
-        for timeout_s in TCP_CONNECT_TIMEOUTS_S:
-            family, kind, proto, _, sockaddr = hopeful[0]
-            sock = None
-            try:
-                sock = socket.socket(family, kind, proto)  # which fails, too, for IPv6 where the kernel has none
-                sock.settimeout(timeout_s)
-                # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
-                # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
-                with suppress(OSError):  # where the kernel has it; gVisor has not
-                    sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
-                sock.connect(sockaddr)
-            except OSError as exc:
-                if sock is not None:
-                    sock.close()
-                error = exc
-                hopeful.rotate(-1)
-                if not isinstance(exc, TimeoutError):
-                    hopeful.pop()
-                    if not hopeful:
-                        break
-                continue
-            # getpeername() would not tell any more where the remote has hung up already.
-            return sock, str(sockaddr[0])
-        raise self._tcp_error(error) from error
+            sock, number = dial.connect(addresses, _tcp_socket)
+        except OSError as exc:
+            raise self._tcp_error(exc, names) from exc
+        self.addresses.connected(names[number], names[:number])
+        # getpeername() would not tell any more where the remote has hung up already.
+        return sock, names[number]
 
-    def _tcp_error(self, error: OSError) -> GatewayError:
+    def _tcp_error(self, error: OSError, names: list[str]) -> GatewayError:
         where = f"the remote host {self.host} port {self.port}"
+        tried = f" (tried {', '.join(names)})" if len(names) > 1 else ""
         if isinstance(error, ConnectionRefusedError):
-            return RemoteRefusedError(f"{where} refuses connections; is sshd running there?")
+            return RemoteRefusedError(f"{where} refuses connections{tried}; is sshd running there?")
         if isinstance(error, TimeoutError):
-            return RemoteTimeoutError(f"{where} does not answer")
-        return RemoteLostError(f"{where} cannot be reached ({error.strerror or error})")
+            return RemoteTimeoutError(f"{where} does not answer{tried}")
+        return RemoteLostError(f"{where} cannot be reached{tried} ({error.strerror or error})")
 
     def _handshake(self, transport: PipelinedTransport, deadline: float) -> None:
         known = self.known_hosts.keys() if self.known_hosts is not None else None
@@ -525,6 +504,22 @@ class Remote:
             f"the remote host does not let the gateway's key in as {user}; "
             f"add the gateway's public key to ~{user}/.ssh/authorized_keys there"
         )
+
+
+def _tcp_socket(family: int) -> socket.socket:
+    """Make a socket for a connection to the remote.
+
+    Raises:
+        OSError: The kernel has no such family, as IPv6 where it is disabled.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+    # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
+    with suppress(OSError):  # where the kernel has it; gVisor has not
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
+    return sock
 
 
 def _names(names: Iterable[str]) -> str:

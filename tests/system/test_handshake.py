@@ -168,7 +168,7 @@ def test_a_remote_that_is_not_openssh(dialled: Dialled) -> None:
 
 @pytest.mark.parametrize("options", ["restrict,pty", 'from="192.0.2.1"', "no-user-rc"])
 def test_a_line_that_dropbear_ignores(dialled: Dialled, options: str) -> None:
-    """Dropbear refuses a key whose line has an option that it does not know; the sentence says so, for dropbear alone."""
+    """A key whose line has an option that dropbear does not know is refused; the sentence says so of dropbear alone."""
     lab = dialled.lab
     user = lab.add_user(authorized=[f"{options} {lab.gateway_key.public}"])
     with pytest.raises(PermissionDeniedError, match=r"; its sshd is dropbear, .* such as from=, pty or no-user-rc$"):

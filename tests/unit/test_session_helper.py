@@ -31,6 +31,8 @@ _MOSH = {"transport": "mosh", "address": "192.0.2.1", "port": 60001, "key": "k" 
 _SSH: dict[str, Any] = {
     "transport": "ssh",
     "address": "192.0.2.1",
+    "addresses": ["192.0.2.1"],
+    "host": "-remote",
     "port": 2022,
     "host_key_alias": "[remote]:2022",
     "known_hosts": "/etc/known_hosts",
@@ -454,6 +456,14 @@ def test_ssh_answers_no_prompt_where_it_may_be_asked() -> None:
     assert (options["BatchMode"], options["PreferredAuthentications"]) == ("no", "publickey,keyboard-interactive")
     assert options["NumberOfPasswordPrompts"] == "1"
     assert "PreferredAuthentications" not in _options(_SSH)
+
+
+def test_ssh_connects_by_itself_where_there_is_one_address() -> None:
+    """Python is started for a remote with several alone."""
+    assert not [name for name in _options(_SSH) if name.startswith("Proxy")]
+    options = _options(_SSH | {"addresses": ["192.0.2.1", "2001:db8::1"]})
+    assert options["ProxyCommand"].endswith(" 'dial' 'quiet' '2022' '192.0.2.1' '2001:db8::1'")
+    assert options["ProxyUseFdpass"] == "yes"
 
 
 def test_any_host_key_only_where_the_broker_says_so() -> None:
