@@ -450,6 +450,17 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
     assert ssh_argv(_SSH)[:3] == ["ssh", "-F", "none"]
 
 
+@pytest.mark.parametrize("interactive", [False, True])
+def test_the_user_is_shown_no_prompt_of_the_remotes(room: Room, *, interactive: bool) -> None:
+    """Where ssh may be asked for something all the same, an askpass that fails is what answers."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": "id", "interactive": interactive}}))
+    subprocess.run(room.argv(), stdin=subprocess.DEVNULL, check=False, env=room.environ(), timeout=30)
+    thread.join()
+    asked = [line for line in room.written("environ") if line.startswith("SSH_ASKPASS")]
+    assert sorted(asked) == (["SSH_ASKPASS=false", "SSH_ASKPASS_REQUIRE=force"] if interactive else [])
+
+
 def test_ssh_answers_no_prompt_where_it_may_be_asked() -> None:
     """A remote that is known to complete logins without a prompt may ask, once, and never for a password."""
     options = _options(_SSH | {"interactive": True})
