@@ -93,6 +93,13 @@ class RemoteTimeoutError(GatewayError):
     status = 75  # EX_TEMPFAIL
 
 
+class NoCommonAlgorithmError(GatewayError):
+    """The remote and the gateway have no algorithm of one kind in common."""
+
+    code = "no_common_algorithm"
+    status = 64  # EX_USAGE; EX_PROTOCOL is `HostKeyError`'s
+
+
 class HostKeyError(GatewayError):
     """The remote's host key is unknown, changed or revoked."""
 

@@ -1,4 +1,4 @@
-"""Starts a helper: ``python3 -I -S -X utf8 launch.py authorized_keys|session SOCKET [ARGUMENT...]``.
+"""Starts a helper: ``python3 -I -S -X utf8 launch.py authorized_keys|session|dial ARGUMENT...``.
 
 ``-I`` keeps the user's environment and directory off the import path, ``-S`` leaves out ``site`` (about 10 ms);
 both leave the package's own directory out too, so this puts it back. ``-X utf8`` keeps the client's locale from saying
@@ -16,6 +16,8 @@ if __name__ == "__main__":
         from helpers.authorized_keys import main
     elif name == "session":
         from helpers.session import main
+    elif name == "dial":
+        from helpers.dial import main
     else:
         sys.exit(f"launch.py: no helper is called {name!r}")
     status = main(sys.argv[2:])

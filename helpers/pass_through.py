@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from helpers import dial
 from helpers.broker import mosh
 from helpers.broker.remote_command import new_marker, standard_input
 from helpers.client import ask
@@ -167,7 +168,8 @@ class MoshServer:
             patience_s: Seconds after which to come back without one; None waits until the deadline.
 
         Returns:
-            Its ``port`` and ``key``, and ``predict``; None when patience ran out before the deadline.
+            Its ``port`` and ``key``, ``predict``, and ``address`` where the remote has several; None when patience ran
+            out before the deadline.
 
         Raises:
             GatewayError: The remote has no session; the sentence says why.
@@ -198,9 +200,14 @@ class MoshServer:
     def _ended(self) -> dict[str, Any] | None:
         status = self._process.wait()
         output, errors = bytes(self._output), bytes(self._errors)
+        # UDP goes where TCP went; with one address the broker has told it.
+        reached = dial.connected_to(errors)
+        if reached is not None:
+            errors = errors.partition(b"\n")[2]
         endpoint = mosh.find_mosh_connect(output, self._marker)
         if endpoint is not None:
-            return {"port": endpoint.port, "key": endpoint.key, "predict": self._wanted["predict"]}
+            answer = {"port": endpoint.port, "key": endpoint.key, "predict": self._wanted["predict"]}
+            return answer if reached is None else {**answer, "address": reached}
         failure = mosh.ssh_failure(status, output, errors, self._marker, str(self._wanted["program"]))
         if not isinstance(failure, NoLocaleError) or not self._commands:
             raise failure

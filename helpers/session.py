@@ -32,6 +32,17 @@ LEAVE_WITH_CLIENT = ("setpriv", "--pdeathsig", "HUP", "--")
 """Ends ssh with the sshd that serves its client: without a terminal nobody else tells it that the client is gone, and
 it would wait as long as the remote's command takes."""
 
+WITHOUT_PROMPT = (
+    "BatchMode=no",
+    "PreferredAuthentications=publickey,keyboard-interactive",
+    "NumberOfPasswordPrompts=1",
+)
+"""ssh's options for a remote that completes logins by keyboard-interactive authentication without a prompt, which
+BatchMode leaves out."""
+
+NO_ANSWER = {"SSH_ASKPASS": "false", "SSH_ASKPASS_REQUIRE": "force"}
+"""Keeps ssh then from showing the user a prompt all the same (ssh(1), ENVIRONMENT)."""
+
 TOLD_CHARS = 64
 """How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
 
@@ -141,6 +152,8 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     # As the client sent them: the remote is as if dialled directly. mosh alone is particular about them.
     sent = {name: value for name, value in environ.items() if name in {"LANG", "TERM"} or name.startswith("LC_")}
     ssh = {**sent, "PATH": path, "HOME": str(session["home"])}
+    if session["interactive"]:
+        ssh |= NO_ANSWER
     if session["agent"] is None:
         # Apart, because most gateways have a key, and importing it costs every login 8 ms.
         from helpers import pass_through  # noqa: PLC0415
@@ -277,7 +290,8 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     known_hosts = session["known_hosts"]
     options = [
         # Nobody is there to be asked, and nothing but the broker's key and known_hosts counts.
-        "BatchMode=yes",
+        *dial_options(session),
+        *(WITHOUT_PROMPT if session["interactive"] else ("BatchMode=yes",)),
         f"IdentityFile={session.get('identity') or 'none'}",
         f"IdentityAgent={session['agent']}",
         f"HostKeyAlias={session['host_key_alias']}",
@@ -309,7 +323,18 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     ]
     argv += ["-p", str(session["port"]), "-l", str(session["user"])]
     subsystem = session["subsystem"]
-    return [*argv, *(["-s"] if subsystem else []), "--", str(session["address"]), *([subsystem] if subsystem else [])]
+    host = session["address"] if len(session["addresses"]) == 1 else session["host"]
+    return [*argv, *(["-s"] if subsystem else []), "--", str(host), *([subsystem] if subsystem else [])]
+
+
+def dial_options(session: Mapping[str, Any]) -> list[str]:
+    """Write ssh's options for a remote with several addresses; none where there is one."""
+    if len(session["addresses"]) == 1:
+        return []
+    from helpers import dial  # noqa: PLC0415 - ssh alone tries one address as well
+
+    launch = [*sys.orig_argv[: -len(sys.argv)], sys.argv[0]]  # how this helper was started
+    return dial.proxy_options(launch, session["addresses"], int(session["port"]), say="mosh" in session)
 
 
 def one_file(path: str) -> str:

@@ -100,6 +100,7 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
         errands,
         log,
         os.getppid(),
+        remote.addresses,
     )
     return broker, connections
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from helpers.broker import agent, userdb
+from helpers.broker.addresses import Addresses
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.errands import Errands
@@ -61,6 +62,7 @@ class Broker:
         errands: The way to the supervisor, which does what takes root.
         log: Where each decision goes.
         supervisor: The process that started sshd, for session ids.
+        addresses: The remote's addresses, as the connections know them; None to look them up apart.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the collaborators, each once
@@ -74,6 +76,7 @@ class Broker:
         errands: Errands,
         log: EventLog,
         supervisor: int,
+        addresses: Addresses | None = None,
     ) -> None:
         """Take the collaborators."""
         self._config, self._users, self._keys, self._connections = config, users, keys, connections
@@ -81,7 +84,8 @@ class Broker:
         self._remembered = Remembered()
         if isinstance(keys, RemoteKeys):
             keys.on_file = self._renew
-        self._sessions = Sessions(config, connections, known_hosts)
+        addresses = addresses or Addresses(config.remote_host, config.remote_port)
+        self._sessions = Sessions(config, connections, known_hosts, addresses)
         self._logins = Logins()
         self._logind = Logind(connections, log)
         self._log, self._supervisor = log, supervisor

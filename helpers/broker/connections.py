@@ -88,6 +88,7 @@ class RemoteConnection(Protocol):
     """What is needed of `helpers.broker.remote.Connection`."""
 
     address: str
+    interactive: bool
 
     @property
     def round_trip_s(self) -> float:
@@ -359,10 +360,10 @@ class Connections:
         finally:
             _release(warm)
 
-    def address(self, user: str) -> str | None:
-        """Tell the remote's numeric address on a user's connection; None where there is none."""
+    def connection(self, user: str) -> RemoteConnection | None:
+        """Return a user's connection, as far as it is known to work; None where there is none."""
         warm = self._usable(user)
-        return None if warm is None else warm.connection.address
+        return None if warm is None or warm.connection.unacknowledged else warm.connection
 
     def age_s(self, user: str) -> float | None:
         """Tell for how many seconds a user's connection has been open; None where there is none."""

@@ -12,6 +12,7 @@ from helpers.errors import (
     GatewayError,
     HostKeyError,
     MoshServerError,
+    NoCommonAlgorithmError,
     NoLocaleError,
     NoMoshServerError,
     PermissionDeniedError,
@@ -187,8 +188,16 @@ def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, progra
     reason = printable(stderr) or "no reason given"
     if b"Host key verification failed" in stderr:
         return HostKeyError(f"the remote host's key is not the one that the gateway knows: {reason}")
+    if b"Unable to negotiate with" in stderr:
+        return NoCommonAlgorithmError(f"the remote host and the gateway have no algorithm in common: {reason}")
+    methods = re.search(rb"Permission denied \(([!-'*-~]+)\)", stderr)
+    if methods is not None and b"publickey" not in methods[1].split(b","):
+        wanted = methods[1].decode("ascii")
+        return PermissionDeniedError(f"the remote host wants {wanted} beside or instead of your agent's key: {reason}")
     if b"Permission denied" in stderr:
         return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
+    if stderr.startswith(b"gateway: "):  # `helpers.dial`, before ssh said a word to the remote
+        reason = printable(stderr.partition(b"\n")[0].rpartition(b" reached: ")[2])
     return RemoteLostError(f"the remote host cannot be reached: {reason}")
 
 

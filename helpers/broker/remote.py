@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,30 +18,28 @@ import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from helpers import dial
+from helpers.broker.addresses import Addresses, numeric
 from helpers.broker.agent import Identity
 from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.remote_command import behind_marker, new_marker, standard_input
-from helpers.broker.transport import PipelinedTransport
+from helpers.broker.transport import NoCommonAlgorithmError as NoCommonError
+from helpers.broker.transport import PipelinedTransport, PromptedError
 from helpers.errors import (
     GatewayError,
+    NoCommonAlgorithmError,
     PermissionDeniedError,
     RemoteLostError,
     RemoteRefusedError,
     RemoteTimeoutError,
-    RemoteUnresolvedError,
     SettingsError,
 )
 
 CONNECT_TIMEOUT_S = 12.0
 """Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
 room for what follows; 40 round trips of 300 ms."""
-
-TCP_CONNECT_TIMEOUTS_S = (1.0, 1.0, 1.0, 3.0)
-"""How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost
-SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login. The last
-attempt is for a remote that is far."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
@@ -61,6 +60,7 @@ _TCP_INFO = struct.Struct("2xB5x17I")
 _TCP_THIN_LINEAR_TIMEOUTS = 16  # the same; Python's socket has no name for it
 _RETRANSMITS, _UNACKED, _RTT, _RTTVAR = 0, 5, 16, 17
 _STDERR_MAX_BYTES = 8192
+_NAMES_MAX_CHARS = 300
 
 
 def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
@@ -142,6 +142,9 @@ class Connection:
         address: The remote's numeric address, which UDP is to use too.
         command: The command that runs on the transport's ``begun`` channel; None where none was begun.
         marker: That command's marker.
+
+    Attributes:
+        interactive: Whether the login took keyboard-interactive authentication, without a prompt, after the key.
     """
 
     def __init__(
@@ -153,6 +156,7 @@ class Connection:
         self._begun_command, self._begun_marker, self._begun_s = command, marker, time.monotonic()
         self._lock = threading.Lock()
         self._has_room = True
+        self.interactive = transport.interactive
 
     @property
     def alive(self) -> bool:
@@ -320,6 +324,7 @@ class Remote:
         key: The gateway's private key; None where it has none, and connects for nobody.
         unchecked: Told the type and fingerprint of each host key that was believed without a look.
         foreseen: The key exchange method that was agreed on with the remote last; empty before the first time.
+        addresses: Its addresses.
     """
 
     host: str
@@ -328,6 +333,11 @@ class Remote:
     key: paramiko.PKey | None
     unchecked: Callable[[str], None] = lambda _: None
     foreseen: deque[str] = field(default_factory=lambda: deque(maxlen=1))
+    addresses: Addresses = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Share what is known of the addresses among all connections."""
+        object.__setattr__(self, "addresses", Addresses(self.host, self.port))
 
     def connect(self, user: str, command: Callable[[str], str] | None = None) -> Connection:
         """Connect and authenticate as one user.
@@ -344,6 +354,7 @@ class Remote:
             RemoteLostError: The connection broke.
             LoginTimeoutError, LoginLostError: The same two, once it was there and had shown its host key.
             HostKeyError: Its host key is unknown, changed or revoked.
+            NoCommonAlgorithmError: It has no algorithm of one kind that the gateway has.
             PermissionDeniedError: It does not let the gateway's key in as this user.
         """
         if self.key is None:
@@ -382,47 +393,24 @@ class Remote:
         return Connection(transport, address, line, marker)
 
     def _connect_tcp(self) -> tuple[socket.socket, str]:
+        addresses = self.addresses.resolve()
+        names = [numeric(address) for address in addresses]
         try:
-            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            msg = f"the remote host {self.host} has no address; check REMOTE_HOST and the gateway's DNS"
-            raise RemoteUnresolvedError(msg) from exc
-        error: OSError = OSError("no address")
-        hopeful = deque(addresses[:2])
-        for timeout_s in TCP_CONNECT_TIMEOUTS_S:
-            family, kind, proto, _, sockaddr = hopeful[0]
-            sock = None
-            try:
-                sock = socket.socket(family, kind, proto)  # which fails, too, for IPv6 where the kernel has none
-                sock.settimeout(timeout_s)
-                # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
-                # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
-                with suppress(OSError):  # where the kernel has it; gVisor has not
-                    sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
-                sock.connect(sockaddr)
-            except OSError as exc:
-                if sock is not None:
-                    sock.close()
-                error = exc
-                hopeful.rotate(-1)
-                if not isinstance(exc, TimeoutError):
-                    hopeful.pop()
-                    if not hopeful:
-                        break
-                continue
-            # getpeername() would not tell any more where the remote has hung up already.
-            return sock, str(sockaddr[0])
-        raise self._tcp_error(error) from error
+            sock, number = dial.connect(addresses, _tcp_socket)
+        except OSError as exc:
+            raise self._tcp_error(exc, names) from exc
+        self.addresses.connected(names[number], names[:number])
+        # getpeername() would not tell any more where the remote has hung up already.
+        return sock, names[number]
 
-    def _tcp_error(self, error: OSError) -> GatewayError:
+    def _tcp_error(self, error: OSError, names: list[str]) -> GatewayError:
         where = f"the remote host {self.host} port {self.port}"
+        tried = f" (tried {', '.join(names)})" if len(names) > 1 else ""
         if isinstance(error, ConnectionRefusedError):
-            return RemoteRefusedError(f"{where} refuses connections; is sshd running there?")
+            return RemoteRefusedError(f"{where} refuses connections{tried}; is sshd running there?")
         if isinstance(error, TimeoutError):
-            return RemoteTimeoutError(f"{where} does not answer")
-        return RemoteLostError(f"{where} cannot be reached ({error.strerror or error})")
+            return RemoteTimeoutError(f"{where} does not answer{tried}")
+        return RemoteLostError(f"{where} cannot be reached{tried} ({error.strerror or error})")
 
     def _handshake(self, transport: PipelinedTransport, deadline: float) -> None:
         known = self.known_hosts.keys() if self.known_hosts is not None else None
@@ -435,6 +423,8 @@ class Remote:
             if not transport.initial_kex_done:
                 raise TimeoutError
             key = transport.get_remote_server_key()
+        except paramiko.ssh_exception.IncompatiblePeer as exc:
+            raise self._incompatible(exc) from exc
         except (OSError, EOFError, paramiko.SSHException) as exc:
             if time.monotonic() >= deadline - 0.1 or isinstance(exc, TimeoutError):
                 msg = f"the remote host {self.host} did not finish the SSH handshake in time"
@@ -464,8 +454,8 @@ class Remote:
         try:
             partial = transport.authenticate(user, key, command, max(0.1, deadline - time.monotonic()))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if transport.refused:
-                raise self._denied(user) from exc
+            if transport.refused or isinstance(exc, PromptedError):
+                raise self._refusal(user, transport) from exc
             late = isinstance(exc, paramiko.AuthenticationException) and transport.is_active()
             if late or time.monotonic() >= deadline - 0.1:
                 msg = f"the remote host {self.host} did not finish the login as {user} in time"
@@ -476,13 +466,66 @@ class Remote:
             )
             raise LoginLostError(msg) from exc
         if partial:
-            raise self._denied(user)
+            raise self._refusal(user, transport)
+
+    def _incompatible(self, error: Exception) -> NoCommonAlgorithmError:
+        where = f"the remote host {self.host} port {self.port}"
+        if not isinstance(error, NoCommonError):
+            return NoCommonAlgorithmError(f"{where} does not speak SSH 2.0, which the gateway does")
+        return NoCommonAlgorithmError(
+            f"{where} and the gateway have no {error.kind} in common: the gateway has {_names(error.ours)}; "
+            f"the remote offers {_names(error.theirs)}; add one of the gateway's to {error.keyword} in its sshd_config"
+        )
+
+    def _refusal(self, user: str, transport: PipelinedTransport) -> PermissionDeniedError:
+        """Say why the remote has refused a login."""
+        methods = _names(transport.methods)
+        if transport.partial:
+            return PermissionDeniedError(
+                f"the remote host accepts the gateway's key as {user}, and then asks for {methods}, which the gateway "
+                "cannot answer; exempt the gateway's address from AuthenticationMethods in the remote's sshd_config"
+            )
+        if transport.methods and "publickey" not in transport.methods:
+            return PermissionDeniedError(
+                f"the remote host takes no public key as {user}, but {methods}; see PubkeyAuthentication and "
+                "AuthenticationMethods in its sshd_config"
+            )
+        denied = self._denied(user)
+        if str(transport.remote_version).startswith("SSH-2.0-dropbear"):
+            # dropbear 2022.83: "Bad public key options", in its own log alone.
+            return PermissionDeniedError(
+                f"{denied.message}; its sshd is dropbear, which ignores a line with an option that it does not know, "
+                "such as from=, pty or no-user-rc"
+            )
+        return denied
 
     def _denied(self, user: str) -> PermissionDeniedError:
         return PermissionDeniedError(
             f"the remote host does not let the gateway's key in as {user}; "
             f"add the gateway's public key to ~{user}/.ssh/authorized_keys there"
         )
+
+
+def _tcp_socket(family: int) -> socket.socket:
+    """Make a socket for a connection to the remote.
+
+    Raises:
+        OSError: The kernel has no such family, as IPv6 where it is disabled.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+    # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
+    with suppress(OSError):  # where the kernel has it; gVisor has not
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
+    return sock
+
+
+def _names(names: Iterable[str]) -> str:
+    """Write a list of names that a remote may have sent, so that it can be shown: RFC 4251 section 6, and shortened."""
+    text = ", ".join(re.sub(r"[^!-~]+", "?", name) for name in names) or "nothing"
+    return text if len(text) <= _NAMES_MAX_CHARS else f"{text[:_NAMES_MAX_CHARS]}..."
 
 
 def _prefer(transport: paramiko.Transport, key_types: list[str]) -> None:

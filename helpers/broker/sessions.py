@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.broker import mosh
+from helpers.broker.addresses import Addresses, numeric
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.keyline import decode_command
 from helpers.broker.known_hosts import KnownHosts
-from helpers.errors import GatewayError, NoLocaleError, ProtocolError, RemoteUnresolvedError
+from helpers.errors import GatewayError, NoLocaleError, ProtocolError
 from helpers.protocol import MAX_COLORS, is_locale_value
 
 MOSH_OUTPUT_MAX_BYTES = 64 * 1024
@@ -173,11 +173,15 @@ class Sessions:
         config: The broker's settings.
         connections: The connections to the remote.
         known_hosts: Where the remote's host keys are looked up; None where any will do.
+        addresses: The remote's addresses.
     """
 
-    def __init__(self, config: BrokerConfig, connections: Connections, known_hosts: KnownHosts | None) -> None:
+    def __init__(
+        self, config: BrokerConfig, connections: Connections, known_hosts: KnownHosts | None, addresses: Addresses
+    ) -> None:
         """Take the collaborators."""
         self._config, self._connections, self._known_hosts = config, connections, known_hosts
+        self._addresses = addresses
 
     async def start(self, user: str, request: SessionRequest) -> Started:
         """Start a session.
@@ -236,12 +240,17 @@ class Sessions:
         """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
         if self._config.ssh_key is not None:
             self._connections.check_refusal(user)
-        address = self._connections.address(user) or await self._resolve()
+        connection = self._connections.connection(user)
+        addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
+        # Which of them ssh reaches is not known yet; a mosh-server on :: serves IPv4 as well on Linux and macOS.
+        address = next((each for each in addresses if ":" in each), addresses[0])
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
         answer = {
             "transport": "ssh",
-            "address": address,
+            "address": addresses[0],
+            "addresses": addresses,
+            "host": self._config.remote_host,
             "port": self._config.remote_port,
             "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
             "known_hosts": self._config.known_hosts,
@@ -250,6 +259,8 @@ class Sessions:
             "user": user,
             # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
             "share": self._config.ssh_key is not None,
+            # Only where the remote has completed a login so: where it asks for a password, no answer is a failed login.
+            "interactive": connection is not None and connection.interactive,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
             "pty": request.terminal is not None and terminal is None,
@@ -264,16 +275,11 @@ class Sessions:
             }
         # Its own connection is ssh's to check, and is not checked where nothing is.
         unchecked = {} if self._known_hosts else {"host_key": "ignored"}
-        return Started(answer, {"remote": address, **unchecked})
+        return Started(answer, {"remote": ",".join(addresses), **unchecked})
 
-    async def _resolve(self) -> str:
-        host, port = self._config.remote_host, self._config.remote_port
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            msg = f"the remote host {host} has no address; check REMOTE_HOST and the gateway's DNS"
-            raise RemoteUnresolvedError(msg) from exc
-        return str(found[0][4][0])
+    async def _resolve(self) -> list[str]:
+        found = await asyncio.get_running_loop().run_in_executor(None, self._addresses.resolve)
+        return [numeric(address) for address in found]
 
 
 def _run(request: SessionRequest) -> mosh.RunCommand | None:

@@ -25,7 +25,9 @@ from paramiko.common import (
     cMSG_CHANNEL_EOF,
     cMSG_CHANNEL_OPEN,
     cMSG_CHANNEL_REQUEST,
+    cMSG_USERAUTH_INFO_RESPONSE,
 )
+from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
@@ -36,6 +38,39 @@ _MAX_PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE (packet.c); RFC 4
 _MAX_EXTENSIONS = 1024  # as in OpenSSH (kex.c, kex_input_ext_info)
 _MAX_IDENTIFICATION_BYTES = 64 * 1024  # with the lines that may come before it, RFC 4253 section 4.2
 _POLL_S = 0.1  # paramiko tells of a transport's end by no event
+# The names by which the server's lists go in paramiko, ours, the word for one entry, and sshd_config(5)'s keyword.
+_NEGOTIATED = (
+    ("kex_algo_list", "preferred_kex", "key exchange method", "KexAlgorithms"),
+    ("server_key_algo_list", "preferred_keys", "host key algorithm", "HostKeyAlgorithms"),
+    ("client_encrypt_algo_list", "preferred_ciphers", "cipher", "Ciphers"),
+    ("server_encrypt_algo_list", "preferred_ciphers", "cipher", "Ciphers"),
+    ("client_mac_algo_list", "preferred_macs", "MAC", "MACs"),
+    ("server_mac_algo_list", "preferred_macs", "MAC", "MACs"),
+    ("client_compress_algo_list", "preferred_compression", "compression method", "Compression"),
+    ("server_compress_algo_list", "preferred_compression", "compression method", "Compression"),
+)
+# What else stands in the list of key exchange methods (RFC 8308; OpenSSH, PROTOCOL section 1.10).
+_NO_METHODS = ("ext-info-", "kex-strict-")
+
+
+class NoCommonAlgorithmError(paramiko.ssh_exception.IncompatiblePeer):
+    """The server has no algorithm of one kind that we have.
+
+    Attributes:
+        kind: The word for one, such as ``cipher``.
+        keyword: The keyword of sshd_config(5) that says which ones sshd has.
+        ours: The names of ours.
+        theirs: The names of the server's, unchecked.
+    """
+
+    def __init__(self, kind: str, keyword: str, ours: tuple[str, ...], theirs: list[str]) -> None:
+        """Keep them."""
+        super().__init__(f"no common {kind}")
+        self.kind, self.keyword, self.ours, self.theirs = kind, keyword, ours, theirs
+
+
+class PromptedError(paramiko.SSHException):
+    """The server's keyboard-interactive authentication asks for something (RFC 4256)."""
 
 
 class _BoundedPacketizer(Packetizer):
@@ -90,7 +125,18 @@ class PipelinedTransport(paramiko.Transport):
         begun: The channel on which the first command runs; None where none was begun.
         spare: A channel that is open for the next command; None where there is none.
         refused: Whether the server has said that it does not let the login in.
+        methods: The methods by which authentication can go on, as the server said last, unchecked; see `refused`.
+        partial: Whether the server took the key, and wants another method after it.
+        interactive: Whether keyboard-interactive authentication without a prompt completed the login.
     """
+
+    # RFC 8731's name for what paramiko knows by the name that came before it.
+    _kex_info = paramiko.Transport._kex_info | {"curve25519-sha256": KexCurve25519}
+    _preferred_kex = tuple(
+        name
+        for known in paramiko.Transport._preferred_kex
+        for name in (("curve25519-sha256", known) if known == "curve25519-sha256@libssh.org" else (known,))
+    )
 
     # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own
     # 0.1 an idle connection wakes the broker ten times a second; `close` wakes it, and keepalives need no more.
@@ -108,7 +154,8 @@ class PipelinedTransport(paramiko.Transport):
         self.agreed: str | None = None
         self.begun: paramiko.Channel | None = None
         self.spare: paramiko.Channel | None = None
-        self.refused = False
+        self.refused = self.partial = self.interactive = False
+        self.methods: list[str] = []
         self._early: Any = None
 
     def close(self) -> None:
@@ -158,6 +205,18 @@ class PipelinedTransport(paramiko.Transport):
             methods = [name for name in self.preferred_kex if self._kex_info[name] is type(self.kex_engine)]
             self.agreed = methods[0] if methods else None
 
+    def _parse_kex_init(self, message: paramiko.Message) -> None:
+        try:
+            super()._parse_kex_init(message)
+        except paramiko.ssh_exception.IncompatiblePeer:
+            message.rewind()
+            offered = self._really_parse_kex_init(message)
+            for theirs, ours, kind, keyword in _NEGOTIATED:
+                names = [name for name in offered[theirs] if not name.startswith(_NO_METHODS)]
+                if not set(names) & set(getattr(self, ours)):
+                    raise NoCommonAlgorithmError(kind, keyword, getattr(self, ours), names) from None
+            raise
+
     def _parse_ext_info(self, message: paramiko.Message) -> None:
         # paramiko would count to 4 billion, and no end of the connection would end that.
         if message.get_int() > _MAX_EXTENSIONS:
@@ -199,6 +258,11 @@ class PipelinedTransport(paramiko.Transport):
         if self.server_extensions or (self.is_openssh and "rsa" not in key.get_name()):
             handler.proceed()
         partial: list[str] = handler.wait_for_response(done)
+        if "keyboard-interactive" in partial:
+            # What was asked for with the key was answered before the login is complete: it was not understood.
+            handler.discard_channels()
+            partial = handler.go_on_interactively(user)
+            self.interactive = not partial
         if handler.opened and not partial:
             self._await_channels(handler.opened, command is not None, timeout_s)
         return partial
@@ -316,8 +380,56 @@ class _PipelinedAuth(AuthHandler):
         self._requested = True
 
     def _parse_userauth_failure(self, message: paramiko.Message) -> None:
-        self.transport.refused = True
+        methods, partial = message.get_list(), message.get_boolean()
+        message.rewind()
+        transport = self.transport
+        transport.refused = True
+        if partial or not transport.partial:
+            transport.methods, transport.partial = methods, partial
         super()._parse_userauth_failure(message)
+
+    def _parse_userauth_info_request(self, message: paramiko.Message) -> None:
+        if self.auth_method != "keyboard-interactive":
+            raise paramiko.SSHException("the server asks before it was told that it may")
+        for _ in ("name", "instruction", "language tag"):
+            message.get_binary()
+        if message.get_int() > 0:
+            raise PromptedError
+        # RFC 4256 section 3.4: as many responses as prompts.
+        response = paramiko.Message()
+        response.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
+        response.add_int(0)
+        self.transport._send_message(response)
+
+    def go_on_interactively(self, user: str) -> list[str]:
+        """Go on by keyboard-interactive authentication, once the server has taken the key.
+
+        Never before: a server that asks for a password counts what is no answer to it as a failed login.
+
+        Returns:
+            The methods by which authentication would have to go on; none when it is complete.
+
+        Raises:
+            PromptedError: The server asks for something.
+            paramiko.SSHException: It refuses, or the transport broke.
+        """
+        self.auth_event = done = threading.Event()
+        self.auth_method, self.username, self.submethods = "keyboard-interactive", user, ""
+        self._send_request()
+        partial: list[str] = self.wait_for_response(done)
+        return partial
+
+    def discard_channels(self) -> None:
+        """Forget the channels that were asked for with the login."""
+        for channel in self.opened:
+            self.transport.channel_events.pop(channel.chanid, None)
+            channel._unlink()
+        self.opened = []
+
+    def _send_request(self) -> None:
+        service = paramiko.Message()
+        service.add_string("ssh-userauth")
+        super()._parse_service_accept(paramiko.Message(service.asbytes()))
 
     def _parse_service_accept(self, message: paramiko.Message) -> None:
         if message.get_text() == "ssh-userauth":
@@ -329,9 +441,7 @@ class _PipelinedAuth(AuthHandler):
             if self._sent or not self._requested:
                 return
             self._sent = True
-            service = paramiko.Message()
-            service.add_string("ssh-userauth")
-            super()._parse_service_accept(paramiko.Message(service.asbytes()))
+            self._send_request()
             transport = self.transport
             if not transport.is_openssh:
                 return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,11 +18,10 @@ from lab.remote import PORT
 from lab.room import PLAIN_ENVIRONMENT, entered_network
 from lab.users import make_key
 from lab.waiting import wait_until
-from lab.wan import FAR_IPV4
+from lab.wan import FAR_IPV4, NEAR_IPV4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import paramiko
 
@@ -163,6 +164,34 @@ def test_a_remote_that_is_not_openssh(dialled: Dialled) -> None:
             connection.run("echo ahead", max_bytes=100, timeout_s=10, ahead=True)
     with pytest.raises(PermissionDeniedError):
         remote.connect(stranger.name, lambda _: _COMMAND)
+
+
+@pytest.mark.parametrize("options", ["restrict,pty", 'from="192.0.2.1"', "no-user-rc"])
+def test_a_line_that_dropbear_ignores(dialled: Dialled, options: str) -> None:
+    """A key whose line has an option that dropbear does not know is refused; the sentence says so of dropbear alone."""
+    lab = dialled.lab
+    user = lab.add_user(authorized=[f"{options} {lab.gateway_key.public}"])
+    with pytest.raises(PermissionDeniedError, match=r"; its sshd is dropbear, .* such as from=, pty or no-user-rc$"):
+        dialled.remote(dialled.port).connect(user.name)
+    dialled.remote(PORT).connect(user.name).close()
+    with pytest.raises(PermissionDeniedError, match=r"authorized_keys there$"):
+        dialled.remote(PORT).connect(lab.add_user(authorized=[]).name)
+
+
+@pytest.mark.parametrize(("number", "port"), [(0, PORT), (1, 2022)], ids=["sshd", "dropbear"])
+def test_the_narrowed_key_gets_in(dialled: Dialled, number: int, port: int) -> None:
+    """What SECURITY.md says to write before the gateway's key on the remote leaves shells, commands and terminals."""
+    text = (Path(__file__).parents[2] / "SECURITY.md").read_text()
+    lines = re.findall(r"^(\S+) ssh-ed25519 AAAA… gateway$", text, re.MULTILINE)
+    assert len(lines) == 2
+    lab = dialled.lab
+    options = lines[number].replace("192.0.2.10", NEAR_IPV4)
+    settings = {"REMOTE_PORT": str(port), "GATEWAY_PTY_COMMANDS": "ssh", "REMOTE_IGNORE_HOST_KEY": "true"}
+    gateway, user = lab.start_gateway(settings), lab.add_user()
+    lab.remote.authorize(user, [user.key.public, f"{options} {lab.gateway_key.public}"])
+    _log_in(lab, lab.gateway_argv(gateway, user), user)
+    assert lab.run(lab.gateway_argv(gateway, user, "echo hi; exit 3")).returncode == 3
+    assert lab.run(lab.gateway_argv(gateway, user, "test -t 0; exit $((3 + $?))", options=["-tt"])).returncode == 3
 
 
 def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class FakeConnection:
     """The remote: answers each command line with the next outcome, the last one again and again."""
 
     address = "192.0.2.1"
-    alive = True
+    alive, interactive = True, False
     round_trip_s, unacknowledged = 0.1, False
 
     def __init__(self, room: Room) -> None:

@@ -65,7 +65,7 @@ class FakeConnection:
 
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
-        self.address, self.alive = address, True
+        self.address, self.alive, self.interactive = address, True, False
         self.round_trip_s, self.unacknowledged = 0.1, False
         self.error: GatewayError | None = None
         self.room, self.running = 10, 0
@@ -194,7 +194,8 @@ def test_a_connection_is_made_once_and_stays_warm() -> None:
         assert pool.remote.made[0].lines == ["cat 192.0.2.1", "mosh 192.0.2.1"]
         assert pool.remote.made[0].timeouts_s == [RUN_TIMEOUT_S, RUN_TIMEOUT_S]
         await _until(pool.remote.made[0].prepared.is_set)
-        assert (len(pool), pool.address("alice"), pool.age_s("alice")) == (1, "192.0.2.1", 0.0)
+        assert pool.connection("alice") is pool.remote.made[0]
+        assert (len(pool), pool.age_s("alice")) == (1, 0.0)
 
     _run(scenario)
 
@@ -221,7 +222,7 @@ def test_users_never_share_a_connection() -> None:
         await pool.do("bob", "b")
         assert pool.remote.users == ["alice", "bob"]
         assert [connection.lines for connection in pool.remote.made] == [["a 192.0.2.1"], ["b 192.0.2.1"]]
-        assert pool.address("eve") is None
+        assert pool.connection("eve") is None
         assert pool.age_s("eve") is None
 
     _run(scenario)
@@ -334,13 +335,26 @@ def test_warming_up_in_vain_warns_of_nothing() -> None:
     _run(scenario)
 
 
+def test_the_address_of_a_connection_that_may_have_died_is_not_used() -> None:
+    """While the remote's kernel owes an acknowledgement of what was sent twice, no session's ssh is sent there."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        pool.remote.made[0].unacknowledged = True
+        assert (pool.connection("alice"), len(pool)) == (None, 1)
+        pool.remote.made[0].unacknowledged = False
+        assert pool.connection("alice") is pool.remote.made[0]
+
+    _run(scenario)
+
+
 def test_a_connection_that_is_known_to_be_dead_is_replaced() -> None:
     """Nothing is sent over a connection that has ended, and it is not counted."""
 
     async def scenario(pool: Pool) -> None:
         await pool.do()
         pool.remote.made[0].alive = False
-        assert (pool.address("alice"), len(pool)) == (None, 0)
+        assert (pool.connection("alice"), len(pool)) == (None, 0)
         await pool.do()
         assert [len(connection.lines) for connection in pool.remote.made] == [1, 1]
 

@@ -28,7 +28,10 @@ class _Log(EventLog):
 class _Connection:
     """A connection to a remote whose logind answers what a test says."""
 
-    address, alive, round_trip_s, unacknowledged = "192.0.2.1", True, 0.1, False
+    address = "192.0.2.1"
+    alive = True
+    interactive = False
+    round_trip_s, unacknowledged = 0.1, False
 
     def __init__(self, answer: bytes) -> None:
         self._answer, self.asked, self.is_closed = answer, 0, False
@@ -39,7 +42,16 @@ class _Connection:
     def prepare(self, timeout_s: float) -> None:
         del timeout_s
 
-    def run(self, command: str, **_: object) -> Completed:
+    def run(
+        self,
+        command: str,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        until: Callable[[bytes], object] | None = None,
+        ahead: bool = False,
+    ) -> Completed:
+        del max_bytes, timeout_s, until, ahead
         self.asked += command == logind.ASK_COMMAND
         return Completed(b"\n%s %s\n" % (MARKER, self._answer), b"", 0, MARKER)
 

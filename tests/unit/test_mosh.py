@@ -22,9 +22,19 @@ from helpers.broker.mosh import (
     failure,
     parse_mosh_connect,
     server_command,
+    ssh_failure,
 )
 from helpers.broker.remote_command import standard_input
-from helpers.errors import GatewayError, MoshServerError, NoLocaleError, NoMoshServerError, PermissionDeniedError
+from helpers.errors import (
+    GatewayError,
+    HostKeyError,
+    MoshServerError,
+    NoCommonAlgorithmError,
+    NoLocaleError,
+    NoMoshServerError,
+    PermissionDeniedError,
+    RemoteLostError,
+)
 from lab.answers import MARKER
 
 _KEY = b"4NeCCgvZFe2RnPgrcU1PQw"
@@ -231,6 +241,35 @@ def test_an_account_that_runs_no_commands_is_told(status: int | None, said: byte
     error = failure(status, said, b"", MARKER, "mosh-server")
     assert isinstance(error, PermissionDeniedError)
     assert re.search(sentence, error.message)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "kind", "said"),
+    [
+        (b"alice@x: Permission denied (publickey).\r\n", PermissionDeniedError, "no key of your agent"),
+        (b"alice@x: Permission denied (publickey,password).\r\n", PermissionDeniedError, "no key of your agent"),
+        (b"alice@x: Permission denied (password).\r\n", PermissionDeniedError, "wants password beside"),
+        (b"alice@x: Permission denied (\x1b]0;x).\r\n", PermissionDeniedError, "no key of your agent"),
+        (
+            b"Unable to negotiate with x: no matching cipher found.\r\n",
+            NoCommonAlgorithmError,
+            "no algorithm in common",
+        ),
+        (b"Host key verification failed.\r\n", HostKeyError, "not the one"),
+        (
+            b"gateway: the remote host cannot be reached: a, b: refused\nproxy dialer\n",
+            RemoteLostError,
+            ": a, b: refused",
+        ),
+        (b"ssh: connect to host x: Connection refused\r\n", RemoteLostError, "Connection refused"),
+    ],
+)
+def test_why_ssh_brought_no_session(stderr: bytes, kind: type[GatewayError], said: str) -> None:
+    """What ssh says of the remote tells the kinds apart; nothing but printable text of it is shown."""
+    error = ssh_failure(255, b"", stderr, MARKER, "mosh-server")
+    assert type(error) is kind
+    assert said in error.message
+    assert error.message.isprintable()
 
 
 @given(st.none() | st.integers(0, 255), st.binary(max_size=300))

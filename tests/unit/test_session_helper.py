@@ -31,11 +31,14 @@ _MOSH = {"transport": "mosh", "address": "192.0.2.1", "port": 60001, "key": "k" 
 _SSH: dict[str, Any] = {
     "transport": "ssh",
     "address": "192.0.2.1",
+    "addresses": ["192.0.2.1"],
+    "host": "-remote",
     "port": 2022,
     "host_key_alias": "[remote]:2022",
     "known_hosts": "/etc/known_hosts",
     "agent": "/run/agent.sock",
     "user": "-alice",
+    "interactive": False,
     "subsystem": None,
     "command": None,
     "pty": False,
@@ -445,6 +448,33 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
     assert (options["UserKnownHostsFile"], options["GlobalKnownHostsFile"]) == ('"/etc/known_hosts"', "/dev/null")
     assert (options["IdentityAgent"], options["HostKeyAlias"]) == ("/run/agent.sock", "[remote]:2022")
     assert ssh_argv(_SSH)[:3] == ["ssh", "-F", "none"]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_the_user_is_shown_no_prompt_of_the_remotes(room: Room, *, interactive: bool) -> None:
+    """Where ssh may be asked for something all the same, an askpass that fails is what answers."""
+    room.program("ssh")
+    thread = room.answering(encode({"result": _SSH | {"command": "id", "interactive": interactive}}))
+    subprocess.run(room.argv(), stdin=subprocess.DEVNULL, check=False, env=room.environ(), timeout=30)
+    thread.join()
+    asked = [line for line in room.written("environ") if line.startswith("SSH_ASKPASS")]
+    assert sorted(asked) == (["SSH_ASKPASS=false", "SSH_ASKPASS_REQUIRE=force"] if interactive else [])
+
+
+def test_ssh_answers_no_prompt_where_it_may_be_asked() -> None:
+    """A remote that is known to complete logins without a prompt may ask, once, and never for a password."""
+    options = _options(_SSH | {"interactive": True})
+    assert (options["BatchMode"], options["PreferredAuthentications"]) == ("no", "publickey,keyboard-interactive")
+    assert options["NumberOfPasswordPrompts"] == "1"
+    assert "PreferredAuthentications" not in _options(_SSH)
+
+
+def test_ssh_connects_by_itself_where_there_is_one_address() -> None:
+    """Python is started for a remote with several alone."""
+    assert not [name for name in _options(_SSH) if name.startswith("Proxy")]
+    options = _options(_SSH | {"addresses": ["192.0.2.1", "2001:db8::1"]})
+    assert options["ProxyCommand"].endswith(" 'dial' 'quiet' '2022' '192.0.2.1' '2001:db8::1'")
+    assert options["ProxyUseFdpass"] == "yes"
 
 
 def test_any_host_key_only_where_the_broker_says_so() -> None:
