@@ -15,6 +15,10 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 QUICK ?=
+ON ?=
+
+# Other releases of Debian, whose sshd the tests compare with this machine's. Made as root alone.
+TREES ?= $(if $(filter 0,$(shell id -u)),trixie)
 
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
@@ -31,7 +35,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench bulk soak test image lock lint format clean
+.PHONY: help deps demo bench bulk soak test trees image lock lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -54,8 +58,18 @@ soak: deps ## Watch for an hour whether anything grows (SOAK_ARGS='--minutes 10 
 bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--mib 64' for less)
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.bulk $(BULK_ARGS)
 
-test: deps ## Run all tests (PYTEST_ARGS='-k name' for some)
-	@"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+ifneq ($(ON),)
+# The same, but for where it runs: the tree has its own packages, its own Python and its own virtual environment.
+test:
+	@.ci/on-debian "$(ON)" "$(CACHE)" "$(DEBIAN_PACKAGES)" $(MAKE) test ON= TREES= \
+		$(foreach name,CACHE VENV WORKERS PYTEST_ARGS,$(name)='$($(name))')
+else
+test: deps trees ## Run all tests (PYTEST_ARGS='-k name' for some; ON=trixie on that release of Debian)
+	@DEBIAN_TREES="$(if $(TREES),$(CACHE)/debian)" "$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+endif
+
+trees: deps
+	@for suite in $(TREES); do .ci/on-debian $$suite "$(CACHE)" "$(DEBIAN_PACKAGES)"; done
 
 image: deps ## Build the image and test it (BASE=NAME for another base)
 	@.ci/install-debian-packages $(CONTAINER_PACKAGES)
