@@ -44,7 +44,8 @@ KEY_NAMES = {name.encode(): name for name in _FIELDS} | {
 (sshkey.c, keyimpls). Reading fewer than it does would skip a line that, for sshd, rules out the ones below it."""
 
 _SHORT_NAMES = {b"rsa": "ssh-rsa", b"ed25519": "ssh-ed25519", b"ed25519-sk": "sk-ssh-ed25519@openssh.com"}
-# sshkey_type_from_name takes short names too, in any case, inside of a blob. Those of ECDSA fail later there.
+"""Short names that OpenSSH before 9.9 takes for a type inside of a blob, in any case (sshkey.c, sshkey_type_from_name);
+those of ECDSA fail later there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Certificate:
     forced_command: bytes | None
 
 
-def canonical_key(blob: bytes) -> tuple[str, bytes]:
+def canonical_key(blob: bytes, *, short_names: bool = False) -> tuple[str, bytes]:
     """Write a plain public key the one way in which OpenSSH writes it.
 
     OpenSSH reads more than it writes: numbers with leading zeros, other names for a type, a NUL at the end of a text.
@@ -68,6 +69,7 @@ def canonical_key(blob: bytes) -> tuple[str, bytes]:
 
     Args:
         blob: The key in wire format.
+        short_names: Whether the type may have a short name, as only OpenSSH before 9.9 reads it.
 
     Returns:
         Its type, one of `PLAIN_TYPES`, and its canonical blob.
@@ -77,7 +79,7 @@ def canonical_key(blob: bytes) -> tuple[str, bytes]:
     """
     reader = WireReader(blob)
     name = reader.text()
-    key_type = KEY_NAMES.get(name) or _SHORT_NAMES.get(name.lower())
+    key_type = KEY_NAMES.get(name) or (_SHORT_NAMES.get(name.lower()) if short_names else None)
     if key_type is None:
         msg = "a key is of a type that is not served"
         raise ProtocolError(msg)
@@ -97,7 +99,8 @@ def parse_certificate(key_type: str, blob: bytes) -> Certificate:
         Who signed it and what it forces.
 
     Raises:
-        ProtocolError: It is no whole user certificate of that type, or has two forced commands.
+        ProtocolError: It is no whole user certificate of that type, has two forced commands, or has principals on whose
+            meaning versions of OpenSSH differ.
 
     Source: OpenSSH 9.2, PROTOCOL.certkeys; sshkey.c cert_parse; auth-options.c cert_option_list.
     """
@@ -113,7 +116,7 @@ def parse_certificate(key_type: str, blob: bytes) -> Certificate:
         msg = "this is not a user's certificate"
         raise ProtocolError(msg)
     reader.text()  # key id
-    reader.string()  # principals
+    _check_principals(reader.string())
     reader.take(8 + 8)  # valid after, valid before
     critical = reader.string()
     reader.string()  # extensions, which force nothing
@@ -122,6 +125,24 @@ def parse_certificate(key_type: str, blob: bytes) -> Certificate:
     reader.string()  # signature
     reader.end()
     return Certificate(signature_key, _forced_command(critical))
+
+
+def _check_principals(principals: bytes) -> None:
+    """Refuse what OpenSSH before 10.3 reads as more than it says, and newer versions do not.
+
+    There a certificate without principals is anyone's (sshkey_cert_check_authority), and one with commas in a principal
+    has each part as a principal for ``principals=`` (auth2-pubkeyfile.c, match_principals_option).
+    """
+    reader = WireReader(principals)
+    names = []
+    while not reader.at_end:
+        names.append(reader.text())
+    if not names:
+        msg = "the certificate has no principals, which OpenSSH refuses from 10.3 on; name the user with ssh-keygen -n"
+        raise ProtocolError(msg)
+    if any(not name or b"," in name for name in names):
+        msg = "the certificate has a principal that is empty or has a comma in it"
+        raise ProtocolError(msg)
 
 
 def _forced_command(critical: bytes) -> bytes | None:

@@ -4,14 +4,17 @@ sshd enforces the options of what is printed here, as it does for a file, with o
 sshd_config overrides a line's ``command=``. So that command is carried to the session in an environment variable
 that nobody else can set, and every ``environment=`` of the file itself is left out.
 
-Two rules keep this from letting in anybody whom OpenSSH would not:
+Three rules keep this from letting in anybody whom OpenSSH would not:
 
 - A line is read as OpenSSH reads it and printed from what was read, so sshd has nothing left to read differently.
 - The first line that sshd accepts rules, with its options. A line that OpenSSH refuses is skipped, as it does; a line
   that only we refuse ends the file, or a line below it, with fewer restrictions, would rule in its place.
+- A line that one version of OpenSSH accepts and another refuses, or reads differently, ends the file too. The gateway
+  cannot tell which version the remote has: if the line were printed, it would let in whom one version refuses; if it
+  were skipped, a line below it would rule where in the other version it does not.
 
-Source: OpenSSH 9.2 and 10.x: auth2-pubkeyfile.c, auth-options.c (sshauthopt_parse), sshkey.c (sshkey_read),
-authfile.c (sshkey_advance_past_options), misc.c (opt_flag, opt_match, opt_dequote).
+Source: OpenSSH 9.2 to 10.5: auth2-pubkeyfile.c, auth-options.c (sshauthopt_parse), sshkey.c (sshkey_read),
+authfile.c (sshkey_advance_past_options), misc.c (opt_flag, opt_match, opt_dequote), addr.c (addr_pton_cidr).
 """
 
 from __future__ import annotations
@@ -68,6 +71,8 @@ _ENVIRONMENT_NAME = re.compile(rb"[A-Za-z0-9_]+")
 _KEY = re.compile(rb"[ \t]*+([^ \t]++)[ \t]++([^ \t]++)")
 # No expression here can backtrack: *+ and ++ keep what they took.
 _OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')
+_MASK = re.compile(rb"[0-9]+")
+_MAX_MASK = 128
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text to sshd and to us
 
 
@@ -154,7 +159,7 @@ def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
             options = _options_for(wanted, offered, line)
         except _BadLineError:
             continue
-        if not _is_ours_to_print(options) or len(lines) == MAX_PERMITTED_LINES:
+        if options is None or not _is_ours_to_print(options) or len(lines) == MAX_PERMITTED_LINES:
             break
         lines.append(b" ".join(filter(None, (b",".join(map(bytes, options)), key))))
     return lines
@@ -208,8 +213,15 @@ def _lines_with(names: re.Pattern[bytes], content: bytes) -> Iterator[bytes]:
         yield content[start:end]
 
 
-def _options_for(wanted: bytes, offered: OfferedKey, line: bytes) -> list[_Option]:
-    """Read a line; return the options to print with the wanted key, or raise `_BadLineError`."""
+def _options_for(wanted: bytes, offered: OfferedKey, line: bytes) -> list[_Option] | None:
+    """Read a line for the wanted key.
+
+    Returns:
+        The options to print; None where versions of OpenSSH differ on the line.
+
+    Raises:
+        _BadLineError: Every version refuses the line.
+    """
     line = line.partition(b"\0")[0].lstrip(_BLANKS)  # to OpenSSH, a line is a C string
     if line.startswith(b"#"):
         raise _BadLineError
@@ -217,12 +229,14 @@ def _options_for(wanted: bytes, offered: OfferedKey, line: bytes) -> list[_Optio
     if key is None and (words := _OPTIONS.match(line)):
         end = words.end()
         key = _read_key(line, end)
-    if key != wanted:
+    if key is None or key.blob != wanted:
         raise _BadLineError
     options = _read_options(line[:end])
     is_authority = any(option.name == b"cert-authority" for option in options)
     if is_authority != (offered.certificate is not None):
         raise _BadLineError
+    if key.has_short_name or not all(map(_is_read_alike, options)):
+        return None
     command = next((option.value for option in options if option.name == b"command"), None)
     if offered.certificate is not None and offered.certificate.forced_command is not None:
         if command not in {None, offered.certificate.forced_command}:
@@ -244,17 +258,41 @@ def _is_ours_to_print(options: list[_Option]) -> bool:
     )
 
 
-def _read_key(line: bytes, start: int) -> bytes | None:
-    """Read ``keytype base64`` as sshkey_read does; return the canonical blob, or None."""
+def _is_read_alike(option: _Option) -> bool:
+    """Tell whether all versions of OpenSSH read the value of an option alike.
+
+    The length of a network in ``from=`` is a number up to 128 for all of them; before 9.8 anything else makes the
+    entry a plain pattern; since then some of it is a length, and the rest spoils the whole list. From 10.3 on
+    ``principals=`` ends with its first empty entry.
+    """
+    entries = (option.value or b"").split(b",")
+    if option.name == b"from":
+        masks = [mask for _, slash, mask in (entry.partition(b"/") for entry in entries) if slash]
+        return all(_MASK.fullmatch(mask) and len(mask) < 10 and int(mask) <= _MAX_MASK for mask in masks)  # noqa: PLR2004
+    if option.name == b"principals" and b"" in entries:
+        return not any(entries[entries.index(b"") :])
+    return True
+
+
+@dataclass(frozen=True)
+class _Key:
+    blob: bytes
+    has_short_name: bool
+
+
+def _read_key(line: bytes, start: int) -> _Key | None:
+    """Read ``keytype base64`` as sshkey_read does; return the key in its canonical form, or None."""
     match = _KEY.match(line, start)
     if match is None or (key_type := KEY_NAMES.get(match[1])) is None:
         return None
     blob = _decode_base64(match[2].translate(None, _SKIPPED_IN_BASE64))
-    try:
-        found_type, canonical = canonical_key(blob or b"")
-    except ProtocolError:
-        return None
-    return canonical if found_type == key_type else None
+    for has_short_name in (False, True):
+        try:
+            found_type, canonical = canonical_key(blob or b"", short_names=has_short_name)
+        except ProtocolError:
+            continue
+        return _Key(canonical, has_short_name) if found_type == key_type else None
+    return None
 
 
 def _decode_base64(text: bytes) -> bytes | None:

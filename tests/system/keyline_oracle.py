@@ -1,5 +1,7 @@
 """A real sshd as the judge of authorized_keys files: who gets in, and with which options.
 
+The judge may be the sshd of another release of Debian, from a tree of its files (`.ci/on-debian`).
+
 One ``sshd -i`` serves one TCP connection on loopback, in a mount namespace with a passwd file of its own; nothing of
 the machine changes but a directory in /run, which goes with the judge. A *query* is a publickey request without a
 signature (RFC 4252, section 7): sshd reads the file, logs the options that it found, and answers yes or no. Hundreds
@@ -20,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -97,12 +100,39 @@ class Session:
     pty: bool
 
 
+_NAMESPACE = 'mount --bind "$1/passwd" /etc/passwd; shift; exec "$@"'
+# The tree has no /run of its own but this directory, which is at the same place there and here.
+_NAMESPACE_OF_TREE = """
+tree=$0 home=$1
+mount -t tmpfs -o mode=0755 tmpfs "$tree/run"
+mkdir "$tree/run/sshd" "$tree$home"
+mount --bind "$home" "$tree$home"
+mount --bind "$home/passwd" "$tree/etc/passwd"
+for directory in proc dev; do mount --rbind "/$directory" "$tree/$directory"; done
+shift
+exec chroot "$tree" "$@"
+"""
+
+
 class Judge:
     """Makes sshd judge files. Use as a context; needs root, for sshd and for the mount namespace.
+
+    Args:
+        tree: The root directory of the system whose sshd judges; this machine's by default.
 
     Attributes:
         home: A directory in /run, owned by root as sshd wants it for AuthorizedKeysCommand.
     """
+
+    def __init__(self, tree: Path = Path("/")) -> None:
+        """Keep the tree."""
+        self._tree = tree
+
+    @cached_property
+    def version(self) -> str:
+        """The version of its sshd, as OpenSSH names it."""
+        argv = ["chroot", str(self._tree), SSHD, "-V"]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stderr.split(",")[0]
 
     def __enter__(self) -> Self:
         """Make the directory with a host key, a passwd file and a shell that runs nothing."""
@@ -197,8 +227,9 @@ class Judge:
             "PrintLastLog no",
             *options,
         ]
-        namespace = 'mount --bind "$0/passwd" /etc/passwd && exec "$@"'
-        argv = ["unshare", "--mount", "sh", "-c", namespace, str(self.home), SSHD, "-i", "-e", "-f", "/dev/null"]
+        namespace = _NAMESPACE if self._tree == Path("/") else _NAMESPACE_OF_TREE
+        argv = ["unshare", "--mount", "sh", "-ec", namespace, str(self._tree), str(self.home)]
+        argv += [SSHD, "-i", "-e", "-f", "/dev/null"]
         for setting in settings:
             argv += ["-o", setting]
         with socket.create_server(("127.0.0.1", 0)) as listener:

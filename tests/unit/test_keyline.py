@@ -74,13 +74,14 @@ def certificate_blob(
     forced: tuple[bytes, ...] = (),
     critical: bytes = b"",
     kind: int = 1,
+    principals: tuple[bytes, ...] = (b"alice",),
 ) -> tuple[str, bytes]:
     """Make a certificate (its signature is nonsense, which is for sshd to find) and name its type."""
     name = plain[4 : 4 + plain[3]].decode()
     key_type = f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com"
     options = critical + b"".join(strings(b"force-command", string(command)) for command in forced)
     blob = strings(key_type.encode(), b"nonce") + plain[4 + plain[3] :] + bytes(8) + kind.to_bytes(4, "big")
-    blob += strings(b"id", string(b"alice")) + bytes(8) + b"\xff" * 8
+    blob += strings(b"id", strings(*principals)) + bytes(8) + b"\xff" * 8
     blob += strings(options, strings(b"permit-pty", b""), b"", signer, b"signature")
     return key_type, blob
 
@@ -117,6 +118,12 @@ class TestOfferedKey:
         found = certificate(forced=(forced,), critical=strings(b"source-address", string(b"::1/128"))).certificate
         assert found is not None
         assert found.forced_command == forced
+
+    @pytest.mark.parametrize("principals", [(), (b"",), (b"alice", b""), (b"alice,bob",), (b"alice", b"x,")])
+    def test_principals_on_which_versions_differ_are_refused(self, principals: tuple[bytes, ...]) -> None:
+        """To OpenSSH before 10.3 none is everybody, and a comma makes two of one: such certificates open nothing."""
+        with pytest.raises(ProtocolError, match="principal"):
+            certificate(principals=principals)
 
     def test_an_extension_forces_nothing(self) -> None:
         """OpenSSH ignores force-command among the extensions, so it is not carried either."""
@@ -354,7 +361,6 @@ class TestLines:
         [
             ("rsa-sha2-256", RSA),
             ("rsa-sha2-512", RSA),
-            ("ssh-rsa", strings(b"RSA", b"\x01\x00\x01", b"\0" + b"\xc3" * 256)),
             ("ssh-rsa", strings(b"ssh-rsa\0", b"\0\x01\x00\x01", b"\0\0\0" + b"\xc3" * 256)),
         ],
     )
@@ -364,6 +370,33 @@ class TestLines:
         content = f"restrict {name} {in_base64(blob)}\nssh-rsa {in_base64(RSA)}\n".encode()
         plain = f"ssh-rsa {in_base64(RSA)}".encode()
         assert permitted_lines(content, offered) == [b"restrict " + plain, plain]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"ssh-ed25519 " + base64.b64encode(strings(b"ED25519", b"k" * 32)),
+            b"restrict,pty ssh-ed25519 " + base64.b64encode(strings(b"ed25519", b"k" * 32)),
+            b'from="10.0.0.0/129,*" ' + KEY,
+            b'from="*,10.0.0.0/99999999999999999999" ' + KEY,
+            b'from="!10.0.0.0/ 8,*" ' + KEY,
+            b'from="10.0.0.0/+8" ' + KEY,
+            b'from="10.0.0.0/" ' + KEY,
+            b'from="10.0.0.0/8/8" ' + KEY,
+            b'pty,FROM="10.0.0.0/x" ' + KEY,
+        ],
+    )
+    def test_a_line_on_which_versions_differ_ends_the_file(self, line: bytes) -> None:
+        """In one version it rules, another passes it over: neither it nor a line below lets the key in."""
+        content = b"restrict " + KEY + b"\n" + line + b"\n" + KEY + b"\n" + OTHER_KEY + b"\n"
+        assert permitted_lines(content, OFFERED) == [b"restrict " + KEY]
+        other = parse_offered_key("ssh-ed25519", in_base64(OTHER))
+        assert permitted_lines(content, other) == [OTHER_KEY]
+
+    @pytest.mark.parametrize("value", [b"10.0.0.0/8", b"!::1/128,*", b"10.0.0.0/033", b"10.0.0.1", b"a,,b", b""])
+    def test_addresses_that_all_versions_read_alike_are_printed(self, value: bytes) -> None:
+        """A network's length is a number up to 128; what it then means is one and the same for all."""
+        line = b'from="' + value + b'" ' + KEY
+        assert permitted_lines(line, OFFERED) == [line]
 
     @pytest.mark.parametrize("key_type", BLOBS)
     def test_every_type_has_lines(self, key_type: str) -> None:
@@ -382,11 +415,20 @@ class TestLines:
 class TestAuthorities:
     """Lines for certificates."""
 
+    @pytest.mark.parametrize("principals", [b"a,,b", b",a", b",,a"])
+    def test_principals_behind_an_empty_one_end_the_file(self, principals: bytes) -> None:
+        """Versions differ on whether they count: nothing from there on lets a certificate in."""
+        content = b'cert-authority,principals="' + principals + b'" ' + AUTHORITY_KEY
+        content += b"\ncert-authority " + AUTHORITY_KEY
+        assert permitted_lines(content, certificate()) == []
+
     @pytest.mark.parametrize(
         ("line", "forced", "printed"),
         [
             (b"cert-authority ", (), b"cert-authority "),
             (b'CERT-authority,principals="a,b" ', (), b'cert-authority,principals="a,b" '),
+            (b'cert-authority,principals="a,," ', (), b'cert-authority,principals="a,," '),
+            (b'cert-authority,principals="" ', (), b'cert-authority,principals="" '),
             (b"cert-authority ", (b"ls",), b"cert-authority," + carrier(b"ls") + b" "),
             (b"cert-authority ", (b"a\nb",), b"cert-authority," + carrier(b"a\nb") + b" "),
             (b"cert-authority ", (b"",), b"cert-authority," + carrier(b"") + b" "),
