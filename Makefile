@@ -19,6 +19,8 @@ ON ?=
 
 # Other releases of Debian, whose sshd the tests compare with this machine's. Made as root alone.
 TREES ?= $(if $(filter 0,$(shell id -u)),trixie)
+# The release whose files the lab's remote has, where it is to be another one than the gateway's.
+REMOTE_ON ?=
 
 # What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
@@ -28,6 +30,8 @@ DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncu
 # One image for each checkout, as with the virtual environments.
 IMAGE ?= localhost/ssh-mosh-gateway:$(notdir $(VENV))
 CONTAINER_PACKAGES := podman buildah crun runc catatonit netavark aardvark-dns
+
+export REMOTE_ON
 
 # The checkout is not on Python's path: what runs is the wheel that was installed from it.
 export PYTHONSAFEPATH := 1
@@ -61,7 +65,8 @@ bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--m
 ifneq ($(ON),)
 # The same, but for where it runs: the tree has its own packages, its own Python and its own virtual environment.
 test:
-	@.ci/on-debian "$(ON)" "$(CACHE)" "$(DEBIAN_PACKAGES)" $(MAKE) test ON= TREES= \
+	@for suite in $(REMOTE_ON); do .ci/on-debian $$suite "$(CACHE)" "$(DEBIAN_PACKAGES)"; done
+	@.ci/on-debian "$(ON)" "$(CACHE)" "$(DEBIAN_PACKAGES)" $(MAKE) test ON= TREES='$(REMOTE_ON)' \
 		$(foreach name,CACHE VENV WORKERS PYTEST_ARGS,$(name)='$($(name))')
 else
 test: deps trees ## Run all tests (PYTEST_ARGS='-k name' for some; ON=trixie on that release of Debian)

@@ -41,6 +41,10 @@ Subsystem sftp /usr/lib/openssh/sftp-server
 LogLevel VERBOSE
 """
 
+TREE = Path(os.environ["DEBIAN_TREES"], os.environ["REMOTE_ON"]) if os.environ.get("REMOTE_ON") else Path("/")
+"""The remote's files: this machine's, or those of the release of Debian that ``make test REMOTE_ON=`` names, so that
+gateway and remote have programs of different versions."""
+
 _BASH_PROFILE = r"""PS1='\u@\h:\w\$ '
 unset PROMPT_COMMAND
 """
@@ -71,6 +75,7 @@ class Remote:
         run.mkdir()
         own = self._directory.parent
         commands = [
+            *(_enter(TREE, own) if Path("/") != TREE else []),
             # Our own files stay in view below the new /run, which hides userdb, nscd, utmp and the rest.
             ["mount", "--no-mtab", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(run)],
             ["mkdir", "-p", f"{run}/{own.relative_to('/run')}", f"{run}/sshd"],
@@ -84,7 +89,7 @@ class Remote:
         ]
         for file in UserDatabase.FILES:
             target = f"/etc/{file}"
-            if os.path.exists(target):  # noqa: PTH110 - a dangling link would be no mount point
+            if os.path.exists(TREE / target[1:]):  # noqa: PTH110 - a dangling link would be no mount point
                 commands.append(["mount", "--no-mtab", "--bind", str(self._directory / "etc" / file), target])
         return commands
 
@@ -104,7 +109,7 @@ class Remote:
 
     def understands(self, option: str) -> bool:
         """Tell whether this sshd knows an option."""
-        command = ["/usr/sbin/sshd", "-G", "-f", "/dev/null", "-o", option]
+        command = self.room.argv(["/usr/sbin/sshd", "-G", "-f", "/dev/null", "-o", option])
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def rotate_host_keys(self, kinds: Sequence[str] = ("ed25519", "ecdsa")) -> None:
@@ -273,3 +278,17 @@ class Remote:
         self.room.close()
         if self._sshd is not None:
             self._sshd.wait()
+
+
+def _enter(tree: Path, own: Path) -> list[list[str]]:
+    """Return the commands that make a tree of files the root directory, with a directory of ours at its place."""
+    mount = ["mount", "--no-mtab"]
+    return [
+        [*mount, "--bind", str(tree), str(tree)],
+        *([*mount, "--rbind", f"/{name}", f"{tree}/{name}"] for name in ("proc", "sys", "dev")),
+        [*mount, "-t", "tmpfs", "-o", "mode=0755", "tmpfs", f"{tree}/run"],
+        ["mkdir", "-p", f"{tree}{own}", f"{tree}/run/old"],
+        [*mount, "--bind", str(own), f"{tree}{own}"],
+        ["pivot_root", str(tree), f"{tree}/run/old"],
+        ["umount", "--lazy", "/run/old"],
+    ]
