@@ -11,10 +11,11 @@ Three rules keep this from letting in anybody whom OpenSSH would not:
   that only we refuse ends the file, or a line below it, with fewer restrictions, would rule in its place.
 - A line that one version of OpenSSH accepts and another refuses, or reads differently, ends the file too. The gateway
   cannot tell which version the remote has: if the line were printed, it would let in whom one version refuses; if it
-  were skipped, a line below it would rule where in the other version it does not.
+  were skipped, a line below it would rule where in the other version it does not. Such are a key whose blob has a short
+  name for its type, which OpenSSH takes up to 9.8, and the options in `helpers.broker.versions`.
 
 Source: OpenSSH 9.2 to 10.5: auth2-pubkeyfile.c, auth-options.c (sshauthopt_parse), sshkey.c (sshkey_read),
-authfile.c (sshkey_advance_past_options), misc.c (opt_flag, opt_match, opt_dequote), addr.c (addr_pton_cidr).
+authfile.c (sshkey_advance_past_options), misc.c (opt_flag, opt_match, opt_dequote).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from helpers.broker.certificate import (
     canonical_key,
     parse_certificate,
 )
+from helpers.broker.versions import is_read_alike
 from helpers.errors import ProtocolError
 
 CARRIER = "GATEWAY_COMMAND"
@@ -71,8 +73,6 @@ _ENVIRONMENT_NAME = re.compile(rb"[A-Za-z0-9_]+")
 _KEY = re.compile(rb"[ \t]*+([^ \t]++)[ \t]++([^ \t]++)")
 # No expression here can backtrack: *+ and ++ keep what they took.
 _OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')
-_MASK = re.compile(rb"[0-9]+")
-_MAX_MASK = 128
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text to sshd and to us
 
 
@@ -235,7 +235,7 @@ def _options_for(wanted: bytes, offered: OfferedKey, line: bytes) -> list[_Optio
     is_authority = any(option.name == b"cert-authority" for option in options)
     if is_authority != (offered.certificate is not None):
         raise _BadLineError
-    if key.has_short_name or not all(map(_is_read_alike, options)):
+    if key.has_short_name or not all(is_read_alike(option.name, option.value or b"") for option in options):
         return None
     command = next((option.value for option in options if option.name == b"command"), None)
     if offered.certificate is not None and offered.certificate.forced_command is not None:
@@ -256,22 +256,6 @@ def _is_ours_to_print(options: list[_Option]) -> bool:
         for option in options
         if option.value is not None
     )
-
-
-def _is_read_alike(option: _Option) -> bool:
-    """Tell whether all versions of OpenSSH read the value of an option alike.
-
-    The length of a network in ``from=`` is a number up to 128 for all of them; before 9.8 anything else makes the
-    entry a plain pattern; since then some of it is a length, and the rest spoils the whole list. From 10.3 on
-    ``principals=`` ends with its first empty entry.
-    """
-    entries = (option.value or b"").split(b",")
-    if option.name == b"from":
-        masks = [mask for _, slash, mask in (entry.partition(b"/") for entry in entries) if slash]
-        return all(_MASK.fullmatch(mask) and len(mask) < 10 and int(mask) <= _MAX_MASK for mask in masks)  # noqa: PLR2004
-    if option.name == b"principals" and b"" in entries:
-        return not any(entries[entries.index(b"") :])
-    return True
 
 
 @dataclass(frozen=True)

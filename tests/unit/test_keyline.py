@@ -380,9 +380,22 @@ class TestLines:
             b'from="*,10.0.0.0/99999999999999999999" ' + KEY,
             b'from="!10.0.0.0/ 8,*" ' + KEY,
             b'from="10.0.0.0/+8" ' + KEY,
-            b'from="10.0.0.0/" ' + KEY,
-            b'from="10.0.0.0/8/8" ' + KEY,
-            b'pty,FROM="10.0.0.0/x" ' + KEY,
+            b'pty,FROM="::1/-0" ' + KEY,
+            b'expiry-time="19600101" ' + KEY,
+            b'expiry-time="19700101000000Z" ' + KEY,
+            b'expiry-time="00000101UTC" ' + KEY,
+            b'expiry-time=" 2990101" ' + KEY,
+            b'expiry-time="2099 1 1Z" ' + KEY,
+            b'expiry-time="20990101000060" ' + KEY,
+            b'expiry-time="20990101",expiry-time="19600101" ' + KEY,
+            b'principals="' + b",".join(b"p%d" % number for number in range(41)) + b'" ' + KEY,
+            b'permitopen="host:ssh" ' + KEY,
+            b'permitopen="host:22",permitopen="[::1]:ssh" ' + KEY,
+            b'permitopen="host/ssh" ' + KEY,
+            b'permitopen="host:22/tcp" ' + KEY,
+            b'permitopen="[::1:22]:x" ' + KEY,
+            b'permitlisten="ssh" ' + KEY,
+            b'permitlisten="host:ssh" ' + KEY,
         ],
     )
     def test_a_line_on_which_versions_differ_ends_the_file(self, line: bytes) -> None:
@@ -392,11 +405,28 @@ class TestLines:
         other = parse_offered_key("ssh-ed25519", in_base64(OTHER))
         assert permitted_lines(content, other) == [OTHER_KEY]
 
-    @pytest.mark.parametrize("value", [b"10.0.0.0/8", b"!::1/128,*", b"10.0.0.0/033", b"10.0.0.1", b"a,,b", b""])
-    def test_addresses_that_all_versions_read_alike_are_printed(self, value: bytes) -> None:
-        """A network's length is a number up to 128; what it then means is one and the same for all."""
-        line = b'from="' + value + b'" ' + KEY
-        assert permitted_lines(line, OFFERED) == [line]
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            (b"from", [b"10.0.0.0/8", b"!::1/128,*", b"10.0.0.0/033", b"10.0.0.1", b"a,,b", b""]),
+            (b"from", [b"10.0.0.0/255.0.0.0,::1", b"10.0.0.0/,*", b"10.0.0.0/8/8", b"::/x8"]),
+            (b"expiry-time", [b"19710101235959utc", b"209901012359", b"20991301", b"1960010", b"never", b""]),
+            (b"principals", [b",".join([b"p"] * 40), b"a,,b", b",a", b""]),
+            (b"permitopen", [b"ssh:22", b"ssh", b"ssh:*", b"[::1]:99999", b"[::1]x:y", b"h:", b""]),
+            (b"permitlisten", [b"22", b"*", b"[::1]:0", b"h: 22", b"h:-1"]),
+        ],
+    )
+    def test_an_option_that_all_versions_read_alike_is_printed(self, name: bytes, values: list[bytes]) -> None:
+        """Whether it is right is sshd's to say: what all refuse they pass over."""
+        for value in values:
+            line = b'%s="%s" %s' % (name, value, KEY)
+            assert permitted_lines(line, OFFERED) == [line]
+
+    def test_a_line_that_all_versions_refuse_ends_nothing(self) -> None:
+        """Neither an option that none knows nor an authority's line hides the lines below, whatever else they have."""
+        short = b"ssh-ed25519 " + base64.b64encode(strings(b"ED25519", b"k" * 32))
+        for line in (b"nonsense " + short, b"cert-authority " + short, b'expiry-time="19600101",x ' + KEY):
+            assert permitted_lines(line + b"\n" + KEY, OFFERED) == [KEY]
 
     @pytest.mark.parametrize("key_type", BLOBS)
     def test_every_type_has_lines(self, key_type: str) -> None:
@@ -414,13 +444,6 @@ class TestLines:
 
 class TestAuthorities:
     """Lines for certificates."""
-
-    @pytest.mark.parametrize("principals", [b"a,,b", b",a", b",,a"])
-    def test_principals_behind_an_empty_one_end_the_file(self, principals: bytes) -> None:
-        """Versions differ on whether they count: nothing from there on lets a certificate in."""
-        content = b'cert-authority,principals="' + principals + b'" ' + AUTHORITY_KEY
-        content += b"\ncert-authority " + AUTHORITY_KEY
-        assert permitted_lines(content, certificate()) == []
 
     @pytest.mark.parametrize(
         ("line", "forced", "printed"),
