@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import Any, Protocol, TypeVar
 
 from helpers.broker.breaker import Breaker
+from helpers.broker.places import Places
 from helpers.errors import (
     GatewayError,
     PermissionDeniedError,
@@ -35,12 +35,13 @@ them leaves room for users whose connection has gone cold."""
 MAX_WAITING = 200
 """Connections that may wait for their turn; a stranger's beyond that is refused at once."""
 
-MAX_RUNNING = 32
-"""Commands under way at once over warm connections."""
+MAX_RUNNING = 128
+"""Commands under way at once over warm connections. Each that runs takes a thread, of 51 kB (measured)."""
 
 MAX_FOR_USER = 8
-"""How many of these may be one user's: whoever's home or shell hangs there, or is made to, leaves room for others. With
-two more, that nobody runs yet, they are as many as sshd has over one connection (sshd_config(5), MaxSessions 10)."""
+"""How many of these may be one user's, and fewer while many are taken (`helpers.broker.places`): users whose home or
+shell hangs on the remote, or is made to, leave room for others. With two more, which nobody runs yet, they are as many
+as sshd has over one connection (sshd_config(5), MaxSessions 10)."""
 
 MAX_WARM = 512
 """Connections kept; the one that was idle longest makes room. Each costs the broker about 0.1 MB."""
@@ -141,6 +142,7 @@ Connect = Callable[[str, Callable[[str], str] | None], RemoteConnection]
 """Makes a connection for a user name, and begins a command."""
 
 
+_T = TypeVar("_T")
 _OUTAGES = (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError)
 
 
@@ -215,7 +217,7 @@ class Connections:
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
         self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
-        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._places = Places(MAX_RUNNING, MAX_FOR_USER)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -293,7 +295,7 @@ class Connections:
             What it did; None where there is no such connection, or it did not work, which its next user will see to.
         """
         warm = self._usable(user)
-        if warm is None or self._share(user).locked():
+        if warm is None or not self._places.has_room(user):
             return None
         try:
             ran = await self._run(user, warm, lambda _: command, max_bytes=max_bytes, until=None, ahead=True)
@@ -407,7 +409,6 @@ class Connections:
         ahead: bool = False,
     ) -> Ran:
         line = command(warm.connection.address)
-        loop = asyncio.get_running_loop()
         began = self._clock()
         if not ahead:
             warm.used_s = began
@@ -417,13 +418,13 @@ class Connections:
             return warm.connection.run(line, max_bytes=max_bytes, timeout_s=RUN_TIMEOUT_S, until=until, ahead=ahead)
 
         try:
-            async with self._share(user):
-                completed = await loop.run_in_executor(self._runners, run)
+            await self._places.take(user)
+            completed = await self._in_place(user, run)
         finally:
             _release(warm)
         ended = self._clock()
         if not warm.retired and not warm.preparing:
-            self._later(self._prepare(warm))
+            self._later(self._prepare(user, warm))
         if not ahead:
             warm.used_s = ended
             # The dict's order is the order of use, oldest first.
@@ -431,16 +432,31 @@ class Connections:
                 self._warm[user] = self._warm.pop(user)
         return Ran(completed, warm.connection.address, 0.0, (ended - began) * 1000)
 
-    def _share(self, user: str) -> asyncio.Semaphore:
-        return self._shares.setdefault(user, asyncio.Semaphore(MAX_FOR_USER))
-
     async def _warm_up(self, user: str) -> None:
         await self._new(user, None)
 
-    async def _prepare(self, warm: Warm) -> None:
+    def _in_place(self, user: str, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Do what blocks, in a place that the user holds, until it ends: an asker who leaves does not end it.
+
+        Raises:
+            RuntimeError: No thread can be started, as at a limit of processes.
+        """
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._runners, work)
+        except RuntimeError:
+            self._places.release(user)
+            raise
+        running.add_done_callback(_observe)
+        running.add_done_callback(lambda _: self._places.release(user))
+        return asyncio.shield(running)
+
+    async def _prepare(self, user: str, warm: Warm) -> None:
+        if not self._places.has_room(user):
+            return  # the next command opens a channel for itself
         warm.preparing = True
         try:
-            await asyncio.get_running_loop().run_in_executor(self._runners, warm.connection.prepare, RUN_TIMEOUT_S)
+            await self._places.take(user)
+            await self._in_place(user, lambda: warm.connection.prepare(RUN_TIMEOUT_S))
         finally:
             warm.preparing = False
 
@@ -522,7 +538,7 @@ async def _first(attempts: set[asyncio.Task[Ran]]) -> Ran:
             return (worked or list(done))[0].result()
 
 
-def _observe(done: asyncio.Task[Any]) -> None:
+def _observe(done: asyncio.Future[Any]) -> None:
     """Take note of how a task ended that may have nobody left to tell."""
     if not done.cancelled():
         done.exception()

@@ -397,6 +397,34 @@ def test_a_user_whose_shell_hangs_holds_up_nobody_else(
         assert not gateway.log.matches("session_failed")
 
 
+def test_many_users_whose_shells_hang_hold_up_nobody_else(
+    lab: Lab, start_gateway: Callable[..., Gateway], open_terminal: Callable[..., Terminal]
+) -> None:
+    """While five users wait for sixteen sessions each, none of which begins, another gets in over a warm connection."""
+    gateway, user, slow = start_gateway(), lab.add_user(), [lab.add_user() for _ in range(5)]
+    _login(lab, gateway, open_terminal, user)
+    uids = [_login(lab, gateway, open_terminal, each) for each in slow]
+    with ExitStack() as stack:
+        for each, uid in zip(slow, uids, strict=True):
+            lab.remote.write_file(each, ".bashrc", "exec sleep 1000\n")
+            words = [_ASK_OFTEN, str(gateway.directory / "run/broker.sock"), str(2 * MAX_FOR_USER)]
+            argv = _argv_as_uid(gateway, uid, [sys.executable, "-I", "-c", *words])
+            asking = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE))
+            stack.callback(asking.kill)
+            assert asking.stdin is not None
+            asking.stdin.write(json.dumps(_SESSION).encode() + b"\n")
+            asking.stdin.flush()
+
+        def hanging() -> int:
+            return sum(len(lab.remote.processes("sleep", user=each)) for each in slow)
+
+        wait_until(lambda: hanging() > 4 * MAX_FOR_USER, "they hang")
+        since = lab.remote.log.mark()
+        open_terminal(lab.gateway_argv(gateway, user)).wait_for(user.prompt)
+        # What waits for its turn gets a second connection beside the warm one after 4 s.
+        assert lab.remote.accepted(user, since=since) == 0
+
+
 # Who can see what
 
 

@@ -289,6 +289,54 @@ def test_a_user_whose_commands_hang_leaves_room_for_others() -> None:
     _run(scenario)
 
 
+def test_users_whose_commands_hang_leave_room_for_others() -> None:
+    """Five users with eight each, and askers who leave and come again, do not take all threads."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.holds, pool.remote.room = True, 1000
+        names = [f"user{number}" for number in range(5)]
+        hanging = [asyncio.create_task(pool.do(name)) for name in names for _ in range(MAX_FOR_USER)]
+        await _until(lambda: sum(made.running for made in pool.remote.made) > 4 * MAX_FOR_USER)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        before = sum(made.running for made in pool.remote.made)
+        again = [asyncio.create_task(pool.do(name)) for name in names for _ in range(MAX_RUNNING)]
+        await asyncio.sleep(0)
+        pool.remote.holds = False
+        assert (await pool.do("bob")).completed.stdout == b"ok"
+        # A thread ends no sooner for an asker who leaves: it counts as long as it is there.
+        assert sum(made.running for made in pool.remote.made) == before
+        for task in again:
+            task.cancel()
+        for made in pool.remote.made:
+            made.gate.set()
+        await asyncio.gather(*again, return_exceptions=True)
+
+    _run(scenario)
+
+
+def test_a_command_without_a_thread_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started for a while, as at a limit of processes, it is as before afterwards."""
+
+    async def scenario(pool: Pool) -> None:
+        await pool.do()
+        await _until(pool.remote.made[0].prepared.is_set)
+        await asyncio.sleep(0)
+
+        def submit(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._runners, "submit", submit)
+            for _ in range(2 * MAX_FOR_USER):
+                with pytest.raises(RuntimeError):
+                    await pool.do()
+        assert (await pool.do()).completed.stdout == b"ok"
+
+    _run(scenario)
+
+
 def test_an_asker_who_leaves_takes_nothing_away() -> None:
     """A cancelled asker leaves the connection to the others."""
 
