@@ -18,6 +18,7 @@ from helpers.broker.breaker import Breaker
 from helpers.broker.places import Places
 from helpers.errors import (
     GatewayError,
+    NoCommonAlgorithmError,
     PermissionDeniedError,
     RemoteLostError,
     RemoteRefusedError,
@@ -143,7 +144,13 @@ Connect = Callable[[str, Callable[[str], str] | None], RemoteConnection]
 
 
 _T = TypeVar("_T")
-_OUTAGES = (RemoteRefusedError, RemoteTimeoutError, RemoteLostError, RemoteUnresolvedError)
+_OUTAGES = (
+    RemoteRefusedError,
+    RemoteTimeoutError,
+    RemoteLostError,
+    RemoteUnresolvedError,
+    NoCommonAlgorithmError,  # no outage, but the same for every user
+)
 
 
 @dataclass

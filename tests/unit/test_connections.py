@@ -33,8 +33,10 @@ from helpers.broker.connections import (
 from helpers.errors import (
     GatewayError,
     MoshServerError,
+    NoCommonAlgorithmError,
     PermissionDeniedError,
     RemoteLostError,
+    RemoteRefusedError,
     RemoteTimeoutError,
 )
 
@@ -622,6 +624,20 @@ def test_who_waited_while_the_remote_went_down_is_not_tried() -> None:
         assert {type(result) for result in results} == {RemoteTimeoutError}
         # Those that were under way, and one for each failure that did not open it yet.
         assert len(pool.remote.users) < MAX_CONNECTING + FAILURES
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize("kind", [RemoteLostError, RemoteRefusedError, NoCommonAlgorithmError])
+def test_a_remote_that_fails_every_user_is_left_alone(kind: type[GatewayError]) -> None:
+    """After some failures in a row, those who come are told of the last one, and the remote gets no connection."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.error = kind("for nobody")
+        for number in range(FAILURES * 2):
+            with pytest.raises(kind):
+                await pool.do(f"u{number}")
+        assert len(pool.remote.users) == FAILURES
 
     _run(scenario)
 
