@@ -269,7 +269,7 @@ class RemoteKeys:
             self._outages[user] = _anew(error)
             raise
         if ran.connect_ms > 0.0:
-            self.pacing.fetched(self._clock() - began)
+            self.pacing.fetched(user, self._clock() - began)
         read_s = self._clock() - ran.run_ms / 1000
         file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)

@@ -3,21 +3,28 @@
 A name that the remote does not know is refused after fewer round trips than one whose authorized_keys are read, and
 what is remembered, or asked over a warm connection, sooner than either. So every refusal waits until a fetch over a
 new connection would have ended.
+
+One account whose shell is slow on purpose must not make all others wait, so a fetch counts for no more than `OUTLIER`
+times the median. That account's own refusals then take longer than others', and so tell that it exists.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 
 from cachetools import TTLCache
 
 SAMPLES = 16
-"""Fetches over new connections that are looked back on: the slowest of them is what a refusal takes."""
+"""Users whose last fetch over a new connection is looked back on: the slowest of them is what a refusal takes."""
+
+OUTLIER = 2.0
+"""Times the median that a refusal takes at most: fewer than half of these users cannot make it longer. sshd itself
+rounds to powers of two (auth2.c, ensure_minimum_time_since): less would hide fewer names and save little."""
 
 MAX_S = 5.0
-"""Longest time, in seconds, to which a refusal is stretched; one stalled fetch must not slow all others."""
+"""Longest time, in seconds, to which a refusal is stretched."""
 
 FAMILIAR_S = 86_400.0
 """Seconds since a user's last session from an address for which refusals there are not stretched: most agents offer a
@@ -40,7 +47,7 @@ class Pacing:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing remembered, and no refusal stretched before the first fetch."""
         self._clock = clock
-        self._fetches_s: deque[float] = deque(maxlen=SAMPLES)
+        self._fetches_s: dict[str, float] = {}  # the users in the order of their last fetch
         self._lookups: TTLCache[str, float] = TTLCache(MAX_NAMES, LOOKUP_S, clock)
         self._familiar: TTLCache[tuple[str, str], bool] = TTLCache(MAX_NAMES, FAMILIAR_S, clock)
 
@@ -48,9 +55,12 @@ class Pacing:
         """Note that a login as this user began."""
         self._lookups[user] = self._clock()
 
-    def fetched(self, seconds: float) -> None:
-        """Note how long a fetch over a new connection took."""
-        self._fetches_s.append(min(seconds, MAX_S))
+    def fetched(self, user: str, seconds: float) -> None:
+        """Note how long a fetch of a user's keys over a new connection took."""
+        self._fetches_s.pop(user, None)
+        if len(self._fetches_s) == SAMPLES:
+            del self._fetches_s[next(iter(self._fetches_s))]
+        self._fetches_s[user] = seconds
 
     def logged_in(self, user: str, address: str) -> None:
         """Note that a user has a session from an address."""
@@ -66,4 +76,8 @@ class Pacing:
         if not self._fetches_s or (user, address) in self._familiar:
             return 0.0
         now = self._clock()
-        return max(0.0, self._lookups.get(user, now) + max(self._fetches_s) - now)
+        return max(0.0, self._lookups.get(user, now) + self._pace_s() - now)
+
+    def _pace_s(self) -> float:
+        times_s = self._fetches_s.values()
+        return min(MAX_S, max(times_s), OUTLIER * statistics.median_low(times_s))

@@ -16,6 +16,8 @@ from bench.cost import CostBench
 from bench.keystrokes import RTT_MS, TypingBench
 from bench.load import LoadBench
 from bench.logins import FIRST_FRAME, TTL_S, LoginBench, fits
+from bench.refusals import TTL_S as REFUSALS_TTL_S
+from bench.refusals import RefusalBench
 from bench.report import Results
 from lab.bench import Lab
 from lab.needs import what_is_missing
@@ -45,6 +47,7 @@ class Effort:
         crowd: Users of the burst.
         idle_sessions: Sessions that are watched doing nothing.
         idle_s: For how many seconds.
+        refusals: Batches of refused logins.
     """
 
     logins: int = 9
@@ -58,6 +61,7 @@ class Effort:
     crowd: int = 200
     idle_sessions: int = 500
     idle_s: float = 60.0
+    refusals: int = 6
 
 
 _WHOLE = Effort()
@@ -73,6 +77,7 @@ _QUICK = Effort(
     crowd=30,
     idle_sessions=40,
     idle_s=5.0,
+    refusals=1,
 )
 _RTTS_MS = (30.0, 100.0, 300.0)
 _AT_ONCE = 6
@@ -130,6 +135,12 @@ def _measure_load(lab: Lab, effort: Effort, results: Results, say: Callable[[str
     results.rates, results.rate_cpu_ms = bench.rates(effort.rate_logins, _AT_ONCE), bench.cpu_ms
 
 
+def _measure_refusals(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
+    bench = RefusalBench(lab, lab.start_gateway({"GATEWAY_CACHE_TTL": str(REFUSALS_TTL_S)}), say)
+    for slow, where in ((False, "100 ms RTT"), (True, "100 ms RTT, one account slow")):
+        results.refusals[where] = bench.measure(effort.refusals, 100.0, slow=slow)
+
+
 def _ended(*_: object) -> None:
     """End on SIGTERM or SIGHUP as on Ctrl-C: with everything taken down."""
     raise KeyboardInterrupt
@@ -139,7 +150,7 @@ def main() -> int:
     """Measure, and return the exit status."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few of each, in some four minutes")
-    parser.add_argument("--only", choices=("logins", "typing", "load", "nothing"), help="one part")
+    parser.add_argument("--only", choices=("logins", "typing", "load", "refusals", "nothing"), help="one part")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", nargs="+", default=[], dest="files", help="what earlier runs wrote; first"
     )
@@ -159,7 +170,12 @@ def main() -> int:
     def say(what: str) -> None:
         print(f"bench: {what}", file=sys.stderr, flush=True)
 
-    parts = {"logins": _measure_logins, "typing": _measure_typing, "load": _measure_load}
+    parts = {
+        "logins": _measure_logins,
+        "typing": _measure_typing,
+        "load": _measure_load,
+        "refusals": _measure_refusals,
+    }
     for name, measure in parts.items():
         if arguments.only in {None, name}:
             # A lab of its own each, so that no part finds what another left.

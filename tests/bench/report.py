@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench import keystrokes, load, logins
+from bench import keystrokes, load, logins, refusals
 from bench.goals import goals
 from bench.stats import Fit, Sample
 
@@ -78,6 +78,7 @@ class Results:
         burst_connections: The most logins that the remote saw of one user meanwhile.
         burst_cpu_ms: The gateway's processor time for each of them, in milliseconds.
         idle: What idle sessions cost.
+        refusals: Times of refusals in seconds, by what else is going on, and by state and kind of name.
     """
 
     machine: dict[str, str | int | float] = field(default_factory=machine)
@@ -93,6 +94,7 @@ class Results:
     burst_connections: int = 0
     burst_cpu_ms: float = 0.0
     idle: dict[str, float] = field(default_factory=dict)
+    refusals: dict[str, dict[str, Sample]] = field(default_factory=dict)
 
     def write_json(self, path: Path) -> None:
         """Write everything, each measurement included."""
@@ -151,6 +153,8 @@ class Results:
         self._add_typing_rows(table)
         self._add_machine_rows(table)
         console.print(table)
+        if self.refusals:
+            console.print(self._refusal_table())
         wanted = Table("goal", "wanted", "measured", "met")
         for goal in goals(self):
             wanted.add_row(goal.name, goal.wanted, goal.measured, "yes" if goal.met else "NO")
@@ -198,6 +202,21 @@ class Results:
             table.add_row("", "connections to the remote, a user", str(self.burst_connections))
         for name, value in self.idle.items():
             table.add_row("idle sessions", name, f"{value:.4f}" if 0 < value < 0.1 else _number(value))
+
+    def _refusal_table(self) -> Table:
+        table = Table(
+            "refusal, s", "name", "median", "25 % - 75 %", "n", "later than nobody's", "where nothing is told"
+        )
+        for where, kinds in self.refusals.items():
+            for name, sample in kinds.items():
+                state, _, kind = name.rpartition(", ")
+                row = [where, name, _number(sample.median), _spread(sample), str(len(sample.values))]
+                if state in refusals.STATES and kind != refusals.NOBODY:
+                    chance, margin = sample.exceeds(kinds[f"{state}, {refusals.NOBODY}"])
+                    row += [f"{chance:.2f}", f"{0.5 - margin:.2f} - {0.5 + margin:.2f}"]
+                table.add_row(*row)
+            table.add_section()
+        return table
 
     def plot(self, path: Path, loss: str) -> None:
         """Draw logins over the round-trip time, and the distribution of echoes at one loss."""

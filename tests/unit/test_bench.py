@@ -45,6 +45,15 @@ def test_quantiles_lie_between_neighbours() -> None:
     assert Sample((0.0, 10.0)).quantile(0.3) == pytest.approx(3.0)
 
 
+def test_samples_are_told_apart() -> None:
+    """A half where the two are alike, 1 where all of one are greater; the margin shrinks with the number."""
+    one, two = Sample(tuple(map(float, range(40)))), Sample(tuple(map(float, range(40))))
+    chance, margin = one.exceeds(two)
+    assert (chance, round(margin, 2)) == (0.5, 0.13)
+    assert one.exceeds(Sample((-1.0,)))[0] == 1.0
+    assert Sample((1.0,)).exceeds(Sample((1.0, 2.0)))[0] == 0.25
+
+
 def test_json_has_no_endless_numbers() -> None:
     """JSON has no infinity: what was given up on is null there, and counted."""
     told = Sample((1.0, _NEVER)).as_json()

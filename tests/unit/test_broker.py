@@ -467,7 +467,7 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
 
     async def scenario() -> None:
         await broker.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
-        pacing.fetched(1.0)
+        pacing.fetched("alice", 1.0)
         address = broker._address(f"[{client}]:50001")
         assert (address, pacing.left_s("alice", address)) == ((client, 0.0) if familiar else (None, 1.0))
 

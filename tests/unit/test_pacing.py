@@ -29,7 +29,7 @@ def clock() -> Clock:
 def pacing(clock: Clock) -> Pacing:
     """Make one that has seen a fetch of 0.8 s."""
     made = Pacing(clock)
-    made.fetched(0.8)
+    made.fetched("alice", 0.8)
     return made
 
 
@@ -68,14 +68,34 @@ def test_a_name_without_a_lookup_waits_all_the_same(pacing: Pacing) -> None:
     assert pacing.left_s("root", None) == pytest.approx(0.8)
 
 
-def test_the_slowest_of_the_last_fetches_counts(pacing: Pacing) -> None:
-    """One that is long past does not, and a stalled one only so far."""
-    pacing.fetched(60.0)
-    pacing.fetched(0.5)
-    assert pacing.left_s("alice", None) == pytest.approx(MAX_S)
-    for _ in range(SAMPLES):
-        pacing.fetched(0.5)
-    assert pacing.left_s("alice", None) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("fetches_s", "paced_s"),
+    [
+        ([0.5, 0.9, 0.7], 0.9),  # the slowest
+        ([0.5] * 15 + [4.9], 1.0),  # one account, or a stalled fetch
+        ([4.9] + [0.5] * 15, 1.0),
+        ([0.5] * 9 + [4.9] * 7, 1.0),
+        ([0.5, 4.9], 1.0),
+        ([4.9] * 9 + [0.5] * 7, 4.9),  # most are so slow
+        ([60.0] * 16, MAX_S),
+        ([60.0] + [0.5] * SAMPLES, 0.5),  # long past
+    ],
+)
+def test_the_slowest_of_the_last_fetches_counts(clock: Clock, fetches_s: list[float], paced_s: float) -> None:
+    """It counts twice the median at the most."""
+    pacing = Pacing(clock)
+    for number, fetch_s in enumerate(fetches_s):
+        pacing.fetched(f"user{number}", fetch_s)
+    assert pacing.left_s("alice", None) == pytest.approx(paced_s)
+
+
+def test_a_user_counts_once(pacing: Pacing) -> None:
+    """Whoever is fetched again and again is one of the last users, with the last fetch."""
+    for _ in range(3 * SAMPLES):
+        pacing.fetched("mallory", 4.9)
+    assert pacing.left_s("alice", None) == pytest.approx(1.6)
+    pacing.fetched("mallory", 0.9)
+    assert pacing.left_s("alice", None) == pytest.approx(0.9)
 
 
 def test_where_the_user_has_been_nothing_waits(pacing: Pacing, clock: Clock) -> None:
