@@ -18,6 +18,9 @@ ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become a
 """What people are warned of wherever they look: at the start, in check-config and in every status."""
 
 
+MAX_FAULTS = 5
+"""Most lines of local authorized_keys that are named one by one."""
+
 _KEY_LINE = re.compile(r"^[ \t]*[^#\s][^\n]*[ \t]AAAA", re.MULTILINE)
 """A line that may hold a key: in base64 each begins with the length of its type's name, below 256 (RFC 4253, 6.6)."""
 
@@ -71,11 +74,10 @@ def warnings(settings: Settings) -> list[str]:
         found.append(ANYONE)
     if not _has_key(settings):
         found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
-    found += [
-        f"{_given(settings, name)} has no line with a key: nobody gets in by one"
-        for name, text in _local_keys(settings).items()
-        if not _KEY_LINE.search(text)
-    ]
+    for name, text in _local_keys(settings).items():
+        if not _KEY_LINE.search(text):
+            found.append(f"{_given(settings, name)} has no line with a key: nobody gets in by one")
+        found += _faults(_given(settings, name), text)
     directory = settings.gateway_keys_dir
     if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - a closed one is none, and no error
         found.append(f"{_given(settings, 'gateway_keys_dir')}: {directory} is no directory: nothing is taken from it")
@@ -90,6 +92,15 @@ def warnings(settings: Settings) -> list[str]:
             " nobody gets in until it holds the remote's host key"
         )
     return found
+
+
+def _faults(given: str, text: str) -> list[str]:
+    """Name the lines of local authorized_keys that let nobody in, the first few of them."""
+    from helpers.broker.keyline import faults  # noqa: PLC0415 - most gateways have no local keys
+
+    found = [f"{given} line {number} lets nobody in: {reason}" for number, reason in faults(text.encode("utf-8"))]
+    more = len(found) - MAX_FAULTS
+    return [*found[:MAX_FAULTS], *([f"{given}: {more} more lines let nobody in"] if more > 0 else [])]
 
 
 def _local_keys(settings: Settings) -> dict[str, str]:

@@ -87,7 +87,7 @@ def check(path: Path, given: str, *, private: bool) -> None:
     Args:
         path: The file.
         given: The setting and where it came from, for the error.
-        private: Whether it holds a private key, which nobody but its owner, and root's group, may even read.
+        private: Whether it holds a secret, which only its owner and root's group may read.
 
     Raises:
         KeyFileError: It is no file, cannot be read, belongs to somebody else or is open to others, as may be a
@@ -108,7 +108,7 @@ def check(path: Path, given: str, *, private: bool) -> None:
     if private:
         closed = stat.S_IRWXO if info.st_gid == 0 else stat.S_IRWXO | stat.S_IRWXG
     if info.st_mode & closed:
-        holds = "it holds a private key" if private else "who may write to it decides who gets in"
+        holds = "it holds a secret" if private else "its writers decide who gets in"
         raise KeyFileError(
             f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
             f" {holds}: chmod {mode} {path}"

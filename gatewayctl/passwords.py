@@ -34,16 +34,18 @@ _HASHED = re.compile(
 )
 _LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
 _DIGITS = "./" + string.digits + string.ascii_letters
-# A new pair begins at a comma that a name and a colon follow; sha512crypt's "rounds=N" has no colon.
-_PAIRS = re.compile(r",(?=[^,:]*:)")
+_DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
+# A new pair begins on a line of its own, or at a comma that a name and a colon follow; in sha512crypt's "rounds=N" a
+# comma has none behind it.
+_PAIRS = re.compile(r",?\s*[\r\n]\s*|,(?=[^,:\r\n]*:)")
 
 
 def hashed_passwords(text: str) -> dict[str, str]:
     """Take pairs apart and hash what is not hashed yet.
 
     Args:
-        text: ``NAME:PASSWORD`` pairs with commas between. A password may be given hashed, as crypt(5) and
-            ``gatewayctl hash-password`` write it; one with a comma or a colon must be.
+        text: ``NAME:PASSWORD`` pairs, one a line or with commas between. A password may be given hashed, as crypt(5)
+            and ``gatewayctl hash-password`` write it; one with a comma or a colon must be.
 
     Returns:
         User name to hashed password.
@@ -108,10 +110,13 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
         SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
     """
     seen: set[str] = set()
-    for number, pair in enumerate(_PAIRS.split(text.strip()), start=1):
+    parts = list(filter(None, _PAIRS.split(text.strip())))
+    for number, pair in enumerate(parts or [""], start=1):
         name, colon, password = pair.strip().partition(":")
         if not colon or not is_user_name(name) or name in RESERVED_NAMES:
-            raise _wrong(number, "it must be NAME:PASSWORD, with a name that can log in")
+            raise _wrong(
+                number, "it must be NAME:PASSWORD, with a name that can log in; pairs stand on lines or commas apart"
+            )
         if name in seen:
             raise _wrong(number, f"{name} has one already")
         if not _HASHED.fullmatch(password):
@@ -121,6 +126,10 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_text(number: int, name: str, password: str) -> None:
+    if _DOUBLED.match(password):
+        raise _wrong(
+            number, "its hash has each $ twice, as compose files want it and nothing else does: write each once"
+        )
     if _LOOKS_HASHED.match(password):
         raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
     if "," in password or ":" in password:

@@ -5,7 +5,6 @@ A flag beats an environment variable, which beats the YAML file, which beats the
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -174,7 +173,12 @@ class Settings(BaseModel):
     gateway_password_auth: Annotated[bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")] = False
     gateway_passwords: Annotated[
         SecretStr | None,
-        Doc("Their passwords", "NAME:PASSWORD pairs with commas between", "alice:s3cr3t,bob:pass", "PAIRS"),
+        Doc(
+            "Their passwords",
+            "NAME:PASSWORD pairs, one a line or with commas between",
+            "alice:s3cr3t,bob:pass",
+            "PAIRS",
+        ),
     ] = None
     gateway_accept_any_key: Annotated[
         bool, Doc("Let anyone in who has any key at all", _BOOLEAN, "true", "BOOLEAN")
@@ -315,12 +319,20 @@ class Settings(BaseModel):
         return self._origins.get(name, "default")
 
 
-def _open_to_all(config: Path, given: Mapping[str, sources.Given]) -> list[str]:
-    """Say so where a file with secrets in it can be read by everybody."""
-    secrets = [info.variable for info in describe(Settings) if info.secret and info.name in given]
-    if not secrets or not config.stat().st_mode & stat.S_IROTH:
-        return []
-    return [f"{config} holds {', '.join(secrets)} and can be read by everybody: chmod 0600 {config}"]
+def _check_files(given: Mapping[str, sources.Given]) -> None:
+    """Check the files that hold settings as those that hold keys: they decide who gets in, too.
+
+    Raises:
+        KeyFileError: Others may change one, or read one that holds a secret.
+    """
+    secret = {info.name for info in describe(Settings) if info.secret}
+    origins = {value.file: value.origin for value in given.values() if value.file is not None}
+    for file, origin in origins.items():
+        held = {name for name, value in given.items() if value.file == file}
+        # What a shell hands over as <(command) is a pipe, which has no owner to speak of.
+        if not file.resolve().is_relative_to("/proc"):
+            _, comma, variable = origin.partition(f"{file}, ")
+            key_files.check(file, variable if comma else "the settings", private=bool(held & secret))
 
 
 def load_settings(config: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
@@ -336,10 +348,10 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
     """
     names = Settings.model_fields.keys()
     given = sources.from_yaml(config, names) if config else {}
-    exposed = [] if config is None else _open_to_all(config, given)
     given |= sources.from_environment(environ, names)
     given |= sources.from_flags(flags)
     sources.check_text(given)
+    _check_files(given)
     if "gateway_keys_dir" in given:
         given |= key_files.in_directory(Path(given["gateway_keys_dir"].text), given)
     try:
@@ -349,5 +361,5 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
         raise setting_error(error, Settings, given) from None  # a chained traceback could show the values
     settings.remember({name: value.origin for name, value in given.items()})
     combinations.check(settings)
-    settings.warn(*exposed, *sources.unknown_variables(environ, names), *combinations.warnings(settings))
+    settings.warn(*sources.unknown_variables(environ, names), *combinations.warnings(settings))
     return settings

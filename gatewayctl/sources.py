@@ -34,11 +34,13 @@ class Given:
         text: The value, not judged yet.
         origin: Where it was written, for people: ``environment REMOTE_PORT``.
         hidden: Whether no error may quote it: a path that is wrong may lead to somebody's secret.
+        file: The file that holds the value; None where it was written elsewhere.
     """
 
     text: str
     origin: str
     hidden: bool = False
+    file: Path | None = None
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
@@ -76,7 +78,7 @@ def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict
             if name in given:
                 raise SettingsError(f"{key} and {key}{FILE_SUFFIX} exclude each other: give one")
             text = _content(path, key + FILE_SUFFIX)
-            given[name] = Given(text, f"{path}, environment {key}{FILE_SUFFIX}", hidden=True)
+            given[name] = Given(text, f"{path}, environment {key}{FILE_SUFFIX}", hidden=True, file=Path(path))
     return given
 
 
@@ -119,7 +121,9 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tup
     return tuple(
         f"environment {key} is no setting and is ignored{did_you_mean(key, upper)}"
         for key in sorted(environ)
-        if key.removesuffix(FILE_SUFFIX) not in upper and _OURS.fullmatch(key) and not _SERVICE_LINK.fullmatch(key)
+        if not {key, key.removesuffix(FILE_SUFFIX)} & {*upper}
+        and _OURS.fullmatch(key)
+        and not _SERVICE_LINK.fullmatch(key)
     )
 
 
@@ -152,7 +156,7 @@ def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
         if not isinstance(value_node, yaml.ScalarNode):
             raise SettingsError(f"{name.upper()} must be a single value, not a list or mapping (from {origin})")
         if value_node.value and value_node.tag != "tag:yaml.org,2002:null":
-            given[name] = Given(str(value_node.value), origin)
+            given[name] = Given(str(value_node.value), origin, file=path)
     return given
 
 

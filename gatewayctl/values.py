@@ -148,6 +148,8 @@ def absolute_path(text: str) -> str:
         raise ValueError("it does not begin with /")
     if not text.isprintable():
         raise ValueError("it has control characters")
+    if text != text.rstrip():
+        raise ValueError("it ends with a blank")
     return text
 
 

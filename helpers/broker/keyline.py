@@ -73,6 +73,7 @@ _ENVIRONMENT_NAME = re.compile(rb"[A-Za-z0-9_]+")
 _KEY = re.compile(rb"[ \t]*+([^ \t]++)[ \t]++([^ \t]++)")
 # No expression here can backtrack: *+ and ++ keep what they took.
 _OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')
+_JOINED = re.compile(rb"\\n[^\n]*(?:ssh-|ecdsa-|AAAA)")
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text to sshd and to us
 
 
@@ -163,6 +164,44 @@ def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
             break
         lines.append(b" ".join(filter(None, (b",".join(map(bytes, options)), key))))
     return lines
+
+
+def faults(content: bytes) -> Iterator[tuple[int, str]]:
+    """Find the lines of an authorized_keys file that let nobody in, whichever key is offered.
+
+    Args:
+        content: The file, any bytes.
+
+    Yields:
+        The line's number, from 1 on, and what is wrong with it.
+    """
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        line = raw.partition(b"\0")[0].lstrip(_BLANKS)
+        if not line.rstrip() or line.startswith(b"#"):
+            continue
+        if line.startswith(b"\xef\xbb\xbf"):
+            yield number, "it begins with a byte order mark, which OpenSSH takes for part of the line"
+        elif _JOINED.search(line):
+            yield number, r"it has \n where a new line should begin, so what follows is a comment"
+        elif (reason := _fault(line)) is not None:
+            yield number, reason
+
+
+def _fault(line: bytes) -> str | None:
+    key, end = _read_key(line, 0), 0
+    if key is None and (words := _OPTIONS.match(line)):
+        end = words.end()
+        key = _read_key(line, end)
+    if key is None:
+        quoted = ", and it begins with a quotation mark" if line[:1] in {b'"', b"'"} else ""
+        return f"it has no key of a type that is served{quoted}"
+    try:
+        options = _read_options(line[:end])
+    except _BadLineError:
+        return "its options are not ones that OpenSSH takes"
+    if key.has_short_name or not all(is_read_alike(option.name, option.value or b"") for option in options):
+        return "versions of OpenSSH read it differently"
+    return None
 
 
 def with_expiry(line: bytes, expires: datetime) -> bytes:

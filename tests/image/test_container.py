@@ -165,6 +165,7 @@ def test_secrets_from_files(lab: Lab, start: Start, keys: Keys, user: User) -> N
     secret.mkdir()
     key = subprocess.run(["base64", "-w0", lab.gateway_key.private], capture_output=True, check=True).stdout
     (secret / "key").write_bytes(key)
+    (secret / "key").chmod(0o644)
     (secret / "keys").write_text(user.key.public)
     (keys.keys / "id_ed25519").unlink()
     container = start(
@@ -174,6 +175,10 @@ def test_secrets_from_files(lab: Lab, start: Start, keys: Keys, user: User) -> N
         },
         options=[f"--volume={secret}:/run/secrets:ro"],
     )
+    # Every user's session could read it: the container says so, and waits until that is mended.
+    mend = "chmod 0600 /run/secrets/key (waiting until that is done)"
+    wait_until(lambda: mend in container.log(), "the container says what is wrong")
+    (secret / "key").chmod(0o600)
     container.wait_healthy()
     _log_in(lab, container, user)
 

@@ -48,6 +48,14 @@ def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
     assert hashed_passwords(f"alice:{given},bob:x")["alice"] == given
 
 
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\n\n", ",", ",\n", "\n  ", " \n"])
+def test_pairs_stand_on_lines_or_commas_apart(between: str) -> None:
+    """A list is taken as people write it, in a YAML block, in a file or in one line."""
+    text = between.join(["alice:a-b", f"bob:{_BCRYPT}", "carol:c"])
+    for whole in (text, f"{text}\n", f"\n{text}\n\n"):
+        assert dict(pairs(whole)) == {"alice": "a-b", "bob": _BCRYPT, "carol": "c"}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -68,6 +76,10 @@ def test_a_hashed_password_is_taken_as_it_is(given: str) -> None:
         (f"alice:{_BCRYPT}x", "it looks hashed"),
         (f"alice:{_YESCRYPT},bob:$1$salt$qJH7.N4xYta3aEG/dfqo/0", "pair 2 is wrong: it looks hashed"),
         ("alice:$argon2id$v=19$m=65536", "it looks hashed"),
+        ("alice:x\nbob", "a name that can log in; pairs stand on lines or commas apart"),
+        ("alice:x bob:y", "must be given hashed"),
+        (f"alice:{_BCRYPT.replace('$', '$$')}", "each $ twice, as compose files want it"),
+        (f"bob:x\nalice:{_YESCRYPT.replace('$', '$$')}", "pair 2 is wrong: its hash has each"),
     ],
 )
 def test_refused(text: str, reason: str) -> None:

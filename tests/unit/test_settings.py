@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gatewayctl import values
 from gatewayctl.definition import describe
+from gatewayctl.key_files import KeyFileError
 from gatewayctl.settings import Settings, load_settings
 from helpers.errors import SettingsError
 
@@ -94,6 +95,7 @@ def test_a_secrets_file(tmp_path: Path) -> None:
     """Passwords come out of it whole, and never show in an error."""
     file = tmp_path / "passwords"
     file.write_text("alice: s3cr3t \n")
+    file.chmod(0o600)
     settings = load({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS_FILE": str(file)})
     assert settings.gateway_passwords is not None
     assert settings.gateway_passwords.get_secret_value() == "alice: s3cr3t "
@@ -461,14 +463,129 @@ def test_yaml_that_says_nothing(tmp_path: Path, text: str) -> None:
     assert load_settings(yaml(tmp_path, text), {}, ENOUGH).remote_port == 22
 
 
-def test_a_file_with_secrets_that_everybody_reads_is_a_warning(tmp_path: Path) -> None:
-    """It says which secrets and what to do; without secrets, or closed to others, a file is as it should be."""
-    text = "gateway_password_auth: true\ngateway_passwords: alice:s3cr3t\n"
-    for content, mode, warned in ((text, 0o644, True), (text, 0o640, False), ("remote_port: 22\n", 0o644, False)):
-        path = yaml(tmp_path, content)
-        path.chmod(mode)
-        found = [line for line in load_settings(path, {}, ENOUGH).warnings if "chmod" in line]
-        assert found == [f"{path} holds GATEWAY_PASSWORDS and can be read by everybody: chmod 0600 {path}"] * warned
+_SECRETS = "gateway_password_auth: true\ngateway_passwords: alice:s3cr3t\n"
+_FILES = {
+    "config with a secret": (_SECRETS, None, True),
+    "config": ("remote_port: 22\n", None, False),
+    "key": (KEY_CONTENT, "GATEWAY_SSH_KEY_CONTENT_FILE", True),
+    "passwords": ("alice:s3cr3t", "GATEWAY_PASSWORDS_FILE", True),
+    "authorized_keys": ("ssh-ed25519 AAAA", "GATEWAY_AUTHORIZED_KEYS_CONTENT_FILE", False),
+    "host": ("remote.example", "REMOTE_HOST_FILE", False),
+}
+"""Files that hold settings: what is in them, the variable that names them, and whether it is a secret."""
+
+
+def _load_file(path: Path, variable: str | None) -> Settings:
+    environ = {"REMOTE_HOST": "shell.example", "GATEWAY_SSH_KEY_CONTENT": KEY_CONTENT}
+    if variable is None:
+        return load_settings(path, {}, environ)
+    environ.pop(variable.removesuffix("_FILE"), None)
+    password = {"GATEWAY_PASSWORD_AUTH": "true"} if "PASSWORDS" in variable else {}
+    return load_settings(None, {}, {**environ, **password, variable: str(path)})
+
+
+@pytest.mark.parametrize(("content", "variable", "secret"), _FILES.values(), ids=_FILES)
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o620, 0o602, 0o660, 0o606])
+def test_files_that_hold_settings_are_checked(
+    tmp_path: Path, content: str, variable: str | None, mode: int, *, secret: bool
+) -> None:
+    """Nobody else may write what decides who gets in, nor read what is secret: the error has the remedy."""
+    path = tmp_path / "file"
+    path.write_text(content)
+    os.chown(path, -1, 0)
+    path.chmod(mode)
+    # To root's group a secret may be open, as to ssh (ssh(1)).
+    if mode & (0o006 if secret else 0o022):
+        with pytest.raises(KeyFileError) as caught:
+            _load_file(path, variable)
+        assert str(caught.value).startswith(f"environment {variable}: " if variable else "the settings: ")
+        assert str(caught.value).endswith(f"chmod {'0600' if secret else '0644'} {path}")
+    else:
+        _load_file(path, variable)
+
+
+@pytest.mark.parametrize(("content", "variable", "secret"), _FILES.values(), ids=_FILES)
+def test_files_of_settings_that_others_could_replace(
+    tmp_path: Path, content: str, variable: str | None, *, secret: bool
+) -> None:
+    """The owner of the file, or of what a link to it goes through, decides as its writers do."""
+    del secret
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    path = directory / "file"
+    path.write_text(content)
+    path.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    _load_file(link, variable)
+    for spoiled, uid, mode in ((path, 1234, 0o600), (directory, 1234, 0o755), (directory, 0, 0o777)):
+        os.chown(spoiled, uid, 0)
+        spoiled.chmod(mode)
+        for name in (path, link):
+            with pytest.raises(KeyFileError):
+                _load_file(name, variable)
+        os.chown(spoiled, 0, 0)
+        spoiled.chmod(0o600 if spoiled is path else 0o755)
+    _load_file(link, variable)
+    path.unlink()
+    for make in (path.mkdir, path.rmdir):
+        make()
+        with pytest.raises(SettingsError):
+            _load_file(link, variable)
+
+
+def test_settings_from_a_shells_pipe_have_no_owner() -> None:
+    """What a shell hands over as <(command) is taken."""
+    read, write = os.pipe()
+    os.write(write, b"remote_host: shell.example\n")
+    os.close(write)
+    try:
+        settings = load_settings(Path(f"/dev/fd/{read}"), {}, {"GATEWAY_SSH_KEY_CONTENT": KEY_CONTENT})
+        assert settings.remote_host == "shell.example"
+    finally:
+        os.close(read)
+
+
+def test_a_setting_whose_name_ends_as_those_of_files_do() -> None:
+    """REMOTE_AUTHORIZED_KEYS_FILE names no file that holds REMOTE_AUTHORIZED_KEYS, and is no unknown setting."""
+    settings = load({"REMOTE_AUTHORIZED_KEYS_FILE": "/etc/ssh/keys/%u"})
+    assert settings.remote_authorized_keys_file == "/etc/ssh/keys/%u"
+    assert not [text for text in settings.warnings if "AUTHORIZED_KEYS" in text]
+
+
+@pytest.mark.parametrize("path", ["/etc/gateway/key ", "/etc/gateway/key\t"])
+def test_a_path_with_a_blank_at_its_end_is_quoted(path: str) -> None:
+    """Nobody sees it otherwise."""
+    assert f"not {path!r}" in refusal({"REMOTE_KNOWN_HOSTS": path})
+
+
+_KEY_LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv"
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        (f'"{_KEY_LINE} me"', 1, "begins with a quotation mark"),
+        (f"# mine\n\n'{_KEY_LINE}'", 3, "begins with a quotation mark"),
+        (f"{_KEY_LINE} me\\n{_KEY_LINE} you", 1, "where a new line should begin"),
+        (f"\ufeff{_KEY_LINE}", 1, "byte order mark"),
+        (f"{_KEY_LINE}\nssh-ed25519 AAAA\n", 2, "has no key of a type that is served"),
+        (f"{_KEY_LINE}\nno-such-option {_KEY_LINE}\n", 2, "its options are not ones that OpenSSH takes"),
+        (f'{_KEY_LINE}\nfrom="10.0.0.0/999" {_KEY_LINE}\n', 2, "versions of OpenSSH read it differently"),
+        (f"{_KEY_LINE}\n\n# fine\n   \nrestrict,pty {_KEY_LINE}\r\n", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("by_path", [False, True])
+def test_lines_of_local_keys_that_let_nobody_in_are_named(
+    tmp_path: Path, content: str, line: int, reason: str, *, by_path: bool
+) -> None:
+    """Each is a warning with its number, whether the lines are a setting or in a file."""
+    path = tmp_path / "keys"
+    path.write_text(content, "utf-8")
+    given = {"GATEWAY_AUTHORIZED_KEYS_PATH": str(path)} if by_path else {"GATEWAY_AUTHORIZED_KEYS_CONTENT": content}
+    found = [text for text in load(given).warnings if "lets nobody in" in text]
+    assert len(found) == bool(line)
+    assert all(f" line {line} lets nobody in: " in text and reason in text for text in found)
 
 
 def test_yaml_values_are_what_was_written(tmp_path: Path) -> None:
