@@ -52,6 +52,7 @@ class SshdContext:
         permit_root: GATEWAY_PERMIT_ROOT.
         password_authentication: GATEWAY_PASSWORD_AUTH.
         agent_forwarding: Whether users bring their agents, because the gateway has no key.
+        any_key: Whether any key passes here: the remote judges agents, or GATEWAY_ACCEPT_ANY_KEY is on.
         trusted_proxies: GATEWAY_TRUSTED_PROXIES.
         syslog: Whether sshd logs to syslog.
         pid_file: Where sshd writes its process id.
@@ -69,6 +70,7 @@ class SshdContext:
     permit_root: bool
     password_authentication: bool
     agent_forwarding: bool
+    any_key: bool
     pid_file: Path
     trusted_proxies: str = ""
     syslog: bool = False
@@ -96,6 +98,8 @@ def sshd_version(sshd: Path) -> tuple[int, int]:
 def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
     """Fill in the context of a gateway with these settings, started from this installation."""
     runtime = Runtime(settings.gateway_runtime_dir)
+    has_key = settings.gateway_ssh_key_path is not None or settings.gateway_ssh_key_content is not None
+    local = settings.gateway_authorized_keys_path is not None or settings.gateway_authorized_keys_content is not None
     launch = (sys.executable, *PYTHON_OPTIONS, str(Path(helpers.__file__).resolve().parent / "launch.py"))
     socket = str(runtime.broker_socket)
     return SshdContext(
@@ -112,7 +116,8 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
         password_authentication=settings.gateway_password_auth,
         trusted_proxies=settings.gateway_trusted_proxies,
         syslog=settings.gateway_log == "syslog",
-        agent_forwarding=settings.gateway_ssh_key_path is None and settings.gateway_ssh_key_content is None,
+        agent_forwarding=not has_key,
+        any_key=settings.gateway_accept_any_key or not (has_key or local),
         pid_file=runtime.pid_file,
     )
 

@@ -45,6 +45,7 @@ def test_versions(version: tuple[int, int], present: tuple[str, ...], absent: tu
         permit_root=False,
         password_authentication=False,
         agent_forwarding=False,
+        any_key=False,
         pid_file=path,
     )
     lines = [line for text in render.render(context).values() for line in text.splitlines() if line[:1] != "#"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gatewayctl import render
+from gatewayctl.settings import load_settings
 from helpers.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 SSHD = Path("/usr/sbin/sshd")
 # Everything that some layer between us and the two commands would like to interpret.
 NASTY = ("%h", "a b", "it's", 'say "x"', "back\\slash", "$HOME", "*", "#no", "%%", "ü")
+
+KEY = base64.b64encode(b"-----BEGIN OPENSSH PRIVATE KEY-----\n").decode()
 
 needs_sshd = pytest.mark.usefixtures("_sshd")
 
@@ -64,6 +68,7 @@ def context(_sshd: None, room: Path) -> render.SshdContext:
         permit_root=False,
         password_authentication=False,
         agent_forwarding=False,
+        any_key=False,
         pid_file=room / "sshd.pid",
     )
 
@@ -85,6 +90,32 @@ def effective(context: render.SshdContext, directory: Path, user: str = "alice")
         keyword, _, value = line.partition(" ")
         found.setdefault(keyword.lower(), []).append(value)  # OpenSSH 10.6 writes them as the manual does
     return found
+
+
+@pytest.mark.parametrize(("any_key", "timeout"), [(True, "30"), (False, "0")])
+def test_who_may_stay_without_a_session(
+    context: render.SshdContext, tmp_path: Path, timeout: str, *, any_key: bool
+) -> None:
+    """A user's idle master stays, as with any sshd; where any key passes, it is a stranger's and goes."""
+    seen = effective(dataclasses.replace(context, any_key=any_key), tmp_path)["unusedconnectiontimeout"]
+    assert seen in ([timeout], ["none"] if not any_key else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "any_key"),
+    [
+        ({"GATEWAY_SSH_KEY_CONTENT": KEY}, False),
+        ({"GATEWAY_SSH_KEY_CONTENT": KEY, "GATEWAY_ACCEPT_ANY_KEY": "true"}, True),
+        ({"GATEWAY_SSH_KEY_CONTENT": KEY, "GATEWAY_AUTHORIZED_KEYS_CONTENT": "x"}, False),
+        ({"GATEWAY_SSH_KEY_CONTENT": KEY, "GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS": "a:b"}, False),
+        ({}, True),
+        ({"GATEWAY_AUTHORIZED_KEYS_CONTENT": "x"}, False),
+    ],
+)
+def test_where_any_key_passes(given: dict[str, str], *, any_key: bool) -> None:
+    """With agent pass-through, which local keys may screen, and where GATEWAY_ACCEPT_ANY_KEY is on."""
+    settings = load_settings(None, {}, {"REMOTE_HOST": "shell.example", **given})
+    assert render.sshd_context(settings, (9, 2)).any_key is any_key
 
 
 class Sshd:
