@@ -13,7 +13,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import paramiko
@@ -347,16 +348,30 @@ class PipelinedTransport(paramiko.Transport):
         message.add_string("exec")
         message.add_boolean(False)  # noqa: FBT003 - paramiko's API
         message.add_string(command)
-        self._send_user_message(message)
         data = paramiko.Message()
         data.add_byte(cMSG_CHANNEL_DATA)
         data.add_int(remote_channel)
         data.add_string(stdin)
-        self._send_user_message(data)
         end = paramiko.Message()
         end.add_byte(cMSG_CHANNEL_EOF)
         end.add_int(remote_channel)
-        self._send_user_message(end)
+        with self.corked():
+            for each in (message, data, end):
+                self._send_user_message(each)
+
+    @contextmanager
+    def corked(self) -> Iterator[None]:
+        """Have what is sent meanwhile leave in as few segments as it fits into: where many are lost, fewer are."""
+        self._cork(on=True)
+        try:
+            yield
+        finally:
+            self._cork(on=False)
+
+    def _cork(self, *, on: bool) -> None:
+        assert isinstance(self.sock, socket.socket)  # noqa: S101 - a channel only where a transport runs over another
+        with suppress(OSError):  # closed, or in a test no TCP
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, int(on))
 
 
 class _PipelinedAuth(AuthHandler):

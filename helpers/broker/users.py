@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -84,6 +85,7 @@ class UserTable:
         """Open the table."""
         self._uids, self._clock, self._busy = uids, clock, busy
         self._db = sqlite3.connect(path, isolation_level=None)
+        weakref.finalize(self, self._db.close)  # Python 3.13 warns of one that is left to the collector
         # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_SCHEMA)

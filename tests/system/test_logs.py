@@ -115,7 +115,7 @@ def test_refusals_say_why(lab: Lab, gateway: Gateway, user: User) -> None:
     assert wrong[1]["key"] == _fingerprint(lab, other.key.private)
     assert wrong[1]["reason"] == '"no line for this key"'
     ((_, fields),) = _events(gateway, since, user=shut_out.name)
-    assert fields["reason"] == '"the user\'s shell on the remote host cannot read ~/.ssh/authorized_keys (status 1)"'
+    assert str(fields["reason"]).startswith('"the remote host runs no commands for this account')
     assert stranger[1]["reason"].startswith("\"permission_denied: the remote host does not let the gateway's key in")
     gateway.log.wait_for(r"Invalid user a b from", since=since)
     assert _events(gateway, since, user='"a b"') == []
@@ -176,8 +176,8 @@ def test_banner_forges_no_line(lab: Lab, gateway: Gateway, banner: str) -> None:
     with closing(lab.near.connect(ADDRESS, gateway.port, timeout_s=20.0)) as connection:
         port = connection.getsockname()[1]
         connection.sendall(banner.encode())
-        connection.shutdown(1)
-        with suppress(OSError):
+        with suppress(OSError):  # sshd may have hung up already
+            connection.shutdown(1)
             while connection.recv(4096):
                 pass
     gateway.log.wait_for(rf"Connection from 127.0.0.1 port {port} ", since=since)

@@ -64,7 +64,7 @@ def test_the_second_session_makes_no_connection(lab: Lab, gateway: Gateway) -> N
 
 
 def test_a_later_command_takes_three_round_trips(make_lab: Callable[..., Lab]) -> None:
-    """`ssh gateway true` over the shared connection: is it alive, a channel, the command; directly it takes twelve."""
+    """`ssh gateway true` over the shared connection: is it alive, a channel, the command; directly it takes eight."""
     lab = make_lab(rtt_ms=100)
     user, gateway = lab.add_user(), lab.start_gateway()
     _run_ok(lab, gateway, user)
@@ -81,7 +81,7 @@ def test_a_later_command_takes_three_round_trips(make_lab: Callable[..., Lab]) -
         for argv in (lab.gateway_argv(gateway, user, "true"), lab.direct_ssh_argv(user, "true"))
     )
     assert shared <= 3
-    assert direct >= 9
+    assert direct >= 8  # 9 with OpenSSH 9.2
 
 
 def test_sessions_that_begin_together_have_clean_outputs(lab: Lab, gateway: Gateway, user: User) -> None:

@@ -232,9 +232,9 @@ def test_sessions_outlive_the_gateways_use_of_its_connection(service: Machine) -
 
         wait_until(is_refused, "the gateway is shut out")
         assert is_running("sleep 1234")
-        assert is_running("sshd: alice")
+        assert is_running("^sshd.*: alice")
         service.run("systemctl", "stop", "client.service")
-        wait_until(lambda: not is_running("sshd: alice"), "the connection is closed with the session")
+        wait_until(lambda: not is_running("^sshd.*: alice"), "the connection is closed with the session")
         assert not is_running("sleep 1234")
     finally:
         service.run("tee", "/home/alice/.ssh/authorized_keys", stdin=keys)
@@ -276,7 +276,11 @@ def _unit(directory: Path) -> Path:
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """``systemd-analyze verify`` has nothing to say."""
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(_unit(tmp_path))], capture_output=True, text=True, check=False
+        # Not the manual pages that it names, which slim systems leave out.
+        ["systemd-analyze", "--man=no", "verify", str(_unit(tmp_path))],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
