@@ -19,6 +19,7 @@ _WORDS = {
     "lookups": "user lookups",
     "keys_offered": "keys offered",
     "keys_permitted": "keys permitted",
+    "key_files_read": "key files read",
     "sessions": "sessions started",
     "failures": "sessions failed",
 }

@@ -17,7 +17,8 @@ from helpers.broker.addresses import Addresses
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.errands import Errands
-from helpers.broker.keyline import OfferedKey, parse_offered_key, permitted_lines
+from helpers.broker.key_index import KeyIndexes
+from helpers.broker.keyline import OfferedKey, parse_offered_key
 from helpers.broker.keys import KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.logind import Logind
@@ -45,6 +46,7 @@ class Counters:
     lookups: int = 0
     keys_offered: int = 0
     keys_permitted: int = 0
+    key_files_read: int = 0
     sessions: int = 0
     failures: int = 0
 
@@ -81,7 +83,7 @@ class Broker:
         """Take the collaborators."""
         self._config, self._users, self._keys, self._connections = config, users, keys, connections
         self._known_hosts, self._identity, self._errands = known_hosts, identity, errands
-        self._remembered = Remembered()
+        self._indexes, self._remembered = KeyIndexes(), Remembered()
         if isinstance(keys, RemoteKeys):
             keys.on_file = self._renew
         addresses = addresses or Addresses(config.remote_host, config.remote_port)
@@ -260,7 +262,9 @@ class Broker:
         if file.content is None:
             # A certificate would need a line for whoever signed it; its plain key is offered next.
             return [] if offered.certificate else [_plain_line(offered)], file
-        return permitted_lines(file.content, offered), file
+        index = await self._indexes.of(file.content)
+        self.counters.key_files_read = self._indexes.read
+        return index.permitted_lines(offered), file
 
     async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Start a session for the user who owns the peer's uid.

@@ -1,4 +1,4 @@
-"""Decides which lines of an authorized_keys file sshd gets to see for one offered key.
+"""Reads the lines of an authorized_keys file, and writes those that sshd gets to see for one offered key.
 
 sshd enforces the options of what is printed here, as it does for a file, with one exception: ForceCommand in
 sshd_config overrides a line's ``command=``. So that command is carried to the session in an environment variable
@@ -41,10 +41,6 @@ from helpers.errors import ProtocolError
 CARRIER = "GATEWAY_COMMAND"
 """Environment variable that carries a ``command=`` to the session; PermitUserEnvironment names it alone."""
 
-MAX_CONTENT_BYTES = 1024 * 1024
-"""Largest authorized_keys file, in bytes; a larger one lets nobody in. About 10,000 Ed25519 keys; the longest time
-that a hostile file of this size was measured to take is 0.4 s."""
-
 MAX_OFFERED_CHARS = 128 * 1024
 """Longest key that can be offered, in base64 characters: Linux's longest argument (MAX_ARG_STRLEN), as which sshd
 hands it over."""
@@ -52,9 +48,6 @@ hands it over."""
 MAX_COMMAND_BYTES = 24 * 1024
 """Longest command that is carried, in bytes: its base64 fits into one environment variable (128 KiB on Linux) and into
 a request to the broker."""
-
-MAX_PERMITTED_LINES = 256
-"""Most lines for one key. Several make sense, say one for each ``from=``; thousands would only be work for sshd."""
 
 EMPTY_COMMAND = "="
 """What carries ``command=""``, which runs nothing: a variable that is empty is too easily taken for one that is unset,
@@ -91,6 +84,17 @@ class OfferedKey:
     blob: bytes
     certificate: Certificate | None = None
 
+    @property
+    def wanted(self) -> bytes:
+        """The key that a line must have, canonical: this one, or that of the authority which signed it."""
+        return self.blob if self.certificate is None else self.certificate.signature_key
+
+    @property
+    def wanted_line(self) -> bytes:
+        """That key as it stands in a line, without options."""
+        key_type, _ = canonical_key(self.wanted)
+        return key_type.encode() + b" " + base64.b64encode(self.wanted)
+
 
 @dataclass(frozen=True)
 class _Option:
@@ -101,8 +105,49 @@ class _Option:
         return self.name if self.value is None else self.name + b'="' + self.value.replace(b'"', b'\\"') + b'"'
 
 
-class _BadLineError(Exception):
-    """OpenSSH itself refuses this line and goes on with the next."""
+class BadLineError(Exception):
+    """OpenSSH itself refuses this line, for this key, and goes on with the next."""
+
+
+class LastLineError(Exception):
+    """OpenSSH, or a version of it, may accept this line, and we do not: it ends the file for its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """A line with a key, as it may be printed.
+
+    Attributes:
+        options: The options to print, joined, without ``environment=``.
+        command: What ``command=`` says; None where there is none.
+        is_printable: Whether we are willing to print all options.
+    """
+
+    options: bytes
+    command: bytes | None
+    is_printable: bool
+
+    def printed_for(self, offered: OfferedKey) -> bytes:
+        """Write the line as sshd is to read it.
+
+        Args:
+            offered: The key that the line is for, or the certificate that it has the authority for.
+
+        Raises:
+            BadLineError: The certificate forces another command than the line.
+            LastLineError: We are not willing to print the line, or to carry its command.
+        """
+        command = self.command
+        if offered.certificate is not None and offered.certificate.forced_command is not None:
+            if command not in {None, offered.certificate.forced_command}:
+                raise BadLineError  # sshauthopt_merge: "forced command options do not match"
+            command = offered.certificate.forced_command
+        if not self.is_printable or (command is not None and len(command) > MAX_COMMAND_BYTES):
+            raise LastLineError
+        carrier = (
+            b"" if command is None else b'environment="%s=%s"' % (CARRIER.encode(), encode_command(command).encode())
+        )
+        return b" ".join(filter(None, (b",".join(filter(None, (self.options, carrier))), offered.wanted_line)))
 
 
 def parse_offered_key(key_type: str, base64_blob: str) -> OfferedKey:
@@ -130,40 +175,33 @@ def parse_offered_key(key_type: str, base64_blob: str) -> OfferedKey:
     return OfferedKey(key_type, blob)
 
 
-def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
-    """Find the lines that may let a key in, and write each as sshd is to read it.
-
-    For a plain key these are the lines with that key; for a certificate, the ``cert-authority`` lines with the key that
-    signed it. ``from=``, ``expiry-time=``, ``principals=`` and the rest are sshd's to judge: a line in the result is no
-    verdict. Times without a ``Z`` are read in the gateway's time zone, addresses are those that the gateway sees.
+def read_line(line: bytes) -> tuple[bytes, bool, KeyLine | None]:
+    """Read a line of an authorized_keys file.
 
     Args:
-        content: An authorized_keys file, any bytes; more than `MAX_CONTENT_BYTES` permit nothing.
-        offered: The key, from `parse_offered_key`.
+        line: The line without its newline.
 
     Returns:
-        Lines without a newline, control characters (but for tabs between quotes) or comment, in the file's order, at
-        most `MAX_PERMITTED_LINES`. With them sshd lets in whom it lets in with the file itself, and in the same way;
-        the few cases in which it lets in fewer are listed in tests/system/test_keyline_differential.py.
+        Its key, canonical; whether it is an authority's, for certificates alone; and what may be printed of it, or None
+        where versions of OpenSSH differ on the line, which then ends the file for this key.
+
+    Raises:
+        BadLineError: It has no key, or every version refuses it.
     """
-    if len(content) > MAX_CONTENT_BYTES:
-        return []
-    wanted = offered.blob if offered.certificate is None else offered.certificate.signature_key
-    wanted_type, _ = canonical_key(wanted)
-    names = [re.escape(name) for name, key_type in KEY_NAMES.items() if key_type == wanted_type]
-    key = wanted_type.encode() + b" " + base64.b64encode(wanted)
-    lines: list[bytes] = []
-    for line in _lines_with(re.compile(b"|".join(names)), content):
-        if len(line) < len(wanted):
-            continue  # in base64 a key is longer than that, under any of its names; hostile files take less time so
-        try:
-            options = _options_for(wanted, offered, line)
-        except _BadLineError:
-            continue
-        if options is None or not _is_ours_to_print(options) or len(lines) == MAX_PERMITTED_LINES:
-            break
-        lines.append(b" ".join(filter(None, (b",".join(map(bytes, options)), key))))
-    return lines
+    line = line.partition(b"\0")[0].lstrip(_BLANKS)  # to OpenSSH, a line is a C string
+    if line.startswith(b"#"):
+        raise BadLineError
+    key, end = _find_key(line)
+    if key is None:
+        raise BadLineError
+    options = _read_options(line[:end])
+    is_authority = any(option.name == b"cert-authority" for option in options)
+    if key.has_short_name or not all(is_read_alike(option.name, option.value or b"") for option in options):
+        return key.blob, is_authority, None
+    command = next((option.value for option in options if option.name == b"command"), None)
+    printed = [option for option in options if option.name != b"environment"]
+    is_printable = not any(_UNPRINTABLE.search(option.value or b"") for option in printed)
+    return key.blob, is_authority, KeyLine(b",".join(map(bytes, printed)), command, is_printable)
 
 
 def faults(content: bytes) -> Iterator[tuple[int, str]]:
@@ -188,16 +226,13 @@ def faults(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _fault(line: bytes) -> str | None:
-    key, end = _read_key(line, 0), 0
-    if key is None and (words := _OPTIONS.match(line)):
-        end = words.end()
-        key = _read_key(line, end)
+    key, end = _find_key(line)
     if key is None:
         quoted = ", and it begins with a quotation mark" if line[:1] in {b'"', b"'"} else ""
         return f"it has no key of a type that is served{quoted}"
     try:
         options = _read_options(line[:end])
-    except _BadLineError:
+    except BadLineError:
         return "its options are not ones that OpenSSH takes"
     if key.has_short_name or not all(is_read_alike(option.name, option.value or b"") for option in options):
         return "versions of OpenSSH read it differently"
@@ -208,7 +243,7 @@ def with_expiry(line: bytes, expires: datetime) -> bytes:
     """Let a line end by itself; one that ends sooner already goes on doing so (auth-options.c, ``expiry-time``).
 
     Args:
-        line: One of `permitted_lines`.
+        line: A line as `KeyLine.printed_for` writes it.
         expires: The last second in which it holds; its zone is UTC.
     """
     # An option's name is none of a key's type.
@@ -240,67 +275,19 @@ def decode_command(value: str) -> str:
     return command.decode("utf-8", "surrogateescape")
 
 
-def _lines_with(names: re.Pattern[bytes], content: bytes) -> Iterator[bytes]:
-    """Yield the lines in which one of the names occurs, without their newline, the only end of a line there is."""
-    end = -1
-    while hit := names.search(content, end + 1):
-        start = content.rfind(b"\n", end + 1, hit.start()) + 1 or end + 1
-        end = content.find(b"\n", hit.end())
-        if end < 0:
-            yield content[start:]
-            return
-        yield content[start:end]
-
-
-def _options_for(wanted: bytes, offered: OfferedKey, line: bytes) -> list[_Option] | None:
-    """Read a line for the wanted key.
-
-    Returns:
-        The options to print; None where versions of OpenSSH differ on the line.
-
-    Raises:
-        _BadLineError: Every version refuses the line.
-    """
-    line = line.partition(b"\0")[0].lstrip(_BLANKS)  # to OpenSSH, a line is a C string
-    if line.startswith(b"#"):
-        raise _BadLineError
-    key, end = _read_key(line, 0), 0
-    if key is None and (words := _OPTIONS.match(line)):
-        end = words.end()
-        key = _read_key(line, end)
-    if key is None or key.blob != wanted:
-        raise _BadLineError
-    options = _read_options(line[:end])
-    is_authority = any(option.name == b"cert-authority" for option in options)
-    if is_authority != (offered.certificate is not None):
-        raise _BadLineError
-    if key.has_short_name or not all(is_read_alike(option.name, option.value or b"") for option in options):
-        return None
-    command = next((option.value for option in options if option.name == b"command"), None)
-    if offered.certificate is not None and offered.certificate.forced_command is not None:
-        if command not in {None, offered.certificate.forced_command}:
-            raise _BadLineError  # sshauthopt_merge: "forced command options do not match"
-        command = offered.certificate.forced_command
-    printed = [option for option in options if option.name != b"environment"]
-    if command is not None:
-        printed.append(_Option(b"environment", f"{CARRIER}={encode_command(command)}".encode()))
-    return printed
-
-
-def _is_ours_to_print(options: list[_Option]) -> bool:
-    """Tell whether a line that OpenSSH may well accept is one that we are willing to print and to carry."""
-    carried_max = len(CARRIER) + 1 + MAX_COMMAND_BYTES * 4 // 3
-    return not any(
-        _UNPRINTABLE.search(option.value) or (option.name == b"environment" and len(option.value) > carried_max)
-        for option in options
-        if option.value is not None
-    )
-
-
 @dataclass(frozen=True)
 class _Key:
     blob: bytes
     has_short_name: bool
+
+
+def _find_key(line: bytes) -> tuple[_Key | None, int]:
+    """Find a line's key, and where the options before it end."""
+    key, end = _read_key(line, 0), 0
+    if key is None and (words := _OPTIONS.match(line)):
+        end = words.end()
+        key = _read_key(line, end)
+    return key, end
 
 
 def _read_key(line: bytes, start: int) -> _Key | None:
@@ -337,7 +324,7 @@ def _read_options(text: bytes) -> list[_Option]:
         if text[at] != ord(","):
             option, at = _read_option(text, at)
             if option.name in _ONCE & seen or text[at : at + 1] not in {b",", b""}:
-                raise _BadLineError
+                raise BadLineError
             if option.name == b"environment":
                 _note_environment(environment, option.value or b"")
             seen.add(option.name)
@@ -352,12 +339,12 @@ def _read_option(text: bytes, start: int) -> tuple[_Option, int]:
     if name in _FLAGS:
         return _Option(name), at
     if name not in _VALUED or text[at : at + 2] != b'="':
-        raise _BadLineError
+        raise BadLineError
     end = text.find(b'"', at + 2)
     while end > 0 and text[end - 1] == ord("\\"):  # \" is the one escape, and \\" is a backslash and an escape
         end = text.find(b'"', end + 1)
     if end < 0:
-        raise _BadLineError
+        raise BadLineError
     return _Option(name, text[at + 2 : end].replace(b'\\"', b'"')), end + 1
 
 
@@ -365,5 +352,5 @@ def _note_environment(names: set[bytes], value: bytes) -> None:
     """Refuse what OpenSSH refuses of an ``environment=`` that is then left out anyway."""
     name, equals, _ = value.partition(b"=")
     if len(names) > _ENVIRONMENT_MAX or not equals or not _ENVIRONMENT_NAME.fullmatch(name):
-        raise _BadLineError
+        raise BadLineError
     names.add(name)

@@ -37,7 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import strategies as st
 from system.keyline_oracle import USER, Judge, Offer, Verdict, is_possible
 
-from helpers.broker.keyline import decode_command, parse_offered_key, permitted_lines, with_expiry
+from helpers.broker.key_index import KeyIndex
+from helpers.broker.keyline import decode_command, parse_offered_key, with_expiry
 from helpers.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ class Case:
             offered = parse_offered_key(offer.key_type, base64.b64encode(offer.blob).decode())
         except ProtocolError:
             return b""
-        return b"".join(line + b"\n" for line in permitted_lines(content, offered))
+        return b"".join(line + b"\n" for line in KeyIndex(content).permitted_lines(offered))
 
     def reasons(self, offer: Offer) -> list[str]:
         """Say why the filter may refuse an offer that OpenSSH accepts."""

@@ -21,7 +21,7 @@ from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Completed, Connections
 from helpers.broker.errands import Errands
 from helpers.broker.keyline import encode_command
-from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, RemoteKeys
+from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, PathKeys, RemoteKeys
 from helpers.broker.known_hosts import fingerprint
 from helpers.broker.pacing import Pacing
 from helpers.broker.peers import Peer
@@ -484,6 +484,64 @@ def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKey
 
 _OWN = b"ssh-ed25519 AAAA gateway\n"
 _BOTH = _OWN + f"ssh-ed25519 {_KEY} alice\nrestrict ssh-ed25519 {_OTHER_KEY} alice's other\n".encode()
+
+
+_WRONG_KEYS = [base64.b64encode(_BLOB[:-2] + number.to_bytes(2, "big")).decode() for number in range(9_000)]
+_MANY = _OWN + "".join(f"restrict ssh-ed25519 {key} another\n" for key in _WRONG_KEYS[40:]).encode()
+
+
+async def _files_read(room: Room) -> int:
+    return int((await room.broker.status(_SSHD, {}))["key_files_read"])
+
+
+async def _offer_wrong_keys(room: Room) -> None:
+    assert not any(await asyncio.gather(*(room.keys(key=key) for key in _WRONG_KEYS[:40])))
+
+
+@pytest.mark.parametrize("content", [_OWN, _MANY], ids=["small", "large"])
+def test_a_file_is_read_once_however_many_keys_are_offered(content: bytes) -> None:
+    """At once or later, an offer is one look into the file's index; another fetch with the same bytes reads nothing."""
+    room = Room()
+    line = f"ssh-ed25519 {_KEY}"
+    keys = _remote_keys(room, content, content, content + line.encode())
+
+    async def scenario() -> None:
+        room.login("alice")
+        await _offer_wrong_keys(room)
+        await _offer_wrong_keys(room)
+        assert (len(room.lines), await _files_read(room)) == (1, 1)
+        await keys.fetch("alice")
+        await _offer_wrong_keys(room)
+        assert (len(room.lines), await _files_read(room)) == (2, 1)
+        await keys.fetch("alice")
+        await _offer_wrong_keys(room)
+        assert await room.keys() == [line]
+        assert (len(room.lines), await _files_read(room)) == (3, 2)
+
+    _run(room, scenario)
+
+
+def test_a_path_is_read_into_an_index_when_its_bytes_change(tmp_path: Path) -> None:
+    """A key that goes from the file is refused at once; the same bytes, written again, are not read again."""
+    path = tmp_path / "authorized_keys"
+    room = Room(PathKeys(path))
+    line = f"ssh-ed25519 {_KEY}"
+
+    async def scenario() -> None:
+        room.login("alice")
+        for content, permitted, read in (
+            (line, [line], 1),
+            (line, [line], 1),
+            ("", [], 2),
+            (f"pty {line}", [f"pty {line}"], 3),
+        ):
+            path.write_text(content, "utf-8")
+            for _ in range(3):
+                assert await room.keys() == permitted
+                await _offer_wrong_keys(room)
+            assert await _files_read(room) == read
+
+    _run(room, scenario)
 
 
 def test_sshd_knows_by_itself_what_was_permitted() -> None:

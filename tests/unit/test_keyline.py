@@ -15,18 +15,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.broker.certificate import canonical_key
+from helpers.broker.key_index import MAX_CONTENT_BYTES, MAX_PERMITTED_LINES, KeyIndex
 from helpers.broker.keyline import (
     CARRIER,
     EMPTY_COMMAND,
     MAX_COMMAND_BYTES,
-    MAX_CONTENT_BYTES,
     MAX_OFFERED_CHARS,
-    MAX_PERMITTED_LINES,
     OfferedKey,
     decode_command,
     encode_command,
     parse_offered_key,
-    permitted_lines,
 )
 from helpers.broker.wire import MPINT_MAX_BYTES
 from helpers.errors import ProtocolError
@@ -95,6 +93,11 @@ def certificate(**parts: object) -> OfferedKey:
 def carrier(command: bytes) -> bytes:
     """Write the option that carries a command."""
     return f'environment="{CARRIER}={encode_command(command)}"'.encode()
+
+
+def permitted_lines(content: bytes, offered: OfferedKey) -> list[bytes]:
+    """Read a file, and offer a key against it."""
+    return KeyIndex(content).permitted_lines(offered)
 
 
 class TestOfferedKey:
