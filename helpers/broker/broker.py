@@ -9,7 +9,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from helpers.broker import agent, userdb
@@ -36,6 +36,9 @@ REMOTE_TIMEOUT_S = 17.0
 """Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
 
 _T = TypeVar("_T")
+_ENDS_EARLY = (
+    "a line for this key is not taken, since versions of OpenSSH differ on it or its options are too long or odd"
+)
 _ENDPOINT = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64} [0-9]{1,5}", re.ASCII)
 
 
@@ -264,7 +267,10 @@ class Broker:
             return [] if offered.certificate else [_plain_line(offered)], file
         index = await self._indexes.of(file.content)
         self.counters.key_files_read = self._indexes.read
-        return index.permitted_lines(offered), file
+        lines = index.permitted_lines(offered)
+        if not lines and index.ends_early(offered):
+            file = replace(file, problems=(*file.problems, _ENDS_EARLY))
+        return lines, file
 
     async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Start a session for the user who owns the peer's uid.

@@ -85,17 +85,24 @@ class KeyIndex:
             at most `MAX_PERMITTED_LINES`. With them sshd lets in whom it lets in with the file itself, and in the same
             way; the few cases in which it lets in fewer are listed in tests/system/test_keyline_differential.py.
         """
+        return self._find(offered)[0]
+
+    def ends_early(self, offered: OfferedKey) -> bool:
+        """Tell whether a line that OpenSSH may accept is not printed, so that neither it nor one below it counts."""
+        return self._find(offered)[1]
+
+    def _find(self, offered: OfferedKey) -> tuple[list[bytes], bool]:
         printed: list[bytes] = []
         for line in self._lines.get((offered.certificate is not None, offered.wanted), ()):
             if line is None or len(printed) == MAX_PERMITTED_LINES:
-                break
+                return printed, True
             try:
                 printed.append(line.printed_for(offered))
             except BadLineError:
                 continue
             except LastLineError:
-                break
-        return printed
+                return printed, True
+        return printed, False
 
 
 class KeyIndexes:

@@ -521,6 +521,29 @@ def test_a_file_is_read_once_however_many_keys_are_offered(content: bytes) -> No
     _run(room, scenario)
 
 
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("", "no line for this key"),
+        ("nonsense {}\n", "no line for this key"),
+        ('expiry-time="19600101" {}\n{}\n', "a line for this key is not taken, since versions of OpenSSH differ on it"),
+        ('command="a\rb" {}\n{}\n', "a line for this key is not taken"),
+    ],
+)
+def test_a_line_that_is_not_taken_is_named_in_the_log(lines: str, reason: str) -> None:
+    """A key whose line OpenSSH may well accept is not refused with the words for a key that has none."""
+    room = Room(ContentKeys(lines.replace("{}", f"ssh-ed25519 {_KEY}").encode()))
+
+    async def scenario() -> None:
+        room.login("alice")
+        assert await room.keys() == []
+        ((event, fields),) = [logged for logged in room.log.events if logged[0].startswith("key_")]
+        assert event == "key_refused"
+        assert str(fields["reason"]).startswith(reason)
+
+    _run(room, scenario)
+
+
 def test_a_path_is_read_into_an_index_when_its_bytes_change(tmp_path: Path) -> None:
     """A key that goes from the file is refused at once; the same bytes, written again, are not read again."""
     path = tmp_path / "authorized_keys"
