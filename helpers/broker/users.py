@@ -84,8 +84,9 @@ class UserTable:
     ) -> None:
         """Open the table."""
         self._uids, self._clock, self._busy = uids, clock, busy
-        self._db = sqlite3.connect(path, isolation_level=None)
-        weakref.finalize(self, self._db.close)  # Python 3.13 warns of one that is left to the collector
+        # Python 3.13 warns of a connection that is left to the collector, which may run in any thread.
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._db.close)
         # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_SCHEMA)
