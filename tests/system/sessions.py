@@ -13,6 +13,8 @@ from gatewayctl.processes import borrow
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lab.bench import Lab
     from lab.gateway import Gateway
     from lab.processes import Process
@@ -117,3 +119,21 @@ def wait_finished(lab: Lab, gateway: Gateway, user: User) -> None:
         lambda: all("[mux]" in its.argv[0] for its in gateway.processes(uid=uid)),
         f"{user.name} has nothing but a shared connection on the gateway",
     )
+
+
+def may_enter(
+    lab: Lab,
+    gateway: Gateway,
+    user: User | str,
+    *,
+    key: Path | None = None,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> bool:
+    """Authenticate and ask for nothing that the gateway grants (``ssh -W``): whether sshd accepted a key."""
+    argv = lab.gateway_argv(gateway, user, key=key, options=["-W", "127.0.0.1:9", *options])
+    done = lab.run(argv, environment=environment)
+    assert done.returncode == 255, done
+    refused, entered = b"Permission denied (publickey)" in done.stderr, b"prohibited" in done.stderr
+    assert refused is not entered, done
+    return entered

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from system.sessions import may_enter
 
 from lab.client import ssh_options
 from lab.room import PLAIN_ENVIRONMENT
@@ -20,7 +21,7 @@ from lab.waiting import wait_until
 from lab.wan import NEAR_IPV4
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lab.bench import Lab
@@ -29,24 +30,6 @@ if TYPE_CHECKING:
     from lab.users import User
 
 _MIB = 1024 * 1024
-
-
-def _may_enter(
-    lab: Lab,
-    gateway: Gateway,
-    user: User | str,
-    *,
-    key: Path | None = None,
-    options: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-) -> bool:
-    """Authenticate and ask for nothing that the gateway grants (``ssh -W``): whether sshd accepted a key."""
-    argv = lab.gateway_argv(gateway, user, key=key, options=["-W", "127.0.0.1:9", *options])
-    done = lab.run(argv, environment=environment)
-    assert done.returncode == 255, done
-    refused, entered = b"Permission denied (publickey)" in done.stderr, b"prohibited" in done.stderr
-    assert refused is not entered, done
-    return entered
 
 
 def _connections_for(lab: Lab, name: str) -> int:
@@ -111,13 +94,13 @@ def test_keys_are_kept_fresh_between_logins(
     for _ in range(2):  # the second one is more than a TTL after the login's own
         seen.add(wait_until(lambda: {written()} - seen, "sshd has what was fetched").pop())
     since = gateway.log.mark()
-    assert _may_enter(lab, gateway, user)
+    assert may_enter(lab, gateway, user)
     assert not gateway.log.matches(r"key_permitted ", since=since)
 
     since = lab.remote.log.mark()
     lab.remote.authorize(user, [lab.gateway_key.public])
     lab.remote.log.wait_for(f"Starting session: command for {user.name} ", since=since)
-    wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+    wait_until(lambda: not may_enter(lab, gateway, user), "the revoked key is refused")
 
 
 # Known to sshd by itself
@@ -135,15 +118,15 @@ def test_sshd_asks_once(lab: Lab, gateway: Gateway, user: User) -> None:
     wrong, _ = _new_key(lab, f"wrong-for-{user.name}")
     since = gateway.log.mark()
     for key, asked in ((None, 1), (None, 1), (other, 2), (other, 2), (None, 2)):
-        assert _may_enter(lab, gateway, user, key=key)
+        assert may_enter(lab, gateway, user, key=key)
         assert _asked(gateway, user, since) == asked
-    assert not _may_enter(lab, gateway, user, key=wrong)
-    assert not _may_enter(lab, gateway, lab.add_user(), key=user.key.private)
+    assert not may_enter(lab, gateway, user, key=wrong)
+    assert not may_enter(lab, gateway, lab.add_user(), key=user.key.private)
 
 
 def test_what_sshd_knows_is_its_users_alone(lab: Lab, gateway: Gateway, user: User) -> None:
     """Another user's process can neither read nor list it, and the user's own cannot write it."""
-    assert _may_enter(lab, gateway, user)
+    assert may_enter(lab, gateway, user)
     directory = f"{gateway.settings['GATEWAY_RUNTIME_DIR']}/authorized_keys"
     uid = (gateway.room.path(directory) / user.name).stat().st_gid
 
@@ -166,14 +149,14 @@ def test_what_sshd_knows_ends_with_the_ttl(lab: Lab, start_gateway: Callable[...
 
     def knows_it() -> bool:
         lab.remote.authorize(user, [user.key.public, lab.gateway_key.public])
-        wait_until(lambda: _may_enter(lab, gateway, user), "the key is accepted")
+        wait_until(lambda: may_enter(lab, gateway, user), "the key is accepted")
         since = gateway.log.mark()
         lab.remote.authorize(user, [lab.gateway_key.public])
-        return _may_enter(lab, gateway, user) and _asked(gateway, user, since) == 0
+        return may_enter(lab, gateway, user) and _asked(gateway, user, since) == 0
 
     # On a busy machine the TTL may be over before the second login.
     wait_until(knows_it, "the revoked key is accepted, and nobody asked", timeout_s=60)
-    wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+    wait_until(lambda: not may_enter(lab, gateway, user), "the revoked key is refused")
 
 
 def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
@@ -181,9 +164,9 @@ def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[
     gateway = start_gateway()
     for number in (signal.SIGKILL, signal.SIGHUP):
         # For a moment after a reload the broker from before may answer, from what it remembers.
-        wait_until(lambda: _may_enter(lab, gateway, user), "the user gets in")
+        wait_until(lambda: may_enter(lab, gateway, user), "the user gets in")
         since = gateway.log.mark()
-        assert _may_enter(lab, gateway, user)
+        assert may_enter(lab, gateway, user)
         assert _asked(gateway, user, since) == 0
         if number == signal.SIGKILL:
             os.kill(gateway.broker.pid, number)
@@ -192,7 +175,7 @@ def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[
             gateway.signal(number)
             gateway.log.wait_for("reloaded", since=since)
         lab.remote.authorize(user, [lab.gateway_key.public])
-        wait_until(lambda: not _may_enter(lab, gateway, user), "the revoked key is refused")
+        wait_until(lambda: not may_enter(lab, gateway, user), "the revoked key is refused")
         lab.remote.authorize(user, [user.key.public, lab.gateway_key.public])
         since = gateway.log.mark()
         gateway.signal(signal.SIGHUP)  # that it was refused is remembered, too
@@ -202,7 +185,7 @@ def test_what_sshd_knows_ends_with_the_broker(lab: Lab, start_gateway: Callable[
 def test_ten_logins_at_once_share_one_connection(lab: Lab, gateway: Gateway, user: User) -> None:
     """Ten terminals opened at the same moment by somebody new are one fetch and one connection."""
     with ThreadPoolExecutor(10) as pool:
-        entered = list(pool.map(lambda _: _may_enter(lab, gateway, user), range(10)))
+        entered = list(pool.map(lambda _: may_enter(lab, gateway, user), range(10)))
 
     assert entered == [True] * 10
     assert _connections_for(lab, user.name) == 1
@@ -213,9 +196,9 @@ def test_wrong_key_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
     stranger, _ = _new_key(lab, f"stranger-of-{user.name}")
     other = lab.add_user()
 
-    assert not _may_enter(lab, gateway, user, key=stranger)
-    assert not _may_enter(lab, gateway, user, key=other.key.private)
-    assert _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user, key=stranger)
+    assert not may_enter(lab, gateway, user, key=other.key.private)
+    assert may_enter(lab, gateway, user)
 
 
 def test_agent_with_five_wrong_keys_costs_one_fetch(lab: Lab, gateway: Gateway, user: User) -> None:
@@ -223,7 +206,7 @@ def test_agent_with_five_wrong_keys_costs_one_fetch(lab: Lab, gateway: Gateway, 
     wrong = [_new_key(lab, f"wrong-{number}-of-{user.name}")[0] for number in range(5)]
     since = gateway.log.mark()
     with lab.agent(*wrong, user.key.private) as environment:
-        assert _may_enter(lab, gateway, user.name, environment=environment)
+        assert may_enter(lab, gateway, user.name, environment=environment)
 
     assert len(gateway.log.matches(rf"key_refused .*user={user.name} ", since=since)) == 5
     assert _connections_for(lab, user.name) == 1
@@ -233,7 +216,7 @@ def test_agent_with_wrong_keys_alone_is_refused(lab: Lab, gateway: Gateway, user
     """Six wrong keys are refused one by one, and cost one fetch too."""
     wrong = [_new_key(lab, f"bad-{number}-of-{user.name}")[0] for number in range(6)]
     with lab.agent(*wrong) as environment:
-        assert not _may_enter(lab, gateway, user.name, environment=environment)
+        assert not may_enter(lab, gateway, user.name, environment=environment)
 
     assert _connections_for(lab, user.name) == 1
 
@@ -241,35 +224,35 @@ def test_agent_with_wrong_keys_alone_is_refused(lab: Lab, gateway: Gateway, user
 def test_added_key_works_after_the_ttl(lab: Lab, forgetful: Gateway, user: User) -> None:
     """A key that is added on the remote works here as soon as the old file is forgotten."""
     added, line = _new_key(lab, f"added-by-{user.name}")
-    assert not _may_enter(lab, forgetful, user, key=added)
+    assert not may_enter(lab, forgetful, user, key=added)
 
     lab.remote.authorize(user, [user.key.public, line, lab.gateway_key.public])
 
-    wait_until(lambda: _may_enter(lab, forgetful, user, key=added), "the added key works")
-    assert _may_enter(lab, forgetful, user)
+    wait_until(lambda: may_enter(lab, forgetful, user, key=added), "the added key works")
+    assert may_enter(lab, forgetful, user)
 
 
 def test_revoked_key_is_refused_after_the_ttl(lab: Lab, forgetful: Gateway, user: User) -> None:
     """A key that is taken out on the remote is refused here as soon as the old file is forgotten."""
     kept, line = _new_key(lab, f"kept-by-{user.name}")
     lab.remote.authorize(user, [user.key.public, line, lab.gateway_key.public])
-    assert _may_enter(lab, forgetful, user)
+    assert may_enter(lab, forgetful, user)
 
     lab.remote.authorize(user, [line, lab.gateway_key.public])
 
-    wait_until(lambda: not _may_enter(lab, forgetful, user), "the revoked key is refused")
-    assert _may_enter(lab, forgetful, user, key=kept)
+    wait_until(lambda: not may_enter(lab, forgetful, user), "the revoked key is refused")
+    assert may_enter(lab, forgetful, user, key=kept)
 
 
 def test_user_who_shuts_the_gateway_out_is_believed(lab: Lab, forgetful: Gateway, user: User) -> None:
     """Who takes the gateway's key out is not served over the connection that is still warm, and later is again."""
-    assert _may_enter(lab, forgetful, user)
+    assert may_enter(lab, forgetful, user)
 
     lab.remote.authorize(user, [user.key.public])
-    wait_until(lambda: not _may_enter(lab, forgetful, user), "the gateway is shut out")
+    wait_until(lambda: not may_enter(lab, forgetful, user), "the gateway is shut out")
     lab.remote.authorize(user, [user.key.public, lab.gateway_key.public])
 
-    wait_until(lambda: _may_enter(lab, forgetful, user), "the gateway is let in again")
+    wait_until(lambda: may_enter(lab, forgetful, user), "the gateway is let in again")
 
 
 def test_gateways_key_must_be_in_the_file(lab: Lab, gateway: Gateway) -> None:
@@ -277,7 +260,7 @@ def test_gateways_key_must_be_in_the_file(lab: Lab, gateway: Gateway) -> None:
     user = lab.add_user()
     lab.remote.authorize(user, [user.key.public])
 
-    assert not _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user)
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*add the gateway's public key to ~{user.name}/")
 
 
@@ -300,23 +283,23 @@ def test_a_narrowed_gateways_key_is_enough(
 def test_the_gateways_key_from_elsewhere_is_none(lab: Lab, gateway: Gateway, user: User) -> None:
     """A from= that is not the gateway's address keeps its key out, and with it the user."""
     lab.remote.authorize(user, [user.key.public, f'from="192.0.2.77" {lab.gateway_key.public}'])
-    assert not _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user)
 
 
 def test_user_without_authorized_keys_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
     """A user who has no authorized_keys at all cannot log in."""
     (lab.remote.room.path(user.home) / ".ssh/authorized_keys").unlink()
 
-    assert not _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user)
 
 
 def test_file_that_vanishes_lets_nobody_in(lab: Lab, forgetful: Gateway, user: User) -> None:
     """A file that is removed while the gateway's connection is warm lets nobody in any more."""
-    assert _may_enter(lab, forgetful, user)
+    assert may_enter(lab, forgetful, user)
 
     (lab.remote.room.path(user.home) / ".ssh/authorized_keys").unlink()
 
-    wait_until(lambda: not _may_enter(lab, forgetful, user), "nobody is let in")
+    wait_until(lambda: not may_enter(lab, forgetful, user), "nobody is let in")
 
 
 def test_largest_file_is_read(lab: Lab, gateway: Gateway, user: User) -> None:
@@ -326,7 +309,7 @@ def test_largest_file_is_read(lab: Lab, gateway: Gateway, user: User) -> None:
     lab.remote.authorize(user, lines)
 
     assert len(lab.remote.read_file(user, ".ssh/authorized_keys")) == _MIB
-    assert _may_enter(lab, gateway, user)
+    assert may_enter(lab, gateway, user)
 
 
 def test_larger_file_lets_nobody_in(lab: Lab, gateway: Gateway, user: User) -> None:
@@ -335,7 +318,7 @@ def test_larger_file_lets_nobody_in(lab: Lab, gateway: Gateway, user: User) -> N
     lines[2] = "#" * (_MIB + 1 - sum(len(line) + 1 for line in lines))
     lab.remote.authorize(user, lines)
 
-    assert not _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user)
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*larger than {_MIB} bytes")
 
 
@@ -344,7 +327,7 @@ def test_failures_are_remembered(lab: Lab, gateway: Gateway) -> None:
     key = lab.add_user().key.private
     name = f"unknown-{lab.directory.name[-6:]}"
 
-    assert not any(_may_enter(lab, gateway, name, key=key) for _ in range(10))
+    assert not any(may_enter(lab, gateway, name, key=key) for _ in range(10))
     assert _connections_for(lab, name) == 1
 
 
@@ -357,15 +340,15 @@ def test_local_content_decides_for_everybody(lab: Lab, start_gateway: Callable[.
     private, line = _new_key(lab, f"local-of-{users[0].name}")
     gateway = start_gateway({"GATEWAY_AUTHORIZED_KEYS_CONTENT": f"# ours\n{line}\n"})
 
-    assert [_may_enter(lab, gateway, user, key=private) for user in users] == [True, True]
-    assert [_may_enter(lab, gateway, user) for user in users] == [False, False]
+    assert [may_enter(lab, gateway, user, key=private) for user in users] == [True, True]
+    assert [may_enter(lab, gateway, user) for user in users] == [False, False]
 
 
 def test_refusal_by_local_keys_asks_nobody(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
     """With local keys, a wrong key is refused without the remote hearing of it."""
     gateway = start_gateway({"GATEWAY_AUTHORIZED_KEYS_CONTENT": _new_key(lab, f"only-{user.name}")[1]})
 
-    assert not _may_enter(lab, gateway, user)
+    assert not may_enter(lab, gateway, user)
     assert _connections_for(lab, user.name) == 0
 
 
@@ -379,7 +362,7 @@ def test_local_file_takes_effect_at_once(lab: Lab, start_gateway: Callable[..., 
 
     def verdicts() -> tuple[bool, bool]:
         """Tell who gets in now: the key in the file at first, and the user's own."""
-        return _may_enter(lab, gateway, user, key=private), _may_enter(lab, gateway, user)
+        return may_enter(lab, gateway, user, key=private), may_enter(lab, gateway, user)
 
     assert verdicts() == (True, False)
     path.write_text(f"{user.key.public}\n")
@@ -432,7 +415,7 @@ def test_options_are_sshds_to_apply(lab: Lab, gateway: Gateway, user: User, opti
     """What a line says of address, date and the rest holds here as it does on the remote."""
     lab.remote.authorize(user, [f"{options} {user.key.public}", lab.gateway_key.public])
 
-    assert _may_enter(lab, gateway, user) is enters
+    assert may_enter(lab, gateway, user) is enters
 
 
 @pytest.mark.parametrize("options", ["no-pty", "restrict"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from system.sessions import may_enter
 
 from lab.bench import Lab
 from lab.users import User, make_key
@@ -58,14 +59,6 @@ def _directly(lab: Lab, user: User, key: KeyPair) -> bool:
     """Tell whether the remote's own sshd lets a key in."""
     argv = lab.direct_ssh_argv(User(user.name, user.uid, user.home, key), "true")
     return b"Permission denied (publickey" not in lab.run(argv).stderr
-
-
-def _through(lab: Lab, gateway: Gateway, user: User, key: KeyPair) -> bool:
-    """Tell whether the gateway's sshd lets it in."""
-    done = lab.run(lab.gateway_argv(gateway, user, key=key.private, options=["-W", "127.0.0.1:9"]))
-    refused, entered = b"Permission denied (publickey)" in done.stderr, b"prohibited" in done.stderr
-    assert refused is not entered, done
-    return entered
 
 
 def _add(lab: Lab, *, shell: str = "/bin/bash") -> User:
@@ -158,8 +151,10 @@ def test_start_up_files_let_nobody_in_and_keep_nobody_out(
             assert _directly(lab, user, user.key), what
             assert not _directly(lab, user, mallory.key), what
         # A job that prints into the keys spoils a login now and then, and never lets anybody in.
-        wait_until(lambda: _through(lab, gateway, user, user.key), f"{user.name} is let in: {what}", timeout_s=60)
-        assert not _through(lab, gateway, user, mallory.key), what
+        wait_until(
+            lambda: may_enter(lab, gateway, user, key=user.key.private), f"{user.name} is let in: {what}", timeout_s=60
+        )
+        assert not may_enter(lab, gateway, user, key=mallory.key.private), what
         if what == "another PATH":  # has no mosh-server
             return
         since = gateway.log.mark()
@@ -193,7 +188,7 @@ def test_a_start_up_file_that_reads_standard_input_is_told(lab: Lab, gateway: Ga
     """It takes the marker away, as it would take a copied file's content: the log says so, and does so at once."""
     user = _add(lab)
     lab.remote.write_file(user, ".bashrc", "cat >/dev/null\n")
-    assert not _through(lab, gateway, user, user.key)
+    assert not may_enter(lab, gateway, user, key=user.key.private)
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*start-up file .* reads standard input")
 
 
@@ -206,7 +201,7 @@ def test_an_account_that_runs_no_commands_is_told(lab: Lab, gateway: Gateway, ho
         config.write_text(f"{config.read_text()}\nMatch User {user.name}\n{how}\n")
         lab.remote.stop_sshd()
         lab.remote.start_sshd()
-    assert not _through(lab, gateway, user, user.key)
+    assert not may_enter(lab, gateway, user, key=user.key.private)
     said = "sftp connections only" if how != "shell" else "account is currently not available"
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*runs no commands for this account.*{said}")
 
@@ -396,7 +391,7 @@ def test_owners_and_modes_count_as_for_sshd(lab: Lab, gateway: Gateway) -> None:
         files.write(files.third / "keys", mode=0o644)
         files.write(lab.remote.room.path(f"/tmp/keys-{user.uid}"), mode=0o644)  # noqa: S108 - the remote's
         change(files)
-        return _directly(lab, user, user.key), _through(lab, gateway, user, user.key)
+        return _directly(lab, user, user.key), may_enter(lab, gateway, user, key=user.key.private)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         verdicts = dict(zip(_FILES, pool.map(judge, _FILES.values()), strict=True))
@@ -434,7 +429,7 @@ def test_central_files_and_a_command(lab: Lab) -> None:
         (central / "more" / user.name).write_text(f'command="echo bound" {keys[1].public}\n')
         (central / "more" / other.name).write_text(f"{keys[2].public}\n")
         asked = [user.key, *keys]
-        verdicts = [(_directly(lab, user, key), _through(lab, gateway, user, key)) for key in asked]
+        verdicts = [(_directly(lab, user, key), may_enter(lab, gateway, user, key=key.private)) for key in asked]
         assert verdicts == [(False, False), (True, True), (True, True), (False, False)]
         bound = User(user.name, user.uid, user.home, keys[1])
         for argv in (lab.direct_ssh_argv(bound, "id"), lab.gateway_argv(gateway, bound, "id")):
@@ -443,7 +438,7 @@ def test_central_files_and_a_command(lab: Lab) -> None:
         (central / "more" / user.name).unlink()
         gateway.close()
         gateway = lab.start_gateway(settings)
-        assert [_through(lab, gateway, user, key) for key in keys] == [True, False, False]
+        assert [may_enter(lab, gateway, user, key=key.private) for key in keys] == [True, False, False]
         assert [_directly(lab, user, key) for key in keys] == [True, False, False]
     finally:
         gateway.close()
@@ -456,5 +451,5 @@ def test_a_start_up_file_that_takes_too_long_is_told(lab: Lab, gateway: Gateway)
     """It keeps its user out, as the reading of keys has its time, and the log says where to look."""
     user = _add(lab)
     lab.remote.write_file(user, ".bashrc", "sleep 60\n")
-    assert not _through(lab, gateway, user, user.key)
+    assert not may_enter(lab, gateway, user, key=user.key.private)
     gateway.log.wait_for(rf"key_refused .*user={user.name} .*remote_timeout: .*a start-up file of the user's shell")
