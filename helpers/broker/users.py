@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -84,13 +83,15 @@ class UserTable:
     ) -> None:
         """Open the table."""
         self._uids, self._clock, self._busy = uids, clock, busy
-        # Python 3.13 warns of a connection that is left to the collector, which may run in any thread.
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, self._db.close)
-        # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute(_SCHEMA)
-        self._db.execute(_INDEX)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
+            self._db.execute("PRAGMA synchronous = OFF")
+            self._db.execute(_SCHEMA)
+            self._db.execute(_INDEX)
+        except sqlite3.Error:
+            self._db.close()
+            raise
 
     def uid_of(self, name: str, *, allocate: bool) -> int | None:
         """Look a name up.

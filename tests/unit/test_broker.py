@@ -1180,9 +1180,9 @@ def test_an_accepted_key_has_a_fingerprint() -> None:
     assert _key_fingerprint(f"publickey ssh-ed25519 {_KEY}") == fingerprint(_BLOB)
 
 
-def test_the_settings_keep_their_secrets() -> None:
+def test_the_settings_keep_their_secrets(room: Room) -> None:
     """Neither the key nor a password is in the representation of the broker's settings, and all of them arrive."""
-    config = Room().config
+    config = room.config
     assert "secret" not in repr(config)
     assert "$6$" not in repr(config)
     assert BrokerConfig.from_json(config.to_json()) == config
