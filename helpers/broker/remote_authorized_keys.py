@@ -61,9 +61,11 @@ _END = ' echo "$gw_mark" end'
 
 _LISTED = re.compile(
     rb"(?P<kind>[-a-z])[-r][-w].[-r](?P<group>[-w]).[-r](?P<others>[-w])\S*\s+\d+"
-    rb"\s+(?P<uid>\d+)\s+(?P<gid>\d+)\s+(?P<size>\d+)\s.*"
+    rb"\s+(?P<uid>\d{1,18})\s+(?P<gid>\d{1,18})\s+(?P<size>\d{1,18})\s.*"
 )
 """A line of ``ls -ldn`` (POSIX ls(1)); a sign may follow the mode, as for an ACL."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits (sys.set_int_max_str_digits)
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,9 @@ class _Answer:
     def number(self, name: str) -> int:
         """Take a marked line with a name and a number."""
         words = self._words()
-        if len(words) != 2 or words[0] != name or not words[1].isdigit():  # noqa: PLR2004 - the two
+        if len(words) != 2 or words[0] != name:  # noqa: PLR2004 - the two
             raise _cut_short()
-        return int(words[1])
+        return _number(words[1])
 
     def file(self, uid: int) -> bytes | None:
         """Take a file; None where there is none.
@@ -199,9 +201,9 @@ class _Answer:
             return None
         if words == ["unreadable"]:
             raise _NotBelievedError("it cannot be read, or is no regular file")
-        if words[0] != "file" or len(words) != 2 or not words[1].isdigit():  # noqa: PLR2004 - the two
+        if words[0] != "file" or len(words) != 2:  # noqa: PLR2004 - the two
             raise _cut_short()
-        listed = [self._listed() for _ in range(int(words[1]))]
+        listed = [self._listed() for _ in range(_number(words[1]))]
         files = [entry for entry in listed if entry["kind"] == b"-"]
         words = self._words()
         private_gid = None
@@ -230,9 +232,9 @@ class _Answer:
         words = self._words()
         if words[0] == "failed":
             raise _NotBelievedError(f"it ended with status {printable(words[-1].encode())}")
-        if words[0] != "command" or len(words) != 2 or not words[1].isdigit():  # noqa: PLR2004 - the two
+        if words[0] != "command" or len(words) != 2:  # noqa: PLR2004 - the two
             raise _cut_short()
-        return self._bytes(int(words[1]))
+        return self._bytes(_number(words[1]))
 
     def end(self) -> None:
         if self._words() != ["end"]:
@@ -246,9 +248,8 @@ def _private_gid(words: list[str], user: str) -> int | None:
         words: ``group``, the gid, the names of those whose primary group it is, ``/``, and those whom it lists.
         user: The user's name.
     """
-    if len(words) < 2 or not words[1].isdigit() or words[2:] not in ([user, "/"], [user, "/", user], [user, "/", ""]):  # noqa: PLR2004
-        return None
-    return int(words[1])
+    is_private = words[2:] in ([user, "/"], [user, "/", user], [user, "/", ""])
+    return int(words[1]) if is_private and _NUMBER.fullmatch(words[1]) else None
 
 
 def _check_strict_modes(entry: re.Match[bytes], uid: int, private_gid: int | None) -> None:
@@ -263,6 +264,12 @@ def _check_strict_modes(entry: re.Match[bytes], uid: int, private_gid: int | Non
     kind = "file" if entry["kind"] == b"-" else "directory"
     path = printable(entry[0][entry[0].find(b" /") + 1 :])
     raise _NotBelievedError(f"bad ownership or modes for {kind} {path} (StrictModes)")
+
+
+def _number(word: str) -> int:
+    if not _NUMBER.fullmatch(word):
+        raise _cut_short()
+    return int(word)
 
 
 def _absolute(path: str) -> str:

@@ -142,6 +142,32 @@ def test_a_private_group_may_write(what: bytes, members: bytes, *, counts: bool)
     assert _parse(answer.replace(b"rwxrwxr-x", b"rwxrwxrwx").replace(b"rw-rw-r--", b"rw-rw-rw-")).content == _KEYS_2
 
 
+_DIGITS = b"9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b" uid 1000\n", b" uid " + _DIGITS + b"\n"),
+        (b" uid 1000\n", b" uid x\n"),
+        (b" uid 1000\n", b" uid -1\n"),
+        (b" file 3\n", b" file " + _DIGITS + b"\n"),
+        (b" file 3\n", b" file 999999999\n"),
+        (b" file 3\n", b" file 0\n"),
+        (b" 1 1000 1000 ", b" 1 " + _DIGITS + b" 1000 "),
+        (b" 1 1000 1000 %d " % len(_KEYS), b" 1 1000 1000 " + _DIGITS + b" "),
+        (b" 1 1000 1000 %d " % len(_KEYS), b" 1 1000 1000 999999999 "),
+        (b" end\n", b" end" + _DIGITS + b"\n"),
+        (b" content\n", b" command " + _DIGITS + b"\n"),
+    ],
+)
+def test_numbers_that_a_hostile_remote_makes_up(old: bytes, new: bytes) -> None:
+    """None of them is more than an answer that does not count."""
+    assert old in _ANSWER
+    with pytest.raises(RemoteLostError):
+        _parse(_ANSWER.replace(old, new, 1))
+
+
 def test_larger_files_let_nobody_in() -> None:
     """All together may have a MiB."""
     half = b"x" * (MAX_FILES_BYTES // 2)
