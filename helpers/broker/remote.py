@@ -198,7 +198,7 @@ class Connection:
             with self._lock:
                 unused, self._spare = self._spare, channel
             if unused is not None:
-                unused.close()
+                _close(unused)
 
     def run(
         self,
@@ -248,7 +248,7 @@ class Connection:
             msg = "the connection to the remote host broke"
             raise RemoteLostError(msg) from exc
         finally:
-            channel.close()
+            _close(channel)
 
     def _take_begun(self, command: str) -> paramiko.Channel | None:
         """Take the channel of the command that began with the connection, if it is this command."""
@@ -259,7 +259,7 @@ class Connection:
         # What it says is as old as the connection. Keys that nobody asked for then are not news to who asks later.
         if command == self._begun_command and time.monotonic() - self._begun_s < BEGUN_FRESH_S:
             return channel
-        channel.close()
+        _close(channel)
         return None
 
     def _open(self, timeout_s: float) -> paramiko.Channel:
@@ -276,6 +276,12 @@ class Connection:
             msg = "the remote host has no room for another session; see MaxSessions in its sshd_config"
             raise NoRoomError(msg)
         return channel
+
+
+def _close(channel: paramiko.Channel) -> None:
+    """Close a channel, also one whose connection has broken, for which paramiko raises what a write does."""
+    with suppress(OSError, EOFError, paramiko.SSHException):
+        channel.close()
 
 
 def _read(
