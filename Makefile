@@ -19,6 +19,9 @@ ON ?=
 
 # Other releases of Debian, whose sshd the tests compare with this machine's. Made as root alone.
 TREES ?= $(if $(filter 0,$(shell id -u)),trixie)
+# A tree in use is not made anew.
+LOCKS = $(foreach suite,$(TREES),flock --shared "$(CACHE)/debian/$(suite).lock")
+
 # The release whose files the lab's remote has, where it is to be another one than the gateway's.
 REMOTE_ON ?=
 
@@ -70,7 +73,7 @@ test:
 		$(foreach name,CACHE VENV WORKERS PYTEST_ARGS,$(name)='$($(name))')
 else
 test: deps trees ## Run all tests (PYTEST_ARGS='-k name' for some; ON=trixie on that release of Debian)
-	@DEBIAN_TREES="$(if $(TREES),$(CACHE)/debian)" "$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@DEBIAN_TREES="$(if $(TREES),$(CACHE)/debian)" $(LOCKS) "$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 endif
 
 trees: deps
