@@ -33,6 +33,9 @@ _HASHED = re.compile(
     re.ASCII,
 )
 _LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
+# What "$2b$12$..." leaves in double quotes, where a shell takes $2, $1 and $name for variables; other kinds of hashes
+# leave their rest from the first dot or slash on.
+_EATEN = re.compile(rf"[abxy]\d(?:[./$].*)?|[./](?:{_WORD}|\$){{7,}}", re.ASCII)
 _DIGITS = "./" + string.digits + string.ascii_letters
 _DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
 # A new pair begins on a line of its own, or at a comma that a name and a colon follow; in sha512crypt's "rounds=N" a
@@ -132,6 +135,10 @@ def _check_text(number: int, name: str, password: str) -> None:
         )
     if _LOOKS_HASHED.match(password):
         raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
+    if _EATEN.fullmatch(password):
+        raise _wrong(
+            number, "it looks like what a shell leaves of a hash in double quotes: use single quotes, or give it hashed"
+        )
     if "," in password or ":" in password:
         raise _wrong(number, "a password with a comma or a colon must be given hashed: gatewayctl hash-password")
     try:
