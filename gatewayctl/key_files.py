@@ -23,6 +23,9 @@ FILES = {
 }
 """What each file in GATEWAY_KEYS_DIR is called, by the setting that it stands for."""
 
+MAX_LINKS = 40
+"""Most symbolic links that Linux follows on the way to a file (path_resolution(7))."""
+
 _INSTEAD = {
     "gateway_ssh_key_path": "gateway_ssh_key_content",
     "gateway_authorized_keys_path": "gateway_authorized_keys_content",
@@ -113,8 +116,7 @@ def check(path: Path, given: str, *, private: bool) -> None:
             f"{given}: {path} is open to others than its owner (mode {info.st_mode & 0o777:04o});"
             f" {holds}: chmod {mode} {path}"
         )
-    parent = path.parent.resolve()
-    _check_directories(path, (parent, *parent.parents, *path.resolve().parents), given)
+    _check_directories(path, _looked_up(path, given), given)
 
 
 def check_place(path: Path, given: str) -> None:
@@ -138,6 +140,33 @@ def check_place(path: Path, given: str) -> None:
                 f"{given}: {path} is not there, and could be put there by who may write to {there}:"
                 " use a directory that is root's alone"
             )
+
+
+def _looked_up(path: Path, given: str) -> list[Path]:
+    """List the directories in which a name of a path, or of a link on its way, is looked up (path_resolution(7)).
+
+    Raises:
+        KeyFileError: A link belongs to somebody else, who could change it in a sticky directory, or leads nowhere.
+    """
+    here, directories, links = Path("/"), [Path("/")], 0
+    names = list(reversed(path.absolute().parts[1:]))
+    while names:
+        name = names.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        there = here / name
+        if there.is_symlink():
+            links += 1
+            if links > MAX_LINKS or there.lstat().st_uid not in {0, os.geteuid()}:
+                raise KeyFileError(f"{given}: {path} goes through a link that others could change: {there}")
+            target = there.readlink()
+            here = Path("/") if target.is_absolute() else here
+            names += reversed(target.parts[target.is_absolute() :])
+        elif names:
+            here = there
+            directories.append(here)
+    return list(dict.fromkeys(directories))
 
 
 def _check_directories(path: Path, directories: Iterable[Path], given: str) -> None:

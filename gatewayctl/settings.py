@@ -329,8 +329,8 @@ def _check_files(given: Mapping[str, sources.Given]) -> None:
     origins = {value.file: value.origin for value in given.values() if value.file is not None}
     for file, origin in origins.items():
         held = {name for name, value in given.items() if value.file == file}
-        # What a shell hands over as <(command) is a pipe, which has no owner to speak of.
-        if not file.resolve().is_relative_to("/proc"):
+        # A pipe has no owner to speak of.
+        if not sources.is_handed_over(file):
             _, comma, variable = origin.partition(f"{file}, ")
             key_files.check(file, variable if comma else "the settings", private=bool(held & secret))
 
@@ -347,11 +347,13 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
         SettingsError: Something is missing or wrong: the setting, where it came from, what would be right.
     """
     names = Settings.model_fields.keys()
-    given = sources.from_yaml(config, names) if config else {}
-    given |= sources.from_environment(environ, names)
+    # Each by itself: what another source overrides is in its file all the same.
+    given: dict[str, sources.Given] = {}
+    for source in (sources.from_yaml(config, names) if config else {}, sources.from_environment(environ, names)):
+        _check_files(source)
+        given |= source
     given |= sources.from_flags(flags)
     sources.check_text(given)
-    _check_files(given)
     if "gateway_keys_dir" in given:
         given |= key_files.in_directory(Path(given["gateway_keys_dir"].text), given)
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +15,7 @@ from helpers.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+    from typing import BinaryIO
 
     import yaml
 
@@ -85,7 +89,7 @@ def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict
 def _content(path: str, variable: str) -> str:
     """Read a setting's file; the line break at its end is the editor's, and not part of the value."""
     try:
-        with Path(path).open("rb") as file:
+        with _opened(Path(path)) as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise SettingsError(f"{variable}: {path} is larger than {MAX_CONFIG_BYTES} bytes")
@@ -97,6 +101,26 @@ def _content(path: str, variable: str) -> str:
     if not value:
         raise SettingsError(f"{variable}: {path} is empty")
     return value
+
+
+def is_handed_over(path: Path) -> bool:
+    """Tell whether a path is an open file of this process's, as of what a shell writes for <(command)."""
+    return Path(os.path.realpath(path)).is_relative_to("/proc")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe that nobody writes to would be waited for.
+
+    Raises:
+        OSError: It cannot be opened, or is neither a file nor handed over.
+    """
+    if is_handed_over(path):
+        return path.open("rb")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no file")
+    return file
 
 
 def check_text(given: Mapping[str, Given]) -> None:
@@ -175,7 +199,7 @@ def _compose(path: Path) -> yaml.Node | None:
     import yaml  # noqa: PLC0415 - see above
 
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as exc:
         raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc

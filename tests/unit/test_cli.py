@@ -22,6 +22,7 @@ from gatewayctl import cli
 from gatewayctl.definition import describe
 from gatewayctl.settings import Settings
 from lab.users import make_key
+from lab.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,17 +289,23 @@ def test_render_config_writes_nothing_that_sshd_refuses(
     assert not output.exists()
 
 
-def test_interrupt(tmp_path: Path, enough: dict[str, str]) -> None:
+def test_interrupt(enough: dict[str, str]) -> None:
     """Ctrl-C ends a command without a traceback, with the status that shells expect."""
-    fifo = tmp_path / "config"
-    os.mkfifo(fifo)
+    config, wrote = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "gatewayctl", "check-config", "--config", fifo],
+        [sys.executable, "-m", "gatewayctl", "check-config", "--config", f"/dev/fd/{config}"],
         stderr=subprocess.PIPE,
         text=True,
         env={**ENVIRONMENT, **enough},
+        pass_fds=[config],
     )
-    with fifo.open("w"):  # opens when the command has opened the other end, and waits for what never comes
+    os.close(config)
+    with os.fdopen(wrote, "wb", buffering=0) as pipe:
+        # One byte more than a pipe holds (pipe(7)): the command has begun to read, and waits for what never comes.
+        pipe.write(b"#" * 65536)
+        pipe.write(b"#")
+        status = Path(f"/proc/{process.pid}/stat")
+        wait_until(lambda: status.read_text().rpartition(")")[2].split()[0] == "S", "the command waits")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -534,6 +534,48 @@ def test_files_of_settings_that_others_could_replace(
             _load_file(link, variable)
 
 
+@pytest.mark.parametrize("variable", [None, "GATEWAY_PASSWORDS_FILE", "GATEWAY_AUTHORIZED_KEYS_CONTENT_FILE"])
+def test_a_fifo_is_not_waited_for(tmp_path: Path, variable: str | None) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(SettingsError, match="it is no file"):
+        _load_file(tmp_path / "fifo", variable)
+
+
+@pytest.mark.parametrize(("content", "variable", "secret"), _FILES.values(), ids=_FILES)
+def test_a_link_in_the_middle_that_others_could_change(
+    tmp_path: Path, content: str, variable: str | None, *, secret: bool
+) -> None:
+    """Each directory on the way counts, also one between two links, and so does the owner of each link."""
+    del secret
+    directory, theirs = tmp_path / "ours", tmp_path / "theirs"
+    directory.mkdir()
+    theirs.mkdir()
+    (directory / "file").write_text(content)
+    (directory / "file").chmod(0o600)
+    (theirs / "link").symlink_to("../ours/file")
+    path = tmp_path / "path"
+    path.symlink_to(theirs / "link")
+    _load_file(path, variable)
+    os.chown(theirs, 1234, 0)
+    with pytest.raises(KeyFileError, match=r"could be replaced by uid 1234, to whom \S+theirs belongs"):
+        _load_file(path, variable)
+    os.chown(theirs, 0, 0)
+    theirs.chmod(0o1777)
+    _load_file(path, variable)
+    os.chown(theirs / "link", 1234, 0, follow_symlinks=False)
+    # Where fs.protected_symlinks is on (proc(5)), the kernel does not even follow it.
+    with pytest.raises(SettingsError, match=r"a link that others could change: \S+theirs/link|Permission denied"):
+        _load_file(path, variable)
+
+
+def test_what_is_overridden_is_in_its_file_all_the_same(tmp_path: Path) -> None:
+    """A secret that everybody can read is one, whichever source wins."""
+    path = yaml(tmp_path, _SECRETS)
+    with pytest.raises(KeyFileError, match="it holds a secret"):
+        load_settings(path, {}, {**ENOUGH, "GATEWAY_PASSWORDS": "alice:other"})
+
+
 def test_settings_from_a_shells_pipe_have_no_owner() -> None:
     """What a shell hands over as <(command) is taken."""
     read, write = os.pipe()
