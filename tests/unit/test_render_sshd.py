@@ -235,6 +235,9 @@ def test_what_sshd_understands(context: render.SshdContext, room: Path) -> None:
         "usedns": "no",
         "logingracetime": "30",
     }
+    for keyword in ("gssapiauthentication", "kerberosauthentication"):
+        if keyword not in found:  # Debian's sshd after 13 is built without them
+            del expected[keyword]
     assert {keyword: found[keyword] for keyword in expected} == {
         keyword: [value] for keyword, value in expected.items()
     }
@@ -255,7 +258,7 @@ def test_passwords_and_root_only_when_asked_for(context: render.SshdContext, roo
     assert found["authenticationmethods"] == ["publickey password"]
     assert found["permitrootlogin"] == ["yes"]
     found = effective(dataclasses.replace(context, permit_root=True), room, "root")
-    assert found["permitrootlogin"] == ["without-password"]
+    assert found["permitrootlogin"] in (["without-password"], ["prohibit-password"])  # the new name, from 10.6 on
 
 
 @needs_sshd
@@ -344,8 +347,8 @@ def test_arguments_arrive_unchanged(context: render.SshdContext, room: Path) -> 
 
 @needs_sshd
 def test_an_agent_with_wrong_keys_gets_in_and_a_pile_of_them_does_not(context: render.SshdContext, room: Path) -> None:
-    """Nine wrong keys before the right one are forgiven, ten are not."""
-    keys = [keypair(room / f"key{number}") for number in range(11)]
+    """Nine wrong keys before the right one are forgiven; more are too many."""
+    keys = [keypair(room / f"key{number}") for number in range(14)]
     command = script(room / "keys", f"#!/bin/sh\ncat {keys[-1]}.pub\n")
     server = Sshd(
         dataclasses.replace(
@@ -354,8 +357,9 @@ def test_an_agent_with_wrong_keys_gets_in_and_a_pile_of_them_does_not(context: r
         room,
     )
     try:
-        assert server.login(*keys[1:]).stdout == "in\n"
-        refused = server.login(*keys)
+        assert server.login(*keys[4:]).stdout == "in\n"
+        # Without the right one: ssh 10.6 offers keys in an order of its own.
+        refused = server.login(*keys[:-1])
         assert "Too many authentication failures" in refused.stderr
         assert server.login(*keys[:5]).returncode == 255
     finally:
