@@ -275,12 +275,13 @@ def _number(word: str) -> int:
 def _absolute(path: str) -> str:
     """Write a path as sh has it between double quotes."""
     expanded = _expand(path)
-    return expanded if expanded.startswith(("/", "$gw_home")) else f"$gw_home/{expanded}"
+    return expanded if expanded.startswith(("/", "${gw_home}")) else f"${{gw_home}}/{expanded}"
 
 
 def _expand(text: str) -> str:
     """Put shell variables in the place of sshd's tokens; text of a setting, which was checked."""
-    values = {"%%": "%", "%u": "$gw_name", "%h": "$gw_home"}
+    # In braces, or the letters that follow a token would belong to the variable's name.
+    values = {"%%": "%", "%u": "${gw_name}", "%h": "${gw_home}"}
     return re.sub("%.", lambda token: values[token[0]], text)
 
 

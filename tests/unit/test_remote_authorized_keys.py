@@ -195,11 +195,14 @@ def test_tokens_are_sshds() -> None:
     home = os.path.realpath(os.path.expanduser(f"~{name}"))  # noqa: PTH111 - of any user
     with tempfile.TemporaryDirectory(prefix="keys-", dir=home) as base:
         (Path(base) / "a%b" / name).mkdir(parents=True)
-        for number, path in enumerate((f"{base}/a%b/{name}/1", f"{base}/2", f"{base}/3")):
+        paths = (f"{base}/a%b/{name}/1", f"{base}/2", f"{base}/3", f"{base}/{name}_4", f"{base}/{name}5")
+        for number, path in enumerate(paths):
             Path(path).write_bytes(b"%d\n" % number)
         below = base.removeprefix(f"{home}/")
-        files = (f"{base}/a%%b/%u/1", f"%h/{below}/2", f"{below}/3", "%h/no-such-file")
-        sources = AuthorizedKeysSources(files, "/bin/echo %u %% x%h")
+        files = (f"{base}/a%%b/%u/1", f"%h/{below}/2", f"{below}/3", f"{base}/%u_4", f"{below}/%u5", "%h/no-such-file")
+        sources = AuthorizedKeysSources(files, "/bin/echo %u %% x%h %u_6 %h7")
         argv = ["/bin/sh", "-c", sources.command_line(name)]
         done = subprocess.run(argv, input=standard_input(MARKER), capture_output=True, check=True)
-    assert _parse(done.stdout, 0, sources) == AuthorizedKeys(f"0\n\n1\n\n2\n\n{name} % x{home}".encode())
+    assert _parse(done.stdout, 0, sources) == AuthorizedKeys(
+        f"0\n\n1\n\n2\n\n3\n\n4\n\n{name} % x{home} {name}_6 {home}7".encode()
+    )
