@@ -16,12 +16,10 @@ from typing import Protocol
 from cachetools import TLRUCache, TTLCache
 
 from helpers.broker.connections import Completed, Ran
+from helpers.broker.key_index import MAX_CONTENT_BYTES
 from helpers.broker.pacing import Pacing
 from helpers.broker.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
 from helpers.errors import GatewayError, PermissionDeniedError, RemoteLostError
-
-MAX_FILE_BYTES = 1024 * 1024
-"""Largest authorized_keys file, in bytes, that is read; a larger one lets nobody in."""
 
 CACHE_MAX_BYTES = 32 * 1024 * 1024
 """Most key files, in bytes, that are remembered; the ones not used for longest are forgotten."""
@@ -132,14 +130,14 @@ class PathKeys:
         except OSError as exc:
             msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} cannot be read by the gateway ({exc.strerror})"
             raise PermissionDeniedError(msg) from exc
-        if len(content) > MAX_FILE_BYTES:
-            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_FILE_BYTES} bytes"
+        if len(content) > MAX_CONTENT_BYTES:
+            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_CONTENT_BYTES} bytes"
             raise PermissionDeniedError(msg)
         return KeyFile(content, "path")
 
 
 def _read_now(path: Path) -> bytes:
-    """Read a file, a byte more than `MAX_FILE_BYTES` at most, without waiting.
+    """Read a file, a byte more than `MAX_CONTENT_BYTES` at most, without waiting.
 
     On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
 
@@ -149,7 +147,7 @@ def _read_now(path: Path) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no file")
-        return file.read(MAX_FILE_BYTES + 1)
+        return file.read(MAX_CONTENT_BYTES + 1)
 
 
 class Pool(Protocol):

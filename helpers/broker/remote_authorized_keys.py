@@ -13,13 +13,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from helpers.broker.key_index import MAX_CONTENT_BYTES
 from helpers.broker.remote_command import marked, printable, why_not_run
 from helpers.errors import RemoteLostError
 
-MAX_FILES_BYTES = 1024 * 1024
-"""Largest authorized_keys, in bytes, all files of one user together; larger ones let nobody in."""
-
-MAX_OUTPUT_BYTES = MAX_FILES_BYTES + 64 * 1024
+MAX_OUTPUT_BYTES = MAX_CONTENT_BYTES + 64 * 1024
 """Most output, in bytes, that is read: the files, the lists, and what start-up files print before them."""
 
 DEFAULT_FILES = (".ssh/authorized_keys", ".ssh/authorized_keys2")
@@ -138,8 +136,8 @@ class AuthorizedKeysSources:
                 problems.append(f"{self.command.split()[0]} on the remote host does not count: {exc}")
         answer.end()
         content = b"\n".join(contents)
-        if len(content) > MAX_FILES_BYTES:
-            return AuthorizedKeys(b"", (*problems, f"authorized_keys is larger than {MAX_FILES_BYTES} bytes"))
+        if len(content) > MAX_CONTENT_BYTES:
+            return AuthorizedKeys(b"", (*problems, f"authorized_keys is larger than {MAX_CONTENT_BYTES} bytes"))
         return AuthorizedKeys(content, tuple(problems))
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from helpers.broker.connections import Completed, Ran
+from helpers.broker.key_index import MAX_CONTENT_BYTES
 from helpers.broker.keys import (
-    MAX_FILE_BYTES,
     REFRESHED_AFTER,
     REFRESHED_TTL_S,
     REFRESHED_USERS,
@@ -563,13 +563,13 @@ def test_a_path_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         large = tmp_path / "large"
-        large.write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+        large.write_bytes(b"x" * (MAX_CONTENT_BYTES + 1))
         os.mkfifo(tmp_path / "fifo")
         for path in (tmp_path / "missing", tmp_path, tmp_path / "fifo", large, large / "below"):
             with pytest.raises(PermissionDeniedError, match="GATEWAY_AUTHORIZED_KEYS_PATH"):
                 await PathKeys(path).read("alice")
-        large.write_bytes(b"x" * MAX_FILE_BYTES)
-        assert len((await PathKeys(large).read("alice")).content or b"") == MAX_FILE_BYTES
+        large.write_bytes(b"x" * MAX_CONTENT_BYTES)
+        assert len((await PathKeys(large).read("alice")).content or b"") == MAX_CONTENT_BYTES
 
     asyncio.run(scenario())
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.remote_authorized_keys import MAX_FILES_BYTES, AuthorizedKeys, AuthorizedKeysSources
+from helpers.broker.key_index import MAX_CONTENT_BYTES
+from helpers.broker.remote_authorized_keys import AuthorizedKeys, AuthorizedKeysSources
 from helpers.broker.remote_command import standard_input
 from helpers.errors import RemoteLostError
 from lab.answers import MARKER, authorized_keys
@@ -170,8 +171,8 @@ def test_numbers_that_a_hostile_remote_makes_up(old: bytes, new: bytes) -> None:
 
 def test_larger_files_let_nobody_in() -> None:
     """All together may have a MiB."""
-    half = b"x" * (MAX_FILES_BYTES // 2)
-    assert len(_parse(authorized_keys(half, half[1:])).content) == MAX_FILES_BYTES
+    half = b"x" * (MAX_CONTENT_BYTES // 2)
+    assert len(_parse(authorized_keys(half, half[1:])).content) == MAX_CONTENT_BYTES
     found = _parse(authorized_keys(half, half))
     assert (found.content, "larger than" in found.problems[0]) == (b"", True)
 
