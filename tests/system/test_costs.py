@@ -22,36 +22,42 @@ if TYPE_CHECKING:
 
 
 def _last_pid(gateway: Gateway) -> int:
-    """Return the process id that was given out last in the gateway's namespace: to whoever reads it (proc(5))."""
+    """Return the process id that was given out last in the gateway's namespace: to any reader (proc(5))."""
     return int(gateway.room.run(["cat", "/proc/sys/kernel/ns_last_pid"]).stdout)
 
 
+def _cost(lab: Lab, gateway: Gateway, user: User) -> tuple[int, int, int, int, int]:
+    """Log in, and count processes, packets of SSH up and down, and bytes up and down."""
+    pid, before = _last_pid(gateway), lab.wan.traffic()
+    terminal = lab.terminal(lab.gateway_argv(gateway, user))
+    terminal.wait_for(user.prompt)
+    after = lab.wan.traffic()
+    # One is the reader's own. The rest: sshd for the connection and its unprivileged half, sshd as the user, the
+    # session, and one to nudge mosh-client.
+    processes = _last_pid(gateway) - pid - 1
+    up, down = ((then, now) for then, now in ((before.up, after.up), (before.down, after.down)))
+    packets_up, packets_down = (now.packets("tcp", PORT) - then.packets("tcp", PORT) for then, now in (up, down))
+    bytes_up, bytes_down = (now.bytes - then.bytes for then, now in (up, down))
+    terminal.close()
+    return processes, packets_up, packets_down, bytes_up, bytes_down
+
+
 def test_processes_packets_and_bytes_of_a_login(make_lab: Callable[..., Lab]) -> None:
-    """A login of somebody known takes five processes, and a dozen packets of TCP and 3 kB each way at the most."""
+    """A login of a known user takes five processes, and a dozen packets of TCP and 3 kB each way at the most."""
     lab = make_lab(rtt_ms=20)  # of its own: in another's, gateways have something to say too
-    gateway, user = lab.start_gateway(), lab.add_user()
-    counts = []
-    for _ in range(4):
-        pid, before = _last_pid(gateway), lab.wan.traffic()
-        terminal = lab.terminal(lab.gateway_argv(gateway, user))
-        terminal.wait_for(user.prompt)
-        after = lab.wan.traffic()
-        # One is the reader's own. The rest: sshd for the connection and its unprivileged half, sshd as the user, the
-        # session, and one to nudge mosh-client.
-        processes = _last_pid(gateway) - pid - 1
-        up, down = ((then, now) for then, now in ((before.up, after.up), (before.down, after.down)))
-        packets = [now.packets("tcp", PORT) - then.packets("tcp", PORT) for then, now in (up, down)]
-        counts.append((processes, *packets, *(now.bytes - then.bytes for then, now in (up, down))))
-        terminal.close()
-    # The first one is cold; and the broker starts a thread more while all it has are busy.
-    processes, packets_up, packets_down, bytes_up, bytes_down = map(min, zip(*counts[1:], strict=True))
-    assert processes <= 5 + 1
-    assert max(packets_up, packets_down) <= 12
-    assert max(counts[0][1:3]) <= 30
+    gateway, users = lab.start_gateway(), [lab.add_user() for _ in range(3)]
+    # The least of three each: a busy kernel acknowledges and repeats more often than it must, and the broker starts a
+    # thread more while all that it has are busy.
+    first, known = (
+        [min(counts) for counts in zip(*(_cost(lab, gateway, user) for user in users), strict=True)] for _ in range(2)
+    )
+    assert max(first[1:3]) <= 30
+    assert max(first[3:]) <= 9000
+    assert known[0] <= 5 + 1
+    assert max(known[1:3]) <= 12
     # mosh's first frames are in it.
-    assert bytes_up <= 2000
-    assert bytes_down <= 3000
-    assert max(counts[0][3:]) <= 9000
+    assert known[3] <= 2000
+    assert known[4] <= 3000
 
 
 @contextmanager
