@@ -6,6 +6,8 @@ Statuses are those of ``sysexits.h``, one per cause, so that a script can tell t
 
 from __future__ import annotations
 
+from errno import EAGAIN, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -63,6 +65,15 @@ class BrokerUnavailableError(GatewayError):
 
     code = "broker_unavailable"
     status = 71  # EX_OSERR
+
+
+class ResourcesError(GatewayError):
+    """The gateway itself lacks processes, memory, file descriptors or room in its runtime directory."""
+
+    code = "no_resources"
+    status = (
+        71  # EX_OSERR, as sysexits.h has it for "cannot fork"; the other thing that is wrong with the gateway itself
+    )
 
 
 class NoMoshServerError(GatewayError):
@@ -126,3 +137,17 @@ class SettingsError(GatewayError):
 
     code = "settings"
     status = 78  # EX_CONFIG
+
+
+def local_error(error: OSError | MemoryError) -> GatewayError:
+    """Say in a sentence what the gateway's own system refused a session."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, FileNotFoundError):
+        return ResourcesError("the session's home directory on the gateway is gone; log in again")
+    if number in {ENOSPC, EDQUOT}:
+        return ResourcesError("the gateway's runtime directory is full; log in again, or tell the gateway's operator")
+    why = getattr(error, "strerror", None) or str(error) or "out of memory"
+    if isinstance(error, MemoryError) or number in {EAGAIN, ENOMEM, EMFILE, ENFILE}:
+        msg = f"the gateway lacks processes, memory or file descriptors ({why}); try again in a moment"
+        return ResourcesError(f"{msg}, or tell the gateway's operator")
+    return GatewayError(f"the gateway failed ({why}); tell its operator")

@@ -12,7 +12,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,11 +21,15 @@ from helpers import dial
 from helpers.broker import mosh
 from helpers.broker.remote_command import new_marker, standard_input
 from helpers.client import ask
-from helpers.errors import GatewayError, MoshServerError, NoLocaleError, PermissionDeniedError, RemoteTimeoutError
+from helpers.errors import (
+    GatewayError,
+    MoshServerError,
+    NoLocaleError,
+    PermissionDeniedError,
+    RemoteTimeoutError,
+    local_error,
+)
 from helpers.protocol import ANSWER_TIMEOUT_S, decode, encode, error_answer, result_of
-
-LOGIN_S = 60.0
-"""Longest time, in seconds, that ssh may take to log in: some agents ask their user, or wait for a key's touch."""
 
 MAX_OUTPUT_BYTES = 64 * 1024
 """Most output, in bytes and for each stream, that is taken from the remote before its mosh-server has spoken."""
@@ -44,90 +48,111 @@ def forwarded_agent(environ: Mapping[str, str]) -> str:
     return path
 
 
-def write_identity(user_auth: str, home: str) -> str | None:
-    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
-
-    Args:
-        user_auth: The first line of SSH_USER_AUTH's file (sshd_config(5), ExposeAuthInfo).
-        home: The session's own directory.
-
-    Returns:
-        What ssh's IdentityFile is to be: the public key's file without its ``.pub``, so that ssh knows that there is no
-        private one and does not complain of it; None where the user came without a key.
-    """
-    words = user_auth.split(" ")
-    if words[0] != "publickey":
-        return None
-    path = f"{home}/identity-{os.getpid()}"
-    try:
-        Path(f"{path}.pub").write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
-    except OSError as exc:
-        raise _homeless(exc) from exc
-    return path
-
-
-def take_turn(socket_path: str, connection: str, home: str) -> list[str]:
-    """Wait until the broker lets one more ssh log in on the remote, and have the login watched.
+class Login:
+    """One login on the remote by the user's agent: waits for the broker's turn for it, and has it watched.
 
     A process of its own watches, since this one becomes ssh: the broker counts the login for as long as it lives. It
-    leaves when ssh says, by ``LocalCommand`` (ssh_config(5)), that it is logged in, or has ended, and ends ssh after
-    `LOGIN_S`.
+    leaves when ssh says, by ``LocalCommand`` (ssh_config(5)), that it is logged in, or has ended; and it ends ssh when
+    that takes too long. Once the turn has come it writes two files, by which no more than there are turns exist at a
+    time, and it removes them when it leaves.
 
     Args:
         socket_path: The broker's socket.
         connection: SSH_CONNECTION.
+        key: The first line of SSH_USER_AUTH's file (sshd_config(5), ExposeAuthInfo).
         home: The session's own directory.
-
-    Returns:
-        ssh's options.
-
-    Raises:
-        GatewayError: The broker gives no turn.
     """
-    ssh, path = os.getpid(), f"{home}/login-{os.getpid()}"
-    heard, said = os.pipe()
-    try:
-        os.mkfifo(path, 0o600)
-    except OSError as exc:
-        raise _homeless(exc) from exc
-    child = os.fork()
-    if child == 0:
-        # Twice, so that the watcher is not a child of ssh's, which would not collect it.
-        if os.fork() == 0:
-            _watch(ssh, path, said, socket_path, connection)
-        os._exit(0)
-    os.close(said)
-    os.waitpid(child, 0)
-    with os.fdopen(heard, "rb") as pipe:
-        answer = pipe.readline(MAX_OUTPUT_BYTES)
-    result_of(decode(answer or b"{}"))
-    return ["PermitLocalCommand=yes", f"LocalCommand=echo 1<>{path}"]
+
+    def __init__(self, socket_path: str, connection: str, key: str, home: str) -> None:
+        """Start the watcher."""
+        ssh = os.getpid()
+        self._heard, said = os.pipe()
+        child = os.fork()
+        if child == 0:
+            # Twice, so that the watcher is not a child of ssh's, which would not collect it.
+            if os.fork() == 0:
+                _watch(ssh, said, socket_path, {"connection": connection, "key": key}, home)
+            os._exit(0)
+        os.close(said)
+        os.waitpid(child, 0)
+
+    def wait(self, patience_s: float | None = None) -> dict[str, Any] | None:
+        """Wait for the turn.
+
+        Args:
+            patience_s: Seconds after which to come back without one; None waits as long as the broker takes.
+
+        Returns:
+            ``options``, which ssh is to have, and ``identity``, its IdentityFile or None; None when patience ran out.
+
+        Raises:
+            GatewayError: The broker gives no turn.
+        """
+        if not select.select([self._heard], [], [], patience_s)[0]:
+            return None
+        with os.fdopen(self._heard, "rb") as pipe:
+            return result_of(decode(pipe.readline(MAX_OUTPUT_BYTES) or b"{}"))
 
 
-def _watch(ssh: int, path: str, said: int, socket_path: str, connection: str) -> NoReturn:
+def _watch(ssh: int, said: int, socket_path: str, login: dict[str, Any], home: str) -> NoReturn:
+    login_file, identity = f"{home}/login-{os.getpid()}", f"{home}/identity-{os.getpid()}"
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1):
             os.dup2(null, fd)
-        process, fifo = os.pidfd_open(ssh), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        process = os.pidfd_open(ssh)
+        seconds, fifo = 0.0, -1
         try:
-            answer: dict[str, Any] = {"result": ask(socket_path, {"op": "login", "connection": connection})}
+            seconds = float(ask(socket_path, {"op": "login", **login})["seconds"])
+            options = ["PermitLocalCommand=yes", f"LocalCommand=echo 1<>{login_file}"]
+            fifo = _make_fifo(login_file)
+            answer: dict[str, Any] = {
+                "result": {"options": options, "identity": _write_identity(login["key"], identity)}
+            }
         except GatewayError as error:
             answer = error_answer(error)
+        except OSError as error:
+            answer = error_answer(local_error(error))
         os.write(said, encode(answer))
         os.close(said)
-        if "result" in answer and not select.select([process, fifo], [], [], LOGIN_S)[0]:
-            os.write(2, b"gateway: the login on the remote host took too long; does your agent wait for you?\r\n")
-            signal.pidfd_send_signal(process, signal.SIGTERM)
+        if "result" in answer:
+            ready = select.select([process, fifo], [], [], seconds)[0]
+            if fifo in ready:
+                ask(socket_path, {"op": "logged_in", **login})
+            elif not ready:
+                os.write(2, b"gateway: the login on the remote host took too long; does your agent wait for you?\r\n")
+                signal.pidfd_send_signal(process, signal.SIGTERM)
     finally:
         # Whatever happened: this process must not go on as a second session.
-        with suppress(OSError):
-            Path(path).unlink()
+        for path in (login_file, f"{identity}.pub"):
+            with suppress(OSError):
+                Path(path).unlink()
         os._exit(0)
 
 
-def _homeless(exc: OSError) -> GatewayError:
-    return GatewayError(f"the session has no home directory on the gateway ({exc.strerror}); log in again")
+def _make_fifo(path: str) -> int:
+    """Make the FIFO by which ssh says that it is logged in, and open it for reading."""
+    Path(path).unlink(missing_ok=True)  # of a process of the same number, which was killed
+    os.mkfifo(path, 0o600)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def _write_identity(user_auth: str, path: str) -> str | None:
+    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
+
+    Args:
+        user_auth: The first line of SSH_USER_AUTH's file.
+        path: What ssh's IdentityFile will be: the public key's file without its ``.pub``, so that ssh knows that there
+            is no private one and does not complain of it.
+
+    Returns:
+        The path; None where the user came without a key.
+    """
+    words = user_auth.split(" ")
+    if words[0] != "publickey":
+        return None
+    Path(f"{path}.pub").write_text(" ".join(words[1:3]) + "\n", encoding="ascii")
+    return path
 
 
 class MoshServer:
@@ -135,13 +160,17 @@ class MoshServer:
 
     Args:
         wanted: ``commands``, to try in turn; ``program`` for messages; ``predict``, handed on.
-        ssh: ssh's command line, up to the host.
+        ssh: Writes ssh's command line up to the host, for one login: each command is one.
         environ: ssh's environment.
         timeout_s: Longest time for each command, in seconds.
     """
 
     def __init__(
-        self, wanted: Mapping[str, Any], ssh: list[str], environ: Mapping[str, str], timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        wanted: Mapping[str, Any],
+        ssh: Callable[[], list[str]],
+        environ: Mapping[str, str],
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """Start the first one."""
         self._wanted, self._ssh, self._environ, self._timeout_s = wanted, ssh, environ, timeout_s
@@ -149,7 +178,7 @@ class MoshServer:
         self._start()
 
     def _start(self) -> None:
-        argv = [*self._ssh, self._commands.pop(0)]
+        argv = [*self._ssh(), self._commands.pop(0)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe)
         self._marker = new_marker()

@@ -17,7 +17,7 @@ from _signal import (  # type: ignore[import-not-found]  # signal itself imports
 )
 
 from helpers.client import Question, ask
-from helpers.errors import INTERRUPTED, GatewayError
+from helpers.errors import INTERRUPTED, GatewayError, local_error
 from helpers.terminal import ensure_window, has_window, locale_of, usable_term
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
@@ -73,11 +73,15 @@ def main(argv: list[str]) -> int:
             drop_root(socket_path, environ.get("SSH_AUTH_SOCK"))
         start(socket_path, environ, key, client)
     except GatewayError as error:
-        print(f"gateway: {error.message}", file=sys.stderr)
-        return error.status
+        failure = error
+    except (OSError, MemoryError) as error:
+        failure = local_error(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    raise AssertionError  # start() becomes another program, or raises
+    else:
+        raise AssertionError  # start() becomes another program, or raises
+    print(f"gateway: {failure.message}", file=sys.stderr)
+    return failure.status
 
 
 def given_environment() -> dict[str, str]:
@@ -159,22 +163,28 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         from helpers import pass_through  # noqa: PLC0415
 
         session["agent"] = pass_through.forwarded_agent(environ)
-        session["identity"] = pass_through.write_identity(request["key"], ssh["HOME"])
-        session["login"] = pass_through.take_turn(socket_path, request["connection"], ssh["HOME"])
+
+        def ssh_with_a_turn() -> list[str]:
+            turn = pass_through.Login(socket_path, request["connection"], key, ssh["HOME"])
+            return ssh_argv({**session, **wait_with_progress(turn.wait, shown=has_terminal)})
+
         if "mosh" in session:
-            commands = pass_through.MoshServer(session["mosh"], ssh_argv(session), ssh)
+            commands = pass_through.MoshServer(session["mosh"], ssh_with_a_turn, ssh)
             mosh = wait_with_progress(commands.wait, shown=True)
             become_mosh_client({**session, **mosh}, term, path, keep=original is not None)
+        argv = ssh_with_a_turn()
     elif session["share"]:
         from helpers import sharing  # noqa: PLC0415 - the same: mosh needs it not
 
-        session["sharing"] = sharing.options(ssh["HOME"], os.getpid())
+        argv = ssh_argv({**session, "options": sharing.options(ssh["HOME"], os.getpid())})
+    else:
+        argv = ssh_argv(session)
     if os.getppid() != client:
         msg = "the client has gone"
         raise GatewayError(msg)
     command = original if ours_alone and session["command"] is not None else session["command"]
     # ssh takes an empty command for none, and would ask for a shell; a blank runs as little.
-    become([*LEAVE_WITH_CLIENT, *ssh_argv(session), *(() if command is None else (command or " ",))], ssh)
+    become([*LEAVE_WITH_CLIENT, *argv, *(() if command is None else (command or " ",))], ssh)
 
 
 def accepted_key(user_auth_path: str) -> str:
@@ -284,7 +294,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
     It is ssh itself, so that bytes, status and both ends' closing are OpenSSH's own.
 
     Args:
-        session: The broker's answer, with ``sharing``: options of `helpers.sharing`, or ``login``: options of
+        session: The broker's answer, with ``options`` of `helpers.sharing`, or ``options`` and ``identity`` of
             `helpers.pass_through`.
     """
     known_hosts = session["known_hosts"]
@@ -311,7 +321,7 @@ def ssh_argv(session: Mapping[str, Any]) -> list[str]:
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
-    options += [*session.get("sharing", ()), *session.get("login", ())]
+    options += session.get("options", ())
     argv = [
         "ssh",
         "-F",

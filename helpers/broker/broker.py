@@ -17,12 +17,13 @@ from helpers.broker.addresses import Addresses
 from helpers.broker.config import BrokerConfig
 from helpers.broker.connections import Connections
 from helpers.broker.errands import Errands
+from helpers.broker.familiar import Familiar
 from helpers.broker.key_index import KeyIndexes
 from helpers.broker.keyline import OfferedKey, parse_offered_key
 from helpers.broker.keys import KeyFile, KeySource, RemoteKeys
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.logind import Logind
-from helpers.broker.logins import Logins
+from helpers.broker.logins import Logins, source_of
 from helpers.broker.peers import Peer, session_id
 from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
 from helpers.broker.server import Handler
@@ -91,7 +92,7 @@ class Broker:
             keys.on_file = self._renew
         addresses = addresses or Addresses(config.remote_host, config.remote_port)
         self._sessions = Sessions(config, connections, known_hosts, addresses)
-        self._logins = Logins()
+        self._logins, self._familiar = Logins(), Familiar()
         self._logind = Logind(connections, log)
         self._log, self._supervisor = log, supervisor
         self._proxies = [ipaddress.ip_network(text) for text in config.trusted_proxies.split(",") if text]
@@ -106,6 +107,7 @@ class Broker:
             "authorized_keys": self.authorized_keys,
             "session": self.session,
             "login": self.login,
+            "logged_in": self.logged_in,
             "root": self.root,
             "status": self.status,
         }
@@ -221,8 +223,8 @@ class Broker:
 
     async def _even_out(self, user: str, client: str | None) -> None:
         """Let a refusal take as long as any other: see `helpers.broker.pacing`."""
-        if isinstance(self._keys, RemoteKeys):
-            await asyncio.sleep(self._keys.pacing.left_s(user, self._address(client)))
+        if isinstance(self._keys, RemoteKeys) and not self._familiar.knows(user, self._address(client)):
+            await asyncio.sleep(self._keys.pacing.left_s(user))
 
     def _address(self, endpoint: str | None) -> str | None:
         """Cut the port off a client's endpoint; None where it is a proxy's, and so no sign of who is behind it."""
@@ -305,12 +307,12 @@ class Broker:
             self._log.error("session_failed", **login, outcome=error.code, reason=error.message, ms=ms)
             raise
         self.counters.sessions += 1
-        self._users.note_session(peer.uid)
-        self._connections.keep(user)
+        if self._config.ssh_key is not None:  # else the remote has not judged yet, see `logged_in`
+            self._users.note_session(peer.uid)
+            self._connections.keep(user)
+            self._familiar.note(user, self._address(client))
         if started.answer["transport"] == "mosh":
             self._logind.session_started(user, peer.pid)
-        if isinstance(self._keys, RemoteKeys) and (address := self._address(client)):
-            self._keys.pacing.logged_in(user, address)
         ms = (time.monotonic() - began) * 1000
         self._log.info(
             "session_started",
@@ -328,15 +330,42 @@ class Broker:
 
         Args:
             peer: The process that watches over the login; the turn is over when it ends.
-            request: ``connection`` as SSH_CONNECTION has it.
+            request: ``connection`` as SSH_CONNECTION has it; ``key``, the first line of SSH_USER_AUTH's file.
+
+        Returns:
+            ``seconds``: how long the login may take.
 
         Raises:
             PermissionDeniedError: No user owns the peer's uid.
             RemoteTimeoutError: Too many others are logging in.
         """
-        self._owner(peer, "login")
-        await self._logins.take_turn(peer.pid, self._address(_endpoint(str(request.get("connection", "")))))
+        user, (address, key) = self._owner(peer, "login"), self._marks(request)
+        by_key = self._familiar.knows(user, key)
+        source = source_of(None if by_key else address, user)
+        known = by_key or self._familiar.knows(user, address)
+        return {"seconds": await self._logins.take_turn(peer.pid, source, known=known)}
+
+    async def logged_in(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Take note that the remote has let the user who owns the peer's uid in, by the user's own agent.
+
+        A process with that uid is the gateway's own code, since a client has no other way to run anything here; and it
+        says so when ssh, which the remote has let in, runs its LocalCommand.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid, or it is not the agent that decides here.
+        """
+        user = self._owner(peer, "logged_in")
+        if self._config.ssh_key is not None:
+            msg = "the gateway logs in with its own key"
+            raise PermissionDeniedError(msg)
+        self._users.note_session(peer.uid)
+        self._familiar.note(user, *self._marks(request))
         return {}
+
+    def _marks(self, request: dict[str, Any]) -> tuple[str | None, str | None]:
+        """Read by what a login may be known again: the client's address, and the key that sshd accepted."""
+        address = self._address(_endpoint(str(request.get("connection", ""))))
+        return address, _key_fingerprint(str(request.get("key", "")))
 
     def sign(self, peer: Peer, message: bytes) -> bytes:
         """Answer one message to the agent: see `helpers.broker.agent`, for the user who owns the peer's uid."""

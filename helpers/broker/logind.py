@@ -8,12 +8,11 @@ which it closes after ten minutes without use: so there it keeps the connection 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 from helpers.broker.connections import Connections
+from helpers.broker.peers import end_of
 from helpers.broker.remote_command import marked, marked_lines
 from helpers.log import EventLog, fault_of
 
@@ -62,7 +61,7 @@ class Logind:
 
     async def _hold(self, user: str, pid: int) -> None:
         try:
-            async with _end_of(pid) as ended:
+            async with end_of(pid) as ended:
                 with self._connections.held(user) as connection:
                     if connection is None or await _is_set(ended, ASK_AFTER_S):
                         return
@@ -87,24 +86,6 @@ class Logind:
                 text="logind on the remote host has KillUserProcesses=yes: mosh sessions there end with the gateway's"
                 " connection, which is kept for as long as they live, and not beyond a reload of the gateway",
             )
-
-
-@asynccontextmanager
-async def _end_of(pid: int) -> AsyncIterator[asyncio.Event]:
-    """Watch for the end of a process.
-
-    Raises:
-        OSError: There is no such process, or no descriptor for it.
-    """
-    ended = asyncio.Event()
-    descriptor = os.pidfd_open(pid)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        yield ended
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:

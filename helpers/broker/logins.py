@@ -1,22 +1,28 @@
-"""Agent pass-through: how many logins on the remote are under way at once, since the users' own ssh makes them.
+"""Agent pass-through: which logins on the remote are under way, since the users' own ssh makes them.
 
-Anybody may come that far with any key, so that without a limit strangers could turn the gateway against the remote.
+A stranger with any key may come that far: without a limit strangers could turn the gateway against the remote, and with
+one limit for all they could keep everyone else out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
-from collections import Counter
+from contextlib import AsyncExitStack
 
+from helpers.broker.peers import end_of
+from helpers.broker.places import Places
 from helpers.errors import RemoteTimeoutError
 
 MAX_LOGINS = 10
 """Logins under way at once: sshd's MaxStartups begins to drop unauthenticated connections at 10 (sshd_config(5))."""
 
-MAX_FOR_ADDRESS = 5
-"""How many of these for one client's address, so that one stranger leaves room for others."""
+MAX_STRANGERS = 7
+"""How many of these may be strangers': the rest is for users who have logged in before."""
+
+MAX_FOR_SOURCE = 5
+"""How many turns of either kind one source may have while no other has any; fewer while many are taken
+(`helpers.broker.places`)."""
 
 IPV6_PREFIX = 64
 """Bits by which IPv6 addresses are one: so many say whose network it is, as for sshd (60-abuse.conf)."""
@@ -24,57 +30,66 @@ IPV6_PREFIX = 64
 WAIT_S = 12.0
 """Longest wait for a turn, in seconds: below the helpers' own patience."""
 
+LOGIN_S = 60.0
+"""Longest time, in seconds, that a login may take: some agents ask their user, or wait for a key's touch. A stranger
+has all of it while no other has a turn, and less the fewer turns are free."""
+
 
 class Logins:
-    """Counts the logins by the processes that watch over them, and knows by itself when one of these has ended."""
+    """Counts the logins by the processes that watch over them; a turn ends with its process."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._sources: Counter[str] = Counter()
-        self._held: dict[int, str] = {}
-        self._changed = asyncio.Event()
+        self._turns, self._strangers = Places(MAX_LOGINS, MAX_FOR_SOURCE), Places(MAX_STRANGERS, MAX_FOR_SOURCE)
+        self._held: set[asyncio.Task[None]] = set()
 
-    async def take_turn(self, pid: int, address: str | None) -> None:
-        """Wait for a turn, which lasts for as long as a process.
+    async def take_turn(self, pid: int, source: str, *, known: bool) -> float:
+        """Wait for a turn.
 
         Args:
-            pid: The process.
-            address: The client's; None counts against no limit but the one for all.
+            pid: The process for whose life it lasts.
+            source: From where the login comes, see `source_of`.
+            known: Whether its user has logged in before, by the same key or from the same address.
+
+        Returns:
+            How many seconds the login may take.
 
         Raises:
-            RemoteTimeoutError: It does not come in time.
+            RemoteTimeoutError: The turn does not come in time.
+            OSError: There is no such process.
         """
-        source = None if address is None else _source(address)
-        try:
-            async with asyncio.timeout(WAIT_S):
-                while not self._has_room(source):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            msg = "the gateway is busy with other logins; try again in a moment"
-            raise RemoteTimeoutError(msg) from None
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        self._held[fd] = source or ""
-        self._sources[source or ""] += 1
-        asyncio.get_running_loop().add_reader(fd, self._end, fd)
-
-    def _has_room(self, source: str | None) -> bool:
-        return len(self._held) < MAX_LOGINS and (source is None or self._sources[source] < MAX_FOR_ADDRESS)
-
-    def _end(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
-        source = self._held.pop(fd)
-        self._sources[source] -= 1
-        if not self._sources[source]:
-            del self._sources[source]
-        self._changed.set()
+        async with AsyncExitStack() as stack:
+            ended = await stack.enter_async_context(end_of(pid))
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    for places in (self._turns,) if known else (self._strangers, self._turns):
+                        await places.take(source)
+                        stack.callback(places.release, source)
+            except TimeoutError:
+                msg = "the gateway is busy with other logins; try again in a moment"
+                raise RemoteTimeoutError(msg) from None
+            task = asyncio.create_task(_hold(ended, stack.pop_all()))
+            self._held.add(task)
+            task.add_done_callback(self._held.discard)
+        return LOGIN_S if known else LOGIN_S * (self._strangers.free + 1) / MAX_STRANGERS
 
 
-def _source(address: str) -> str:
-    """Name the network of an IPv6 address, of which one stranger has as many as there are bits for."""
+async def _hold(ended: asyncio.Event, turn: AsyncExitStack) -> None:
+    async with turn:
+        await ended.wait()
+
+
+def source_of(address: str | None, user: str) -> str:
+    """Name what counts as one for the limits.
+
+    Args:
+        address: The client's address; None where it is a proxy's, which is everyone's, or the key has proved who comes.
+        user: The user's name, by which clients are told apart then.
+
+    Returns:
+        The IPv4 address; the network of an IPv6 address, of which one stranger has 2**64; or the user.
+    """
+    if address is None:
+        return f"user {user}"
     ip = ipaddress.ip_address(address.partition("%")[0])
     return address if ip.version == 4 else str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False))  # noqa: PLR2004

@@ -26,10 +26,6 @@ rounds to powers of two (auth2.c, ensure_minimum_time_since): less would hide fe
 MAX_S = 5.0
 """Longest time, in seconds, to which a refusal is stretched."""
 
-FAMILIAR_S = 86_400.0
-"""Seconds since a user's last session from an address for which refusals there are not stretched: most agents offer a
-few wrong keys first, and whoever shares the address with the user knows more than that the name exists."""
-
 MAX_NAMES = 20_000
 """Most names that are remembered, with up to 400 bytes each (measured)."""
 
@@ -49,7 +45,6 @@ class Pacing:
         self._clock = clock
         self._fetches_s: dict[str, float] = {}  # the users in the order of their last fetch
         self._lookups: TTLCache[str, float] = TTLCache(MAX_NAMES, LOOKUP_S, clock)
-        self._familiar: TTLCache[tuple[str, str], bool] = TTLCache(MAX_NAMES, FAMILIAR_S, clock)
 
     def looked_up(self, user: str) -> None:
         """Note that a login as this user began."""
@@ -62,18 +57,9 @@ class Pacing:
             del self._fetches_s[next(iter(self._fetches_s))]
         self._fetches_s[user] = seconds
 
-    def logged_in(self, user: str, address: str) -> None:
-        """Note that a user has a session from an address."""
-        self._familiar[user, address] = True
-
-    def left_s(self, user: str, address: str | None) -> float:
-        """Tell how many seconds a refusal has to wait.
-
-        Args:
-            user: Who is refused.
-            address: The client's address; None where sshd does not tell.
-        """
-        if not self._fetches_s or (user, address) in self._familiar:
+    def left_s(self, user: str) -> float:
+        """Tell how many seconds the refusal of a user has to wait."""
+        if not self._fetches_s:
             return 0.0
         now = self._clock()
         return max(0.0, self._lookups.get(user, now) + self._pace_s() - now)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,3 +73,21 @@ def session_id(pid: int, supervisor: int, proc: Path = Path("/proc")) -> str | N
             return chain[-2] if len(chain) > 1 else None
         pid = parent
     return None
+
+
+@asynccontextmanager
+async def end_of(pid: int) -> AsyncIterator[asyncio.Event]:
+    """Watch for the end of a process (pidfd_open(2)).
+
+    Raises:
+        OSError: There is no such process, or no descriptor for it.
+    """
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        yield ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import re
 import socket
+import sqlite3
 import struct
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.broker.logins import MAX_FOR_ADDRESS
+from helpers.broker.logins import MAX_STRANGERS
 from lab.users import make_key
 from lab.waiting import wait_until
 from lab.wan import FAR_IPV4
@@ -322,26 +323,136 @@ class SilentAgent:
             sock.close()
 
 
-def test_strangers_do_not_flood_the_remote(make_lab: Callable[..., Lab]) -> None:
-    """Twelve sessions at once, whose agent never signs, are five connections there; a user from elsewhere gets in."""
-    lab = make_lab(rtt_ms=2)
-    user = lab.add_user()
+@contextmanager
+def _idle_logins(lab: Lab, gateway: Gateway, number: int, addresses: int) -> Iterator[User]:
+    """Begin logins as a stranger from a number of addresses, whose agent never signs; they end with the block.
+
+    Yields:
+        The stranger.
+    """
     # Not the key that opens the gateway: its agent would be asked for that, too.
-    stranger = lab.add_user(authorized=[user.key.public])
-    gateway = lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+    signer = lab.add_user()
+    stranger = lab.add_user(authorized=[signer.key.public])
     path = lab.directory / "silent-agent"
-    agent = SilentAgent(path, user.key.public)
-    argv, environment = lab.gateway_argv(gateway, stranger, "id", options=["-A"]), {"SSH_AUTH_SOCK": str(path)}
-    with ThreadPoolExecutor(12) as pool:
-        sessions = [pool.submit(lab.run, argv, environment=environment, timeout_s=90) for _ in range(12)]
+    agent = SilentAgent(path, signer.key.public)
+    began = len(gateway.log.matches("session_started "))
+    with ThreadPoolExecutor(number) as pool:
+        sessions = []
+        for each in range(number):
+            options = ["-A", "-b", f"127.0.1.{each % addresses + 1}"]
+            argv = lab.gateway_argv(gateway, stranger, "id", options=options)
+            environment = {"SSH_AUTH_SOCK": str(path)}
+            sessions.append(pool.submit(lab.run, argv, environment=environment, timeout_s=90))
         try:
-            wait_until(lambda: len(gateway.log.matches("session_started ")) == 12, "all have a session")
-            wait_until(lambda: lab.remote.connections() == MAX_FOR_ADDRESS, "some have a connection")
-            with lab.agent(user.key.private) as theirs:
-                login = lab.gateway_argv(gateway, user.name, "echo in", options=["-A", "-b", "127.0.0.3"])
-                assert lab.run(login, environment=theirs).stdout == b"in\n"
-            assert lab.remote.connections() == MAX_FOR_ADDRESS + 1
+            wait_until(lambda: len(gateway.log.matches("session_started ")) == began + number, "all have a session")
+            yield stranger
         finally:
             agent.close()
-        assert {session.result().returncode for session in sessions} == {255}
-    assert lab.remote.accepted(stranger) == 0
+        assert {session.result().returncode for session in sessions} <= {75, 255}
+        assert lab.remote.accepted(stranger) == 0
+
+
+@pytest.fixture
+def strict(make_lab: Callable[..., Lab]) -> tuple[Lab, Gateway]:
+    """A lab of its own, whose gateway has no key."""
+    lab = make_lab(rtt_ms=2)
+    return lab, lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None})
+
+
+@pytest.mark.parametrize(("addresses", "connections"), [(1, 3), (2, 5)])
+def test_strangers_leave_turns_for_newcomers(strict: tuple[Lab, Gateway], addresses: int, connections: int) -> None:
+    """Ten logins that never end, from one address or two, do not keep out a user who was never here before."""
+    lab, gateway = strict
+    user = lab.add_user()
+    with _idle_logins(lab, gateway, 10, addresses):
+        wait_until(lambda: lab.remote.connections() == connections, "some have a connection")
+        with lab.agent(user.key.private) as theirs:
+            login = lab.gateway_argv(gateway, user.name, "echo in", options=["-A", "-b", "127.0.0.3"])
+            assert lab.run(login, environment=theirs).stdout == b"in\n"
+        assert lab.remote.connections() == connections + 1
+
+
+def test_strangers_who_hold_all_their_turns_keep_no_user_out(strict: tuple[Lab, Gateway]) -> None:
+    """Who has logged in before, with this key or from this address, does not wait for strangers from everywhere."""
+    lab, gateway = strict
+    by_key, by_address, own = lab.add_user(), lab.add_user(), "127.0.0.9"
+    second = make_key(lab.directory / "keys" / "second-of-a-user")
+    with lab.agent(by_key.key.private, by_address.key.private) as theirs:
+
+        def log_in(user: User, key: Path, address: str) -> bytes:
+            options = ["-A", "-b", address]
+            return lab.run(
+                lab.gateway_argv(gateway, user.name, "echo in", options=options, key=key), environment=theirs
+            ).stdout
+
+        assert log_in(by_key, by_key.key.private, "127.0.0.8") == b"in\n"
+        assert log_in(by_address, by_address.key.private, own) == b"in\n"
+        before = lab.remote.connections()
+        with _idle_logins(lab, gateway, 3 * MAX_STRANGERS, MAX_STRANGERS):
+            wait_until(lambda: lab.remote.connections() == before + MAX_STRANGERS, "they hold their turns")
+            assert log_in(by_key, by_key.key.private, "127.0.1.1") == b"in\n"
+            assert log_in(by_address, second.private, own) == b"in\n"
+
+
+def test_a_name_is_a_strangers_until_the_remote_lets_it_in(strict: tuple[Lab, Gateway]) -> None:
+    """A session that the remote refuses, or that has no agent, leaves no trace of a user who had one."""
+    lab, gateway = strict
+    user, stranger = lab.add_user(), lab.add_user()
+    table = gateway.directory / "run/state/users.sqlite3"
+
+    def names() -> set[str]:
+        with closing(sqlite3.connect(f"file:{table}?mode=ro", uri=True)) as database:
+            return {name for (name,) in database.execute("SELECT name FROM users WHERE sessions > 0")}
+
+    with lab.agent(user.key.private) as environment:
+        refused = lab.gateway_argv(gateway, stranger, "id", options=["-A"])
+        assert lab.run(refused, environment=environment).returncode == 255
+        assert lab.run(lab.gateway_argv(gateway, stranger, "id")).returncode == 77
+        assert names() == set()
+        assert lab.run(lab.gateway_argv(gateway, user, "true", options=["-A"]), environment=environment).returncode == 0
+        wait_until(lambda: names() == {user.name}, "the user's name is one that had a session")
+
+
+# What a login leaves behind
+
+
+def _files(gateway: Gateway) -> list[str]:
+    """List what is in the homes."""
+    return sorted(path.name for path in (gateway.directory / "run/home").glob("*/[!.]*"))
+
+
+def test_a_login_leaves_no_file(strict: tuple[Lab, Gateway]) -> None:
+    """Neither one that the remote let in, while its shell goes on, nor one that is refused or cannot be made."""
+    lab, gateway = strict
+    user, stranger = lab.add_user(), lab.add_user()
+    with lab.agent(user.key.private) as environment:
+        shell = lab.terminal(lab.gateway_argv(gateway, user, options=["-A"]), environment=environment)
+        shell.wait_for(user.prompt)
+        wait_until(lambda: _files(gateway) == [], "the login's files are gone")
+        for who, command in ((user, "exit 3"), (stranger, "id")):
+            lab.run(lab.gateway_argv(gateway, who, command, options=["-A"]), environment=environment)
+            wait_until(lambda: _files(gateway) == [], "the login's files are gone")
+    assert lab.run(lab.gateway_argv(gateway, user, "id")).returncode == 77
+    assert _files(gateway) == []
+
+
+def test_logins_that_wait_for_a_turn_write_nothing(strict: tuple[Lab, Gateway]) -> None:
+    """Of twelve logins from one address those that have a turn have two files each, and none is left."""
+    lab, gateway = strict
+    with _idle_logins(lab, gateway, 12, 1):
+        wait_until(lambda: lab.remote.connections() == 3, "three have a turn")
+        assert len(_files(gateway)) == 2 * 3
+    wait_until(lambda: _files(gateway) == [], "nothing is left")
+
+
+def test_each_try_at_a_locale_shows_the_remote_the_key_the_user_came_with(strict: tuple[Lab, Gateway]) -> None:
+    """Where the remote has no UTF-8 locale of its own, each locale is a login, and each offers the right key first."""
+    lab, gateway = strict
+    lab.remote.set_option("MaxAuthTries 2")
+    user, others = lab.add_user(), [lab.add_user().key.private for _ in range(6)]
+    with lab.agent(*others, user.key.private) as environment, lab.remote.without_utf8_locale():
+        terminal = lab.terminal(lab.gateway_argv(gateway, user, options=["-A"]), environment=environment, columns=150)
+        assert terminal.wait_exit() == 66
+        assert "no UTF-8 locale" in terminal.text
+    assert lab.remote.accepted(user) >= 2
+    wait_until(lambda: _files(gateway) == [], "the logins' files are gone")

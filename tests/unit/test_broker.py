@@ -417,18 +417,18 @@ class RecordedPacing(Pacing):
     """Says when it was asked, and lets nobody wait.
 
     Attributes:
-        refused: Who was refused, and from which address.
+        refused: Who was refused.
     """
 
     def __init__(self) -> None:
         """Begin empty."""
         super().__init__()
-        self.refused: list[tuple[str, str | None]] = []
+        self.refused: list[str] = []
 
-    def left_s(self, user: str, address: str | None) -> float:
+    def left_s(self, user: str) -> float:
         """Remember the question."""
-        self.refused.append((user, address))
-        return super().left_s(user, address)
+        self.refused.append(user)
+        return super().left_s(user)
 
 
 def test_every_refusal_is_paced_alike() -> None:
@@ -448,7 +448,7 @@ def test_every_refusal_is_paced_alike() -> None:
             connection = "192.0.2.7 50000 192.0.2.8 22"
             request = {"user": user, "key_type": "ssh-ed25519", "key": key, "connection": connection}
             await broker.authorized_keys(_AUTH, request)
-        assert pacing.refused == [(user, "192.0.2.7") for user in ("alice", "bob", "root", "a b")]
+        assert pacing.refused == ["alice", "bob", "root", "a b"]
 
     _run(room, scenario)
 
@@ -467,9 +467,50 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
 
     async def scenario() -> None:
         await broker.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
-        pacing.fetched("alice", 1.0)
-        address = broker._address(f"[{client}]:50001")
-        assert (address, pacing.left_s("alice", address)) == ((client, 0.0) if familiar else (None, 1.0))
+        for user in ("alice", "bob"):
+            connection = f"{client} 50001 192.0.2.8 22"
+            request = {"user": user, "key_type": "ssh-ed25519", "key": _OTHER_KEY, "connection": connection}
+            await broker.authorized_keys(_AUTH, request)
+        assert pacing.refused == (["bob"] if familiar else ["alice", "bob"])
+
+    _run(room, scenario)
+
+
+def test_a_name_has_had_a_session_when_the_remote_has_let_it_in() -> None:
+    """With agent pass-through the session's own ssh hears that; until then it is a stranger's name."""
+    room = Room(AnyKey(), ssh_key=None, remote_host="192.0.2.1")
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        await room.broker.session(peer, _SESSION)
+        assert not room.users.had_session("alice")
+        await room.broker.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
+        assert room.users.had_session("alice")
+
+    _run(room, scenario)
+
+
+@pytest.mark.parametrize("uid", [0, _AUTH_UID, _BROKER_UID, _UIDS.stop - 1])
+def test_who_is_no_user_has_not_logged_in(uid: int) -> None:
+    """A uid that no name has, and the gateway's own."""
+    room = Room(AnyKey(), ssh_key=None)
+
+    async def scenario() -> None:
+        with pytest.raises(PermissionDeniedError):
+            await room.broker.logged_in(Peer(77, uid), {})
+
+    _run(room, scenario)
+
+
+def test_with_a_key_of_its_own_the_gateway_needs_no_ones_word() -> None:
+    """A process of the user's cannot make the name one that has had a session."""
+    room = Room(AnyKey())
+
+    async def scenario() -> None:
+        peer = room.login("alice")
+        with pytest.raises(PermissionDeniedError):
+            await room.broker.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22"})
+        assert not room.users.had_session("alice")
 
     _run(room, scenario)
 

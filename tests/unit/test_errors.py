@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import pytest
@@ -25,8 +26,31 @@ def test_codes_tell_the_errors_apart() -> None:
 
 
 def test_statuses_tell_what_a_session_can_die_of_apart() -> None:
-    """No two errors share a status."""
-    assert len({kind.status for kind in _KINDS}) == len(_KINDS)
+    """No two errors share a status, but what is wrong with the gateway's own system has one: EX_OSERR."""
+    statuses = [kind.status for kind in _KINDS if kind is not errors.ResourcesError]
+    assert len(set(statuses)) == len(statuses)
+    assert errors.ResourcesError.status == errors.BrokerUnavailableError.status
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), 71, "Resource temporarily unavailable"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 71, "Cannot allocate memory"),
+        (OSError(errno.EMFILE, "Too many open files"), 71, "Too many open files"),
+        (MemoryError(), 71, "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), 71, "runtime directory is full"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 71, "home directory on the gateway is gone"),
+        (OSError(errno.EIO, "Input/output error"), 70, "Input/output error"),
+        (OSError("odd"), 70, "odd"),
+    ],
+)
+def test_what_the_gateways_system_refuses_is_one_sentence(error: OSError, status: int, says: str) -> None:
+    """It says what is missing, and what to do."""
+    told = errors.local_error(error)
+    assert (told.status, "\n" in told.message) == (status, False)
+    assert says in told.message
+    assert re.search("again|tell", told.message)
 
 
 @pytest.mark.parametrize("kind", _KINDS)

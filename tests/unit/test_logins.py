@@ -1,4 +1,4 @@
-"""Turns to log in on the remote: so many at once, so many for one address, and over when their process is."""
+"""Turns to log in on the remote: so many at once, fewer for strangers, and over when their process is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.broker import logins
-from helpers.broker.logins import MAX_FOR_ADDRESS, MAX_LOGINS, Logins
+from helpers.broker.logins import LOGIN_S, MAX_LOGINS, MAX_STRANGERS, WAIT_S, Logins, source_of
 from helpers.errors import RemoteTimeoutError
 
 
@@ -38,98 +38,116 @@ def _run(scenario: Callable[[Logins, Crowd], Coroutine[Any, Any, None]]) -> None
     asyncio.run(run())
 
 
-async def _waits(task: asyncio.Task[None]) -> bool:
+async def _waits(task: asyncio.Task[float]) -> bool:
     done, _ = await asyncio.wait({task}, timeout=0.05)
     return not done
 
 
-def test_one_address_has_its_share_and_the_rest_theirs() -> None:
-    """The sixth from one address waits, while others go on up to ten; each end lets one more in."""
+def test_one_source_leaves_turns_for_others() -> None:
+    """Of seven turns for strangers the fourth of one source waits, while another has one at once."""
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
         first = crowd.process()
-        await turns.take_turn(first.pid, "192.0.2.1")
-        for _ in range(MAX_FOR_ADDRESS - 1):
-            await turns.take_turn(crowd.process().pid, "192.0.2.1")
-        sixth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.1"))
-        assert await _waits(sixth)
-        for number in range(MAX_LOGINS - MAX_FOR_ADDRESS):
-            await turns.take_turn(crowd.process().pid, f"192.0.2.{10 + number}")
-        eleventh = asyncio.create_task(turns.take_turn(crowd.process().pid, None))
-        assert await _waits(eleventh)
-        assert not sixth.done()
+        await turns.take_turn(first.pid, "192.0.2.1", known=False)
+        for _ in range(2):
+            await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
+        fourth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.1", known=False))
+        assert await _waits(fourth)
+        await turns.take_turn(crowd.process().pid, "192.0.2.2", known=False)
+        assert not fourth.done()
         first.kill()
-        done, waiting = await asyncio.wait({sixth, eleventh}, return_when=asyncio.FIRST_COMPLETED)
-        assert (len(done), len(waiting)) == (1, 1)
-        for task in waiting:
-            task.cancel()
+        await fourth
 
     _run(scenario)
 
 
-def test_the_addresses_of_one_ipv6_network_share_one() -> None:
-    """Whoever has one IPv6 address has 2**64 of them; the network beside it is somebody else's."""
+def test_strangers_leave_turns_for_users_who_have_logged_in() -> None:
+    """From however many sources they come; the turns for the others are ten together."""
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
-        for number in range(MAX_FOR_ADDRESS):
-            await turns.take_turn(crowd.process().pid, f"2001:db8::{number:x}:1")
-        sixth = asyncio.create_task(turns.take_turn(crowd.process().pid, "2001:db8::ffff:0:0:1"))
-        assert await _waits(sixth)
-        await turns.take_turn(crowd.process().pid, "2001:db8:0:1::1")
-        await turns.take_turn(crowd.process().pid, "fe80::1%eth0")
-        sixth.cancel()
-
-    _run(scenario)
-
-
-def test_addresses_are_forgotten() -> None:
-    """Who came once, and from as many addresses as there are, takes no memory."""
-
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
-        for number in range(MAX_LOGINS):
-            process = crowd.process()
-            await turns.take_turn(process.pid, f"192.0.2.{number}")
+        strangers = [crowd.process() for _ in range(MAX_STRANGERS)]
+        for number, process in enumerate(strangers):
+            await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
+        eighth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.99", known=False))
+        assert await _waits(eighth)
+        for number in range(MAX_LOGINS - MAX_STRANGERS):
+            assert await turns.take_turn(crowd.process().pid, f"user {number}", known=True) == LOGIN_S
+        eleventh = asyncio.create_task(turns.take_turn(crowd.process().pid, "user 99", known=True))
+        assert await _waits(eleventh)
+        # The stranger has waited for longer; but the turn that is free now serves both, and both have it in the end.
+        for process in strangers[:2]:
             process.kill()
-        await turns.take_turn(crowd.process().pid, "192.0.2.99")
-        while len(turns._held) > 1:
-            turns._changed.clear()
-            await turns._changed.wait()
-        assert list(turns._sources) == ["192.0.2.99"]
+        await asyncio.gather(eighth, eleventh)
 
     _run(scenario)
 
 
-def test_clients_behind_a_proxy_share_no_limit_but_the_one_for_all() -> None:
-    """Nobody knows their addresses."""
+def test_strangers_have_less_time_the_fewer_turns_are_free() -> None:
+    """Who is alone may take a minute to find the token; the last turn is soon free again."""
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
-        for _ in range(MAX_LOGINS):
-            await turns.take_turn(crowd.process().pid, None)
+        seconds = [
+            await turns.take_turn(crowd.process().pid, f"192.0.2.{number}", known=False)
+            for number in range(MAX_STRANGERS)
+        ]
+        assert (seconds[0], seconds) == (LOGIN_S, sorted(seconds, reverse=True))
+        assert seconds[-1] < WAIT_S
+
+    _run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::ffff:0:0:1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        (None, "user alice"),
+    ],
+)
+def test_what_counts_as_one_source(address: str | None, source: str) -> None:
+    """An address, an IPv6 network, of whose addresses one stranger has 2**64, or behind a proxy the name."""
+    assert source_of(address, "alice") == source
+
+
+def test_sources_are_forgotten() -> None:
+    """Addresses that came once take no memory, and their turns are free again."""
+
+    async def scenario(turns: Logins, crowd: Crowd) -> None:
+        for number in range(MAX_STRANGERS + MAX_LOGINS):
+            process = crowd.process()
+            await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
+            process.kill()
+        await asyncio.gather(*turns._held)
+        assert (turns._turns.free, turns._strangers.free) == (MAX_LOGINS, MAX_STRANGERS)
+        assert not turns._turns._held
 
     _run(scenario)
 
 
 def test_a_process_that_has_ended_takes_no_turn() -> None:
-    """Clients leave while they wait."""
+    """Clients leave."""
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
         gone = crowd.process()
         gone.kill()
         gone.wait()
-        for _ in range(MAX_LOGINS + 1):
-            await turns.take_turn(gone.pid, "192.0.2.1")
+        with pytest.raises(ProcessLookupError):
+            await turns.take_turn(gone.pid, "192.0.2.1", known=False)
 
     _run(scenario)
 
 
 def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user is told to try again."""
+    """The user is told to try again; and whoever waits in vain holds nothing afterwards."""
     monkeypatch.setattr(logins, "WAIT_S", 0.05)
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
-        for _ in range(MAX_LOGINS):
-            await turns.take_turn(crowd.process().pid, None)
+        for number in range(MAX_LOGINS):
+            await turns.take_turn(crowd.process().pid, f"user {number}", known=True)
         with pytest.raises(RemoteTimeoutError, match="busy with other logins"):
-            await turns.take_turn(crowd.process().pid, None)
+            await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
+        assert turns._strangers.free == MAX_STRANGERS
 
     _run(scenario)

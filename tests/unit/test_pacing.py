@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.pacing import FAMILIAR_S, MAX_S, SAMPLES, Pacing
+from helpers.broker.pacing import MAX_S, SAMPLES, Pacing
 
 
 class Clock:
@@ -37,7 +37,7 @@ def test_before_the_first_fetch_nothing_waits(clock: Clock) -> None:
     """There is nothing to compare with."""
     fresh = Pacing(clock)
     fresh.looked_up("alice")
-    assert fresh.left_s("alice", None) == 0.0
+    assert fresh.left_s("alice") == 0.0
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.3, 0.79])
@@ -45,14 +45,14 @@ def test_a_quick_refusal_waits_for_the_time_of_a_fetch(pacing: Pacing, clock: Cl
     """Whatever it took, the answer leaves 0.8 s after the login's beginning."""
     pacing.looked_up("alice")
     clock.now += took_s
-    assert pacing.left_s("alice", "192.0.2.7") == pytest.approx(0.8 - took_s)
+    assert pacing.left_s("alice") == pytest.approx(0.8 - took_s)
 
 
 def test_a_slow_refusal_does_not_wait(pacing: Pacing, clock: Clock) -> None:
     """Nor does the second wrong key of one login."""
     pacing.looked_up("alice")
     clock.now += 0.9
-    assert pacing.left_s("alice", "192.0.2.7") == 0.0
+    assert pacing.left_s("alice") == 0.0
 
 
 def test_who_keeps_a_login_waiting_gains_nothing(pacing: Pacing, clock: Clock) -> None:
@@ -60,12 +60,12 @@ def test_who_keeps_a_login_waiting_gains_nothing(pacing: Pacing, clock: Clock) -
     pacing.looked_up("alice")
     clock.now += 10
     pacing.looked_up("alice")
-    assert pacing.left_s("alice", None) == pytest.approx(0.8)
+    assert pacing.left_s("alice") == pytest.approx(0.8)
 
 
 def test_a_name_without_a_lookup_waits_all_the_same(pacing: Pacing) -> None:
     """Root is not looked up."""
-    assert pacing.left_s("root", None) == pytest.approx(0.8)
+    assert pacing.left_s("root") == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -86,23 +86,13 @@ def test_the_slowest_of_the_last_fetches_counts(clock: Clock, fetches_s: list[fl
     pacing = Pacing(clock)
     for number, fetch_s in enumerate(fetches_s):
         pacing.fetched(f"user{number}", fetch_s)
-    assert pacing.left_s("alice", None) == pytest.approx(paced_s)
+    assert pacing.left_s("alice") == pytest.approx(paced_s)
 
 
 def test_a_user_counts_once(pacing: Pacing) -> None:
     """Whoever is fetched again and again is one of the last users, with the last fetch."""
     for _ in range(3 * SAMPLES):
         pacing.fetched("mallory", 4.9)
-    assert pacing.left_s("alice", None) == pytest.approx(1.6)
+    assert pacing.left_s("alice") == pytest.approx(1.6)
     pacing.fetched("mallory", 0.9)
-    assert pacing.left_s("alice", None) == pytest.approx(0.9)
-
-
-def test_where_the_user_has_been_nothing_waits(pacing: Pacing, clock: Clock) -> None:
-    """An agent's wrong keys cost nothing where the user logs in from every day; elsewhere, and for others, they do."""
-    pacing.logged_in("alice", "192.0.2.7")
-    assert pacing.left_s("alice", "192.0.2.7") == 0.0
-    for user, address in (("alice", "192.0.2.8"), ("alice", None), ("bob", "192.0.2.7")):
-        assert pacing.left_s(user, address) == pytest.approx(0.8)
-    clock.now += FAMILIAR_S + 1
-    assert pacing.left_s("alice", "192.0.2.7") == pytest.approx(0.8)
+    assert pacing.left_s("alice") == pytest.approx(0.9)

@@ -486,7 +486,7 @@ def test_any_host_key_only_where_the_broker_says_so() -> None:
 def test_a_connection_is_shared_where_one_was_chosen() -> None:
     """Which connection is another module's choice; without one, none is shared."""
     assert not [name for name in _options(_SSH | {"share": True}) if name.startswith("Control")]
-    assert _options(_SSH | {"sharing": ["ControlPath=/homes/1/m1"]})["ControlPath"] == "/homes/1/m1"
+    assert _options(_SSH | {"options": ["ControlPath=/homes/1/m1"]})["ControlPath"] == "/homes/1/m1"
 
 
 @pytest.mark.parametrize(

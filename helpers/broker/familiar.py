@@ -1,0 +1,41 @@
+"""Who has been here before: users, with the addresses and the keys by which the remote let them in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cachetools import TTLCache
+
+FAMILIAR_S = 86_400.0
+"""Seconds for which a user's login is remembered."""
+
+MAX_LOGINS = 20_000
+"""Most pairs that are remembered, with up to 400 bytes each (measured)."""
+
+
+class Familiar:
+    """Remembers logins that the remote let in. A name alone proves nothing: everyone can say it.
+
+    Args:
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know of no login."""
+        self._logins: TTLCache[tuple[str, str], bool] = TTLCache(MAX_LOGINS, FAMILIAR_S, clock)
+
+    def note(self, user: str, *marks: str | None) -> None:
+        """Remember a login.
+
+        Args:
+            user: The user's name.
+            marks: The client's address, and the fingerprint of the key; None for what is not known.
+        """
+        for mark in marks:
+            if mark is not None:
+                self._logins[user, mark] = True
+
+    def knows(self, user: str, *marks: str | None) -> bool:
+        """Tell whether the user was let in from this address, or with this key."""
+        return any((user, mark) in self._logins for mark in marks if mark is not None)
