@@ -5,12 +5,14 @@ Deciding for whom is the broker's: it asks over a socket that only it holds.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from gatewayctl.clients import Clients
 from gatewayctl.homes import Homes
 from gatewayctl.remembered_keys import RememberedKeys
 from helpers.broker.remembered import LONGEST_S
@@ -27,12 +29,15 @@ class Errands:
     Args:
         homes: Users' homes.
         keys: The keys that sshd knows by itself.
+        clients: Counts those that the remote has not let in.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, homes: Homes, keys: RememberedKeys, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, homes: Homes, keys: RememberedKeys, clients: Clients, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Heed no broker yet."""
-        self._homes, self._keys, self._clock = homes, keys, clock
+        self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
         self._lock = threading.Lock()
         self._heeded: socket.socket | None = None
         self._owners: dict[int, str] = {}
@@ -81,17 +86,28 @@ class Errands:
             errand = decode(request)
             user, uid = errand["user"], errand["uid"]
             lines, seconds = errand.get("lines"), errand.get("seconds", 0.0)
+            client = errand.get("client")
         except (ProtocolError, KeyError):
             return {}
-        number, done = errand.get("number"), False
-        if _is_for_somebody(user, uid) and _is_for_a_file(lines, seconds):
+        number = errand.get("number")
+        trouble: str | None = "no valid errand"
+        if _is_for_somebody(user, uid) and _is_for_a_file(lines, seconds) and _is_of_a_client(client):
             with self._lock:
-                self._vacate(user, uid)
-                if done := self._homes.make(uid):
-                    self._owners[uid] = user
+                trouble = None if client is None else self._clients.why_not(*client)
+                if trouble is None:
+                    self._vacate(user, uid)
+                    trouble = self._make_home(user, uid)
                 if lines is not None and self._heeded is sock:
-                    self._keys.write(user, uid, lines if done else [], seconds)
-        return {"number": number, "done": done}
+                    self._keys.write(user, uid, lines if trouble is None else [], seconds)
+        return {"number": number, "trouble": trouble}
+
+    def _make_home(self, user: str, uid: int) -> str | None:
+        try:
+            self._homes.make(uid)
+        except OSError as error:
+            return f"no home directory could be made ({error.strerror or error})"
+        self._owners[uid] = user
+        return None
 
     def _vacate(self, user: str, uid: int) -> None:
         """Take away what the last owner of a uid left, where it has gone to another name."""
@@ -110,3 +126,15 @@ def _is_for_a_file(lines: object, seconds: Any) -> bool:  # noqa: ANN401 - whate
         return True
     texts = isinstance(lines, list) and all(isinstance(line, str) and "\n" not in line for line in lines)
     return texts and type(seconds) in {int, float} and seconds <= LONGEST_S
+
+
+def _is_of_a_client(client: Any) -> bool:  # noqa: ANN401 - the same
+    if client is None:
+        return True
+    if not isinstance(client, list) or [type(each) for each in client] not in ([int, str], [int, type(None)]):
+        return False
+    try:
+        ipaddress.ip_address((client[1] or "::").partition("%")[0])
+    except ValueError:
+        return False
+    return True

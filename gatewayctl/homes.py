@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
+from errno import EPERM
 from pathlib import Path
 
 from helpers.broker.users import uids_with_processes
@@ -40,26 +41,22 @@ class Homes:
         """Remember where."""
         self._root, self._uids, self._busy, self._clock = root, uids, busy, clock
 
-    def make(self, uid: int) -> bool:
+    def make(self, uid: int) -> None:
         """Make a user's home, or see that it is there.
 
         Args:
-            uid: The owner; one out of range gets none.
+            uid: The owner.
 
-        Returns:
-            Whether it is there now.
+        Raises:
+            OSError: It cannot be made; `PermissionError` for a uid that may have none.
         """
         if uid not in self._uids:
-            return False
+            raise PermissionError(EPERM, f"uid {uid} may have none")
         home = self._root / str(uid)
-        try:
-            with suppress(FileExistsError):
-                home.mkdir(mode=0o700)
-            os.utime(home, follow_symlinks=False)  # to now: another time takes CAP_FOWNER
-            os.chown(home, uid, uid, follow_symlinks=False)
-        except OSError:
-            return False
-        return True
+        with suppress(FileExistsError):
+            home.mkdir(mode=0o700)
+        os.utime(home, follow_symlinks=False)  # to now: another time takes CAP_FOWNER
+        os.chown(home, uid, uid, follow_symlinks=False)
 
     def remove(self, uid: int) -> None:
         """Remove a user's home with all that is in it; what its owner nested deeper than Python goes is put aside.

@@ -123,16 +123,23 @@ def reap() -> dict[int, int]:
     return ended
 
 
+def children(pid: int) -> list[int]:
+    """List the children of a process (proc(5), task/children)."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, listing.read_text(encoding="ascii").split())
+    return found
+
+
 def descendants(pid: int) -> list[int]:
-    """List the children of a process, their children and so on (proc(5), task/children)."""
+    """List the children of a process, their children and so on."""
     found: list[int] = []
     todo = [pid]
     while todo:
-        for listing in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            with suppress(OSError):
-                children = [int(word) for word in listing.read_text(encoding="ascii").split()]
-                found += children
-                todo += children
+        ours = children(todo.pop())
+        found += ours
+        todo += ours
     return found
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatewayctl import farewell, listener, namespace, notify, processes, render
+from gatewayctl.clients import Clients
 from gatewayctl.combinations import ANYONE
 from gatewayctl.errands import Errands
 from gatewayctl.homes import Homes
@@ -90,7 +91,8 @@ class Supervisor:
         self._private = namespace.may_unshare()
         self._sockets = runtime.listen(private=self._private)
         uids = range(self._plan.broker.uid_start, self._plan.broker.uid_stop)
-        self._errands = Errands(Homes(runtime.home, uids), RememberedKeys(runtime.authorized_keys))
+        clients = Clients(lambda: self._sshd, lambda: self._plan.broker.trusted_proxies)
+        self._errands = Errands(Homes(runtime.home, uids), RememberedKeys(runtime.authorized_keys), clients)
         self._log_socket = None if self._plan.broker.syslog else runtime.listen_log(private=self._private)
         self._relay: threading.Thread | None = None
         if self._log_socket is not None:

@@ -13,12 +13,17 @@ import click
 
 from gatewayctl import namespace
 from gatewayctl.combinations import ANYONE
+from gatewayctl.control_group import processes_left
 from gatewayctl.running import runtime_option, status_of
 from gatewayctl.runtime import Runtime
 from helpers.errors import GatewayError
+from helpers.space import is_full
 
 TIMEOUT_S = 3.0
 """Longest wait for each of the three, in seconds; together they take 20 ms beside Python's start."""
+
+MIN_PROCESSES = 16
+"""Processes and threads that must be left to the gateway: a login takes six."""
 
 _ANSWERS = (b"SSH-2.0-", b"Exceeded MaxStartups")
 """An sshd's banner (RFC 4253, 4.2), or that too many strangers are at the door (sshd.c): a restart would not help that,
@@ -34,8 +39,9 @@ UNHEALTHY = 1
 def healthcheck(directory: Path, *, as_json: bool) -> None:
     """Say whether a running gateway would let somebody in.
 
-    Asks its broker, its sshd and its user database, 3 seconds each at most; no packet goes to the remote host.
-    Ends with 0 when all three answer, with 1 when one does not, and says which. Only root may ask.
+    Asks its broker, its sshd and its user database, 3 seconds each at most, and looks whether the runtime directory has
+    room and its control group processes left; no packet goes to the remote host. Ends with 0 when all is well, with 1
+    when something is not, and says what. Only root may ask.
     """
     checks, warning = check(Runtime(directory))
     failed = next((f"{name}: {result}" for name, result in checks.items() if result != "ok"), None)
@@ -51,7 +57,7 @@ def healthcheck(directory: Path, *, as_json: bool) -> None:
 
 
 def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
-    """Ask the broker, then sshd, then the user database; after the first failure the rest is not asked.
+    """Ask the broker, sshd and the user database, and look for room; after the first failure the rest is not asked.
 
     Returns:
         What was asked with "ok", or what is wrong; and what the operator must not forget, if there is such a thing.
@@ -66,6 +72,10 @@ def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
         checks["sshd"] = _sshd(status["listen_address"], status["listen_port"])
         if checks["sshd"] == "ok":
             checks["users"] = _users(runtime, status)
+        if checks.get("users") == "ok":
+            checks["space"] = f"the runtime directory {runtime.root} is full" if is_full(runtime.root) else "ok"
+        if checks.get("space") == "ok":
+            checks["processes"] = _processes(runtime)
     except GatewayError as error:
         checks["broker"] = error.message
     return checks, warning
@@ -93,6 +103,13 @@ def _sshd(address: str, port: int) -> str:
     except OSError as error:
         return f"port {port} on {host} does not answer ({error.strerror or error})"
     return "ok" if said.startswith(_ANSWERS) else f"port {port} on {host} does not speak SSH"
+
+
+def _processes(runtime: Runtime) -> str:
+    left = processes_left(int(runtime.pid_file.read_text(encoding="ascii")))
+    if left is None or left >= MIN_PROCESSES:
+        return "ok"
+    return f"the gateway's control group lets it have {left} more processes or threads (pids.max)"
 
 
 def _users(runtime: Runtime, status: dict[str, Any]) -> str:

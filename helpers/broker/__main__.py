@@ -29,6 +29,7 @@ from helpers.broker.users import UserTable
 from helpers.errors import GatewayError, SettingsError
 from helpers.log import EventLog
 from helpers.protocol import encode, error_answer
+from helpers.space import is_short
 
 LISTENING_FDS = (3, 4, 5)
 ERRANDS_FD = 6
@@ -66,7 +67,8 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
     try:
-        users = UserTable(config.users_path, range(config.uid_start, config.uid_stop))
+        uids = range(config.uid_start, config.uid_stop)
+        users = UserTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
     except sqlite3.Error as exc:
         msg = f"the table of users {config.users_path} cannot be used ({exc})"
         # What may pass is no wrong setting: systemd tries again.

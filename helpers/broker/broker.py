@@ -32,6 +32,7 @@ from helpers.broker.users import RESERVED_NAMES, UserTable
 from helpers.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError, UserNameError
 from helpers.log import EventLog, fault_of
 from helpers.protocol import is_user_name
+from helpers.space import is_full, is_short
 
 REMOTE_TIMEOUT_S = 17.0
 """Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
@@ -40,6 +41,7 @@ _T = TypeVar("_T")
 _ENDS_EARLY = (
     "a line for this key is not taken, since versions of OpenSSH differ on it or its options are too long or odd"
 )
+_NO_ROOM = "the runtime directory is full"
 _ENDPOINT = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64} [0-9]{1,5}", re.ASCII)
 
 
@@ -96,7 +98,7 @@ class Broker:
         self._logind = Logind(connections, log)
         self._log, self._supervisor = log, supervisor
         self._proxies = [ipaddress.ip_network(text) for text in config.trusted_proxies.split(",") if text]
-        self._tasks: set[asyncio.Future[bool]] = set()
+        self._tasks: set[asyncio.Future[object]] = set()
         self.counters = Counters()
         self._started = time.monotonic()
 
@@ -126,7 +128,9 @@ class Broker:
         uid = self._users.uid_of(key, allocate=peer.uid == 0)
         if uid is None:
             if peer.uid == 0 and is_user_name(key) and key not in RESERVED_NAMES:
-                self._log.warning("refused", op="lookup", user=key, reason="every uid of GATEWAY_UID_RANGE is in use")
+                short = is_short(self._config.state_dir)
+                reason = _NO_ROOM if short else "every uid of GATEWAY_UID_RANGE is in use"
+                self._log.warning("refused", op="lookup", user=key, reason=reason)
             return None
         if peer.uid == 0:
             self.counters.lookups += 1
@@ -150,7 +154,7 @@ class Broker:
             # A password brings no key, by which a home is made otherwise.
             self._later(self._errands.make_home(user, uid))
 
-    def _later(self, errand: Coroutine[Any, Any, bool]) -> None:
+    def _later(self, errand: Coroutine[Any, Any, object]) -> None:
         task = asyncio.ensure_future(errand)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -187,6 +191,7 @@ class Broker:
         self.counters.keys_offered += 1
         lines: list[bytes] = []
         key, source, fetch_ms, reason = None, "-", 0.0, None
+        client = _endpoint(str(request.get("connection", "")))
         try:
             offered = parse_offered_key(key_type, str(request["key"]))
             key = fingerprint(offered.blob)
@@ -200,11 +205,16 @@ class Broker:
             if self._identity is not None:
                 self._connections.warm_up(user)
             uid = self._users.uid_of_root() if user == "root" else self._users.uid_of(user, allocate=False)
-            if uid is None or not await self._let_in(user, uid, offered, file, lines):
-                lines, reason = [], "no home directory could be made"
+            if uid is None:
+                reason = "the name has no uid"
+            elif is_full(self._config.state_dir) and not self._users.had_session(user):
+                reason = _NO_ROOM
+            else:
+                reason = await self._let_in(user, uid, offered, file, lines, self._client(peer, user, key, client))
+            if reason is not None:
+                lines = []
         if lines and self._config.accept_any_key:
             self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as anyone would be")
-        client = _endpoint(str(request.get("connection", "")))
         if not lines:
             await self._even_out(user, client)
         self._log.info(
@@ -230,21 +240,38 @@ class Broker:
         """Cut the port off a client's endpoint; None where it is a proxy's, and so no sign of who is behind it."""
         if endpoint is None:
             return None
-        text = endpoint.rpartition(":")[0].strip("[]")
+        text = _host(endpoint)
         try:
             address = ipaddress.ip_address(text.partition("%")[0])
         except ValueError:
             return None
         return None if any(address in proxies for proxies in self._proxies) else text
 
-    async def _let_in(self, user: str, uid: int, offered: OfferedKey, file: KeyFile, lines: list[bytes]) -> bool:
-        """Have all made that a login by this key needs here, and tell whether it has a home."""
-        if not isinstance(self._keys, RemoteKeys) or file.content is None:
+    def _client(self, peer: Peer, user: str, key: str | None, endpoint: str | None) -> tuple[int, str | None] | None:
+        """Tell by what a connection is counted where any key passes; None for one that need not be."""
+        sid = session_id(peer.pid, self._supervisor)
+        if sid is None or self._familiar.knows(user, key):
+            return None
+        return int(sid.partition("-")[0]), None if endpoint is None else _host(endpoint)
+
+    async def _let_in(  # noqa: PLR0917 - what is known of one login
+        self,
+        user: str,
+        uid: int,
+        offered: OfferedKey,
+        file: KeyFile,
+        lines: list[bytes],
+        client: tuple[int, str | None] | None,
+    ) -> str | None:
+        """Have all made that a login by this key needs here, and tell why it must not go on; None where it may."""
+        if file.content is None:  # any key will do
+            return await self._errands.make_home(user, uid, client)
+        if not isinstance(self._keys, RemoteKeys):
             return await self._errands.make_home(user, uid)
         self._remembered.add(user, file.content, offered, lines)
         return await self._remember(user, uid, self._keys.left_s(file))
 
-    async def _remember(self, user: str, uid: int, left_s: float) -> bool:
+    async def _remember(self, user: str, uid: int, left_s: float) -> str | None:
         seconds = min(left_s, LONGEST_S) - MARGIN_S
         return await self._errands.remember(user, uid, self._remembered.lines(user, seconds), seconds)
 
@@ -454,6 +481,10 @@ def _endpoint(connection: str) -> str | None:
         return None
     address, port = client.split(" ")
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.rpartition(":")[0].strip("[]")
 
 
 def _key_fingerprint(user_auth: str) -> str | None:

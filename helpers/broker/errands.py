@@ -27,11 +27,21 @@ class Errands:
         sock.settimeout(0)
         self._sock, self._gone, self._turn, self._number = sock, gone, asyncio.Lock(), 0
 
-    async def make_home(self, user: str, uid: int) -> bool:
-        """Have a user's home made, and tell whether there is one now."""
-        return await self._run({"user": user, "uid": uid})
+    async def make_home(self, user: str, uid: int, client: tuple[int, str | None] | None = None) -> str | None:
+        """Have a user's home made.
 
-    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> bool:
+        Args:
+            user: The user's name.
+            uid: The user's uid.
+            client: Of a connection that any key opens, which must not be one too many: the process that sshd has for
+                it, and the client's address, None where sshd does not tell.
+
+        Returns:
+            Why the login must not go on; None where it may, and there is a home now.
+        """
+        return await self._run({"user": user, "uid": uid, "client": client})
+
+    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
         """Have a user's home made, and the file written by which sshd lets the user in without asking us.
 
         Args:
@@ -41,7 +51,7 @@ class Errands:
             seconds: How long it may stay.
 
         Returns:
-            Whether there is a home now; without the file sshd asks, and that is all.
+            The same. Without the file sshd asks, and that is all.
         """
         errand = {"user": user, "uid": uid, "seconds": seconds}
         text = [line.decode("utf-8", "surrogateescape") for line in lines]
@@ -49,7 +59,7 @@ class Errands:
             text = []
         return await self._run(errand | {"lines": text})
 
-    async def _run(self, errand: dict[str, Any]) -> bool:
+    async def _run(self, errand: dict[str, Any]) -> str | None:
         async with self._turn:
             self._number += 1
             try:
@@ -59,14 +69,15 @@ class Errands:
                 self._gone()
             except (OSError, TimeoutError, ProtocolError):
                 pass
-        return False
+        return "the supervisor does not answer"
 
-    async def _exchange(self, errand: dict[str, Any]) -> bool:
+    async def _exchange(self, errand: dict[str, Any]) -> str | None:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._sock, encode(errand))
         while said := await loop.sock_recv(self._sock, MAX_REQUEST_BYTES):
             answer = decode(said)
             # One that came too late for the one who asked is not ours.
             if answer.get("number") == errand["number"]:
-                return answer.get("done") is True
+                trouble = answer.get("trouble", "")
+                return None if trouble is None else str(trouble)
         raise BrokenPipeError

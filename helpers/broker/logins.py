@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections import Counter
 from contextlib import AsyncExitStack
 
 from helpers.broker.peers import end_of
@@ -27,12 +28,17 @@ MAX_FOR_SOURCE = 5
 IPV6_PREFIX = 64
 """Bits by which IPv6 addresses are one: so many say whose network it is, as for sshd (60-abuse.conf)."""
 
+MAX_WAITING, MAX_WAITING_FOR_SOURCE = 100, 20
+"""Strangers' logins that may wait for a turn, and those of one source: each waits in a process. One more is refused."""
+
 WAIT_S = 12.0
 """Longest wait for a turn, in seconds: below the helpers' own patience."""
 
 LOGIN_S = 60.0
 """Longest time, in seconds, that a login may take: some agents ask their user, or wait for a key's touch. A stranger
 has all of it while no other has a turn, and less the fewer turns are free."""
+
+_BUSY = "the gateway is busy with other logins; try again in a moment"
 
 
 class Logins:
@@ -41,6 +47,7 @@ class Logins:
     def __init__(self) -> None:
         """Begin with none."""
         self._turns, self._strangers = Places(MAX_LOGINS, MAX_FOR_SOURCE), Places(MAX_STRANGERS, MAX_FOR_SOURCE)
+        self._waiting: Counter[str] = Counter()
         self._held: set[asyncio.Task[None]] = set()
 
     async def take_turn(self, pid: int, source: str, *, known: bool) -> float:
@@ -55,23 +62,36 @@ class Logins:
             How many seconds the login may take.
 
         Raises:
-            RemoteTimeoutError: The turn does not come in time.
+            RemoteTimeoutError: The turn does not come in time, or too many wait for theirs.
             OSError: There is no such process.
         """
         async with AsyncExitStack() as stack:
             ended = await stack.enter_async_context(end_of(pid))
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    for places in (self._turns,) if known else (self._strangers, self._turns):
-                        await places.take(source)
-                        stack.callback(places.release, source)
-            except TimeoutError:
-                msg = "the gateway is busy with other logins; try again in a moment"
-                raise RemoteTimeoutError(msg) from None
+            if known:
+                await self._take(stack, source, self._turns)
+            elif self._waiting[source] >= MAX_WAITING_FOR_SOURCE or self._waiting.total() >= MAX_WAITING:
+                raise RemoteTimeoutError(_BUSY)
+            else:
+                self._waiting[source] += 1
+                try:
+                    await self._take(stack, source, self._strangers, self._turns)
+                finally:
+                    self._waiting[source] -= 1
+                    self._waiting += Counter()  # keeps those that are above zero
             task = asyncio.create_task(_hold(ended, stack.pop_all()))
             self._held.add(task)
             task.add_done_callback(self._held.discard)
         return LOGIN_S if known else LOGIN_S * (self._strangers.free + 1) / MAX_STRANGERS
+
+    @staticmethod
+    async def _take(stack: AsyncExitStack, source: str, *turns: Places) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                for places in turns:
+                    await places.take(source)
+                    stack.callback(places.release, source)
+        except TimeoutError:
+            raise RemoteTimeoutError(_BUSY) from None
 
 
 async def _hold(ended: asyncio.Event, turn: AsyncExitStack) -> None:

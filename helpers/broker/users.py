@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.protocol import is_user_name
@@ -69,6 +70,7 @@ class UserTable:
         uids: The uids that may be given away.
         clock: Seconds since the epoch.
         busy: Lists the uids that must not be given to a new name.
+        is_short: Tells whether the file is to grow no more.
 
     Raises:
         sqlite3.Error: The file cannot be used.
@@ -80,13 +82,16 @@ class UserTable:
         uids: range,
         clock: Callable[[], float] = time.time,
         busy: Callable[[], Iterable[int]] = uids_with_processes,
+        is_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Open the table."""
-        self._uids, self._clock, self._busy = uids, clock, busy
+        self._uids, self._clock, self._busy, self._is_short = uids, clock, busy, is_short
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
             self._db.execute("PRAGMA synchronous = OFF")
+            # The journal keeps its room, so that a row can be changed where the directory is full.
+            self._db.execute("PRAGMA journal_mode = PERSIST")
             self._db.execute(_SCHEMA)
             self._db.execute(_INDEX)
         except sqlite3.Error:
@@ -101,7 +106,7 @@ class UserTable:
             allocate: Whether a name that has no uid yet gets one.
 
         Returns:
-            Its uid; None for a name that cannot have one, or when every uid is in use.
+            Its uid; None for a name that cannot have one, when every uid is in use, or there is no room for the name.
         """
         if not is_user_name(name):
             return None
@@ -110,7 +115,7 @@ class UserTable:
             return self._allocate(name) if allocate and name not in RESERVED_NAMES else None
         uid, seen = found
         if allocate and abs(self._clock() - seen) > _SEEN_STEP_S:
-            self._db.execute("UPDATE users SET seen = ? WHERE uid = ?", (self._clock(), uid))
+            self._note("UPDATE users SET seen = ? WHERE uid = ?", (self._clock(), uid))
         return uid
 
     def name_of(self, uid: int) -> str | None:
@@ -126,12 +131,12 @@ class UserTable:
         No lookup says that root is about to log in, so this does: who asks has no process by this uid yet.
         """
         uid = self._allocate("root")
-        self._db.execute("UPDATE users SET seen = ? WHERE uid = ? AND name = 'root'", (self._clock(), uid))
+        self._note("UPDATE users SET seen = ? WHERE uid = ? AND name = 'root'", (self._clock(), uid))
         return uid
 
     def note_session(self, uid: int) -> None:
         """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""
-        self._db.execute("UPDATE users SET sessions = 1, seen = ? WHERE uid = ?", (self._clock(), uid))
+        self._note("UPDATE users SET sessions = 1, seen = ? WHERE uid = ?", (self._clock(), uid))
 
     def had_session(self, name: str) -> bool:
         """Tell whether a name that has a uid got a session since."""
@@ -141,6 +146,11 @@ class UserTable:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _note(self, statement: str, values: tuple[object, ...]) -> None:
+        """Write what may be missing, as where the disk is full: the name is then taken for one that is used less."""
+        with suppress(sqlite3.OperationalError):
+            self._db.execute(statement, values)
 
     def _find(self, name: str) -> tuple[int, float] | None:
         """Find a name's uid and when it was last used; a uid of a range that was given up counts for nothing."""
@@ -155,16 +165,22 @@ class UserTable:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             found = self._find(name)
-            return self._take(name) if found is None else found[0]
-        finally:
+            uid = self._take(name) if found is None else found[0]
             self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            return None
+        return uid
 
     def _take(self, name: str) -> int | None:
         (last,) = self._db.execute(
             "SELECT max(uid) FROM users WHERE uid >= ? AND uid < ?", (self._uids.start, self._uids.stop)
         ).fetchone()
         uid = self._uids.start if last is None else last + 1
-        if uid not in self._uids:
+        if uid not in self._uids or self._is_short():
             reused = self._reusable()
             if reused is None:
                 return None

@@ -6,12 +6,13 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gatewayctl.clients import MAX_FOR_SOURCE
 from lab.podman import CAPABILITIES, podman
 from lab.users import make_key
 from lab.waiting import wait_until
@@ -87,6 +88,31 @@ def test_a_wrong_key_is_refused(lab: Lab, container: Container, user: User) -> N
         f"Failed publickey for {user.name} ",
     ):
         wait_until(lambda: re.search(pattern, container.log()), "the log says so")  # noqa: B023
+
+
+def test_connections_of_strangers_are_counted(lab: Lab, start: Start) -> None:
+    """Where any key passes one address has fifty, which is seen with the few rights that root has in a container."""
+    container = start(environment={"GATEWAY_ACCEPT_ANY_KEY": "true"})
+    container.wait_healthy()
+    stranger = make_key(lab.directory / "keys" / "stranger")
+    with ExitStack() as stack:
+        for number in range(MAX_FOR_SOURCE + 1):
+            argv = container.argv(f"nobody{number}", options=["-N", "-v"], key=stranger.private)
+            client = stack.enter_context(
+                subprocess.Popen(
+                    lab.near.network_argv(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            stack.callback(client.kill)
+            assert client.stderr is not None
+            got_in = any(b"Entering interactive session" in line for line in client.stderr)
+            assert got_in == (number < MAX_FOR_SOURCE)
+    wait_until(
+        lambda: f"has more than {MAX_FOR_SOURCE} connections" in container.log(), "the log says why the last is refused"
+    )
 
 
 def test_processes_and_what_they_may(lab: Lab, container: Container, user: User) -> None:

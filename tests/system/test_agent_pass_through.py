@@ -10,12 +10,13 @@ import struct
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gatewayctl.clients import MAX_FOR_SOURCE
 from helpers.broker.logins import MAX_STRANGERS
 from lab.users import make_key
 from lab.waiting import wait_until
@@ -411,6 +412,57 @@ def test_a_name_is_a_strangers_until_the_remote_lets_it_in(strict: tuple[Lab, Ga
         assert names() == set()
         assert lab.run(lab.gateway_argv(gateway, user, "true", options=["-A"]), environment=environment).returncode == 0
         wait_until(lambda: names() == {user.name}, "the user's name is one that had a session")
+
+
+@contextmanager
+def _idle_connections(lab: Lab, gateway: Gateway, key: Path, address: str, number: int) -> Iterator[list[bool]]:
+    """Hold connections without a session, as `ssh -N` does, each as another name; they end with the block.
+
+    Yields:
+        For each, whether it was let in.
+    """
+    options = ["-A", "-N", "-v", "-b", address]
+    with ExitStack() as stack:
+
+        def connect(each: int) -> bool:
+            argv = lab.gateway_argv(gateway, f"nobody{each}", options=options, key=key)
+            client = stack.enter_context(
+                subprocess.Popen(
+                    lab.near.network_argv(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            stack.callback(client.kill)
+            assert client.stderr is not None
+            return any(b"Entering interactive session" in line for line in client.stderr)
+
+        at_once = number - 10  # the last ones one after the other, since those under way count
+        pool = stack.enter_context(ThreadPoolExecutor(5))  # a client ends with the thread that started it
+        let_in = list(pool.map(connect, range(at_once)))
+        yield let_in + [connect(each) for each in range(at_once, number)]
+
+
+def test_one_address_has_so_many_connections_that_the_remote_has_not_let_in(strict: tuple[Lab, Gateway]) -> None:
+    """Of 55 idle connections of one address fifty stay; from elsewhere, and by a key that was here, others get in."""
+    lab, gateway = strict
+    user, newcomer, stranger = lab.add_user(), lab.add_user(), make_key(lab.directory / "keys" / "stranger")
+    with lab.agent(user.key.private, newcomer.key.private) as agent:
+
+        def says(who: User, address: str) -> bytes:
+            argv = lab.gateway_argv(gateway, who, "echo in", options=["-A", "-b", address])
+            return lab.run(argv, environment=agent).stdout
+
+        assert says(user, "127.0.0.3") == b"in\n"
+        with _idle_connections(lab, gateway, stranger.private, "127.0.1.1", MAX_FOR_SOURCE + 5) as let_in:
+            assert (sum(let_in), len(let_in)) == (MAX_FOR_SOURCE, MAX_FOR_SOURCE + 5)
+            refused = rf'key_refused .* reason="127\.0\.1\.1 has more than {MAX_FOR_SOURCE} connections'
+            assert len(gateway.log.matches(refused)) == 5
+            assert says(newcomer, "127.0.1.1") == b""
+            assert says(user, "127.0.1.1") == b"in\n"
+            assert says(newcomer, "127.0.0.4") == b"in\n"
+        wait_until(lambda: says(newcomer, "127.0.1.1") == b"in\n", "the address has room again")
 
 
 # What a login leaves behind

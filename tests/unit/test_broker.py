@@ -111,13 +111,14 @@ class FakeErrands(Errands):
         """Belong to a room."""
         self._room = room
 
-    async def make_home(self, user: str, uid: int) -> bool:
+    async def make_home(self, user: str, uid: int, client: tuple[int, str | None] | None = None) -> str | None:
         """Make it, or not."""
+        del client
         assert self._room.users.name_of(uid) == user
         self._room.homes.append(uid)
-        return self._room.home_is_made
+        return None if self._room.home_is_made else "No space left on device"
 
-    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> bool:
+    async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
         """Note it."""
         self._room.remembered.append((user, list(lines), seconds))
         return await self.make_home(user, uid)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from gatewayctl.clients import Clients
 from gatewayctl.errands import SWEEP_S
 from gatewayctl.errands import Errands as RootsErrands
 from gatewayctl.homes import UNUSED_S, Homes
@@ -49,7 +50,9 @@ class Place:
             path.mkdir()
         self.stack = stack
         homes = Homes(self.homes, range(70_000, 70_010), self._busy, self._epoch)
-        self.errands = RootsErrands(homes, RememberedKeys(self.files, self._now), self._now)
+        self.errands = RootsErrands(
+            homes, RememberedKeys(self.files, self._now), Clients(os.getpid, lambda: ""), self._now
+        )
         self.way = self.broker(heeded=True)
 
     def _busy(self) -> list[int]:
@@ -91,7 +94,11 @@ class Place:
         self, user: str, uid: int, *lines: bytes, seconds: float = 60, way: socket.socket | None = None
     ) -> bool:
         """Ask for a user's file."""
-        return bool(self.ask(lambda errands: errands.remember(user, uid, lines, seconds), way))
+        return self.ask(lambda errands: errands.remember(user, uid, lines, seconds), way) is None
+
+    def make_home(self, user: str, uid: int) -> bool:
+        """Ask for a user's home, and tell whether there is one."""
+        return self.ask(lambda errands: errands.make_home(user, uid)) is None
 
     @property
     def known(self) -> dict[str, str]:
@@ -112,10 +119,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_the_broker_has_homes_made(place: Place) -> None:
     """One after the other, and is told which could not be."""
 
-    async def ask(errands: Errands) -> list[bool]:
+    async def ask(errands: Errands) -> list[str | None]:
         return [await errands.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
 
-    assert place.ask(ask) == [True, False, True]
+    assert place.ask(ask) == [None, "no home directory could be made (uid 1 may have none)", None]
     assert {path.name for path in place.homes.iterdir()} == {str(_UID), str(_UID + 1)}
     assert place.known == {}
 
@@ -124,10 +131,10 @@ def test_homes_go_while_others_come(place: Place) -> None:
     """Logins that never let up keep nobody else's home there."""
 
     async def ask(errands: Errands) -> None:
-        assert await errands.make_home("alice", _UID)
+        assert await errands.make_home("alice", _UID) is None
         place.later_s = UNUSED_S + SWEEP_S
         # What was answered before the second of these was swept after.
-        assert [await errands.make_home("bob", _UID + 1) for _ in range(2)] == [True, True]
+        assert [await errands.make_home("bob", _UID + 1) for _ in range(2)] == [None, None]
 
     place.ask(ask)
     assert not (place.homes / str(_UID)).exists()
@@ -136,7 +143,7 @@ def test_homes_go_while_others_come(place: Place) -> None:
 @pytest.mark.parametrize("goes", ["in time", "to another name"])
 def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str) -> None:
     """It goes like any other, others still get theirs, and who has its uid next finds nothing of it."""
-    assert place.ask(lambda errands: errands.make_home("alice", _UID))
+    assert place.make_home("alice", _UID)
     place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not
     home = place.homes / str(_UID)
     for name in (".ssh", "e", "f"):
@@ -151,10 +158,10 @@ def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str)
     if goes == "in time":
         place.later_s = UNUSED_S + SWEEP_S
         for _ in range(3):
-            assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+            assert place.make_home("bob", _UID + 1)
         assert not home.exists()
     else:
-        assert place.ask(lambda errands: errands.make_home("bob", _UID))
+        assert place.make_home("bob", _UID)
         assert list(home.iterdir()) == []
 
 
@@ -163,7 +170,7 @@ def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:
     place.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     place.later_s = SWEEP_S
     for _ in range(3):
-        assert place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+        assert place.make_home("bob", _UID + 1)
 
 
 _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
@@ -180,12 +187,17 @@ _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
         *(encode(_WHOLE | {"uid": uid}) for uid in (0, 1, -1, 70_010, "70001", True, 70_001.0, None)),
         *(encode(_WHOLE | {"lines": lines, "seconds": 60}) for lines in ("x", [1], ["a\nb"], {"a": 1}, [None])),
         *(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}) for seconds in ("60", None, True, [1])),
+        *(
+            encode(_WHOLE | {"client": client})
+            for client in (1, "1", [], [1], ["1", None], [1, 1], [1, "x"], [True, None])
+        ),
     ],
 )
 def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -> None:
     """Root makes homes for users alone, and writes files by users' names alone, whatever the broker says."""
     place.way.send(request_)
-    assert decode(place.way.recv(MAX_REQUEST_BYTES)).get("done") in {None, False}
+    answer = decode(place.way.recv(MAX_REQUEST_BYTES))
+    assert answer == {} or answer["trouble"]
     assert list(place.homes.iterdir()) == list(place.files.iterdir()) == []
 
 
@@ -195,7 +207,7 @@ def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gone = threading.Event()
 
-    async def ask() -> bool:
+    async def ask() -> str | None:
         if when == "before":
             theirs.close()
         else:
@@ -203,7 +215,7 @@ def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
         return await Errands(ours, gone.set).make_home("alice", _UID)
 
     with ours:
-        assert not asyncio.run(ask())
+        assert asyncio.run(ask()) is not None
     assert gone.is_set()
 
 
@@ -233,7 +245,7 @@ def test_the_last_word_counts(place: Place) -> None:
 def test_making_a_home_leaves_the_keys(place: Place) -> None:
     """They are another matter."""
     assert place.remember("alice", _UID, _LINE)
-    assert place.ask(lambda errands: errands.make_home("alice", _UID))
+    assert place.make_home("alice", _UID)
     assert list(place.known) == ["alice"]
 
 
@@ -253,7 +265,7 @@ def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> N
     def at(later_s: float) -> tuple[list[str], bool]:
         place.later_s = later_s
         for _ in range(2):
-            place.ask(lambda errands: errands.make_home("bob", _UID + 1))
+            place.make_home("bob", _UID + 1)
         return list(place.known), home.exists()
 
     os.utime(home, (0, 0))
@@ -271,8 +283,8 @@ def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place, later_s: f
     (place.homes / str(_UID) / "secret").touch()
     place.later_s = later_s
     for _ in range(2):  # what was answered before the second of these was swept after
-        assert place.ask(lambda errands: errands.make_home("carol", _UID + 1))
-    assert place.ask(lambda errands: errands.make_home("bob", _UID))
+        assert place.make_home("carol", _UID + 1)
+    assert place.make_home("bob", _UID)
     assert place.known == {}
     assert list((place.homes / str(_UID)).iterdir()) == []
 
@@ -307,7 +319,7 @@ def test_time_without_end_is_none(place: Place, seconds: int) -> None:
     place.way.send(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}))
     place.way.recv(MAX_REQUEST_BYTES)
     assert place.known == {}
-    assert place.ask(lambda errands: errands.make_home("alice", _UID))
+    assert place.make_home("alice", _UID)
 
 
 def test_the_word_of_one_broker_counts(place: Place) -> None:

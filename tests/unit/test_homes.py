@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Place:
 
 def test_a_home_is_its_owners_alone(place: Place) -> None:
     """It belongs to the uid, and nobody else may enter."""
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     status = (place.root / str(_UID)).stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (_UID, _UID, 0o700)
 
@@ -49,24 +49,26 @@ def test_a_home_that_is_there_takes_no_capability_more(tmp_path: Path) -> None:
 from pathlib import Path
 from gatewayctl.homes import Homes
 homes = Homes(Path({str(tmp_path)!r}), range(70_000, 70_010))
-print([homes.make({_UID}) for _ in range(2)])
+for _ in range(2):
+    homes.make({_UID})
 """
     argv = ["setpriv", "--bounding-set=-fowner", "--", sys.executable, "-c", code]
-    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "[True, True]\n"
+    subprocess.run(argv, check=True)
 
 
 def test_a_home_that_is_there_keeps_its_files(place: Place) -> None:
     """Making it again is no harm."""
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     (place.root / str(_UID) / "file").touch()
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     assert (place.root / str(_UID) / "file").exists()
 
 
 @pytest.mark.parametrize("uid", [0, 1, 69_999, 70_010, 2**32 - 1])
 def test_a_uid_out_of_range_has_no_home(place: Place, uid: int) -> None:
     """Root and the machine's own users get none, whatever the broker says."""
-    assert not place.homes.make(uid)
+    with pytest.raises(PermissionError):
+        place.homes.make(uid)
     assert list(place.root.iterdir()) == []
 
 
@@ -92,7 +94,7 @@ def test_only_homes_that_nobody_needs_go(
     place: Place, *, busy: bool, expected: bool, later_s: float, stays: bool
 ) -> None:
     """A home stays while its owner has a process or may come, and for a minute after it was asked for."""
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     (place.root / str(_UID) / "file").touch()
     place.busy = {_UID} if busy else set()
     os.utime(place.root / str(_UID))
@@ -104,7 +106,7 @@ def test_only_homes_that_nobody_needs_go(
 @pytest.mark.parametrize("ahead_s", [UNUSED_S / 2, 2 * UNUSED_S, 1e9])
 def test_a_home_from_times_to_come(place: Place, ahead_s: float) -> None:
     """Its owner, who may give it any time, does not keep it so: the uid's next owner would have it."""
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     soon = time.time() + ahead_s
     os.utime(place.root / str(_UID), (soon, soon))
     place.homes.sweep()
@@ -116,7 +118,7 @@ def test_a_sweep_leaves_what_is_no_home(place: Place, tmp_path_factory: pytest.T
     outside = tmp_path_factory.mktemp("outside")
     (outside / "file").touch()
     (place.root / "other").mkdir()
-    assert place.homes.make(_UID)
+    place.homes.make(_UID)
     (place.root / str(_UID) / "link").symlink_to(outside)
     place.later_s = UNUSED_S + 1
     place.homes.sweep()

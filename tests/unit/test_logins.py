@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from helpers.broker import logins
-from helpers.broker.logins import LOGIN_S, MAX_LOGINS, MAX_STRANGERS, WAIT_S, Logins, source_of
+from helpers.broker.logins import (
+    LOGIN_S,
+    MAX_LOGINS,
+    MAX_STRANGERS,
+    MAX_WAITING,
+    MAX_WAITING_FOR_SOURCE,
+    WAIT_S,
+    Logins,
+    source_of,
+)
 from helpers.errors import RemoteTimeoutError
 
 
@@ -149,5 +158,28 @@ def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RemoteTimeoutError, match="busy with other logins"):
             await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
         assert turns._strangers.free == MAX_STRANGERS
+
+    _run(scenario)
+
+
+def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one source twenty may wait, of all a hundred; one more is told so at once, and waiting ends with the wait."""
+    monkeypatch.setattr(logins, "WAIT_S", 0.3)
+
+    async def scenario(turns: Logins, crowd: Crowd) -> None:
+        pid = crowd.process().pid
+        for number in range(MAX_STRANGERS):
+            await turns.take_turn(pid, f"192.0.2.{number}", known=False)
+        sources = [f"198.51.100.{number}" for number in range(MAX_WAITING // MAX_WAITING_FOR_SOURCE + 1)]
+        asked = [
+            asyncio.create_task(turns.take_turn(pid, source, known=False))
+            for source in sources
+            for _ in range(MAX_WAITING_FOR_SOURCE + 1)
+        ]
+        done, waiting = await asyncio.wait(asked, timeout=0.05)
+        assert len(waiting) == MAX_WAITING
+        assert {str(task.exception()) for task in done} == {logins._BUSY}
+        await asyncio.wait(asked)
+        assert not turns._waiting
 
     _run(scenario)
