@@ -139,15 +139,19 @@ class SettingsError(GatewayError):
     status = 78  # EX_CONFIG
 
 
-def local_error(error: OSError | MemoryError) -> GatewayError:
-    """Say in a sentence what the gateway's own system refused a session."""
+def local_error(error: Exception) -> GatewayError:
+    """Say in a sentence what the gateway's own system refused a session.
+
+    Args:
+        error: An OSError or MemoryError, or what Python raises where no thread can be started.
+    """
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError):
         return ResourcesError("the session's home directory on the gateway is gone; log in again")
     if number in {ENOSPC, EDQUOT}:
         return ResourcesError("the gateway's runtime directory is full; log in again, or tell the gateway's operator")
     why = getattr(error, "strerror", None) or str(error) or "out of memory"
-    if isinstance(error, MemoryError) or number in {EAGAIN, ENOMEM, EMFILE, ENFILE}:
+    if isinstance(error, MemoryError | RuntimeError) or number in {EAGAIN, ENOMEM, EMFILE, ENFILE}:
         msg = f"the gateway lacks processes, memory or file descriptors ({why}); try again in a moment"
         return ResourcesError(f"{msg}, or tell the gateway's operator")
     return GatewayError(f"the gateway failed ({why}); tell its operator")

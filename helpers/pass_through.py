@@ -69,10 +69,14 @@ class Login:
         self._heard, said = os.pipe()
         child = os.fork()
         if child == 0:
-            # Twice, so that the watcher is not a child of ssh's, which would not collect it.
-            if os.fork() == 0:
-                _watch(ssh, said, socket_path, {"connection": connection, "key": key}, home)
-            os._exit(0)
+            try:
+                # Twice, so that the watcher is not a child of ssh's, which would not collect it.
+                if os.fork() == 0:
+                    _watch(ssh, said, socket_path, {"connection": connection, "key": key}, home)
+            except OSError as error:
+                os.write(said, encode(error_answer(local_error(error))))
+            finally:
+                os._exit(0)  # whatever happened: this process must not go on as a second session
         os.close(said)
         os.waitpid(child, 0)
 

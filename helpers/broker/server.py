@@ -13,7 +13,7 @@ from typing import Any
 from helpers.broker import userdb
 from helpers.broker.agent import MAX_MESSAGE_BYTES
 from helpers.broker.peers import Peer, peer_of
-from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError
+from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError, local_error
 from helpers.log import EventLog, fault_of
 from helpers.protocol import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
 
@@ -35,6 +35,8 @@ begin together (of twelve at once, a limit of 8 lost two)."""
 
 TURNS_TO_BEGIN = 10
 """Turns of asyncio's loop within which a connection that was accepted is one that is served: four with Python 3.11."""
+
+_NO_THREAD = "can't start new thread"  # as CPython words it
 
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -128,6 +130,8 @@ class Server:
         except Exception as error:  # noqa: BLE001 - a fault of ours refuses this login and must not end the others'
             elapsed_ms = (time.monotonic() - began) * 1000
             self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=fault_of(error), ms=elapsed_ms)
+            if isinstance(error, OSError | MemoryError) or str(error) == _NO_THREAD:
+                return error_answer(local_error(error))
             return error_answer(GatewayError("the gateway failed; its log says how"))
 
     async def _serve_userdb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

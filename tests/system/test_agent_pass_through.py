@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import resource
 import socket
 import sqlite3
 import struct
@@ -463,6 +464,23 @@ def test_one_address_has_so_many_connections_that_the_remote_has_not_let_in(stri
             assert says(user, "127.0.1.1") == b"in\n"
             assert says(newcomer, "127.0.0.4") == b"in\n"
         wait_until(lambda: says(newcomer, "127.0.1.1") == b"in\n", "the address has room again")
+
+
+def test_a_process_that_cannot_be_started_is_one_sentence(strict: tuple[Lab, Gateway]) -> None:
+    """Wherever a session meets the limit of processes, it ends with a sentence and a status, and never a traceback."""
+    lab, gateway = strict
+    user = lab.add_user()
+    most = resource.prlimit(gateway.listener.pid, resource.RLIMIT_NPROC)[1]
+    statuses = []
+    with lab.agent(user.key.private) as environment:
+        for processes in (1, 2, 3, 64):
+            resource.prlimit(gateway.listener.pid, resource.RLIMIT_NPROC, (processes, most))
+            argv = lab.gateway_argv(gateway, user, "echo in", options=["-A"])
+            done = lab.run(argv, environment=environment)
+            if done.returncode == 71:
+                assert re.fullmatch(rb"gateway: the gateway lacks processes, [^\n]* try again in [^\n]*\n", done.stderr)
+            statuses.append(done.returncode)
+    assert statuses == [255, 71, 71, 0]
 
 
 # What a login leaves behind

@@ -39,13 +39,14 @@ def test_statuses_tell_what_a_session_can_die_of_apart() -> None:
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 71, "Cannot allocate memory"),
         (OSError(errno.EMFILE, "Too many open files"), 71, "Too many open files"),
         (MemoryError(), 71, "out of memory"),
+        (RuntimeError("can't start new thread"), 71, "can't start new thread"),
         (OSError(errno.ENOSPC, "No space left on device"), 71, "runtime directory is full"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), 71, "home directory on the gateway is gone"),
         (OSError(errno.EIO, "Input/output error"), 70, "Input/output error"),
         (OSError("odd"), 70, "odd"),
     ],
 )
-def test_what_the_gateways_system_refuses_is_one_sentence(error: OSError, status: int, says: str) -> None:
+def test_what_the_gateways_system_refuses_is_one_sentence(error: Exception, status: int, says: str) -> None:
     """It says what is missing, and what to do."""
     told = errors.local_error(error)
     assert (told.status, "\n" in told.message) == (status, False)
