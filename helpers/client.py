@@ -21,6 +21,9 @@ class Question:
         request: The request, see `helpers.protocol`.
         timeout_s: Longest wait for the whole answer, in seconds.
 
+    Attributes:
+        connection: Where the answer arrives.
+
     Raises:
         BrokerUnavailableError: Nobody listens on the socket, or it takes no request.
         ProtocolError: The request is too long for the protocol.
@@ -34,13 +37,13 @@ class Question:
             raise ProtocolError(msg)
         self._deadline = time.monotonic() + timeout_s
         self._received = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.connection.settimeout(timeout_s)
         try:
-            self._socket.connect(socket_path)
-            self._socket.sendall(line)
+            self.connection.connect(socket_path)
+            self.connection.sendall(line)
         except OSError as exc:
-            self._socket.close()
+            self.connection.close()
             msg = "the gateway's broker is not running; try again in a moment, or tell the gateway's operator"
             raise BrokerUnavailableError(msg) from exc
 
@@ -67,7 +70,7 @@ class Question:
                 self.close()
                 msg = "the gateway's broker did not answer in time; try again in a moment"
                 raise BrokerUnavailableError(msg)
-            self._socket.settimeout(left_s)
+            self.connection.settimeout(left_s)
             try:
                 self._receive()
             except TimeoutError:
@@ -77,7 +80,7 @@ class Question:
 
     def _receive(self) -> None:
         try:
-            chunk = self._socket.recv(65536)
+            chunk = self.connection.recv(65536)
         except TimeoutError:
             raise
         except OSError:
@@ -94,7 +97,7 @@ class Question:
 
     def close(self) -> None:
         """Hang up; the broker finishes what it began, and a mosh-server without a client ends after a minute."""
-        self._socket.close()
+        self.connection.close()
 
 
 def ask(socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The broker's protocol: one JSON object a line, one request a connection.
 
 A request is ``{"op": NAME, ...}``; the answer is ``{"result": {...}}`` or
-``{"error": {"code": ..., "message": ..., "status": ...}}``, whose message may be shown to the user.
+``{"error": {"code": ..., "message": ..., "status": ...}}``, whose message may be shown to the user. The result of
+``authorized_keys`` is text instead, the lines as sshd is to have them, so that a program that knows no JSON can hand it
+on; sshd takes an error for no key line.
 Who asks is never part of a request: the broker takes it from the kernel (``SO_PEERCRED``, unix(7)).
 """
 
@@ -22,7 +24,7 @@ MAX_REQUEST_BYTES = 64 * 1024
 """Longest request, in bytes: a certificate of OpenSSH's largest size (16 KiB, in base64) fits with room."""
 
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
-"""Longest answer, in bytes: the key lines of a 1 MiB authorized_keys file, escaped as JSON."""
+"""Longest answer in JSON, in bytes: far above what a session is told, a key's ``command=`` included."""
 
 ANSWER_TIMEOUT_S = 20.0
 """Longest wait for an answer, in seconds: below LoginGraceTime (30 s), above every deadline of the broker."""

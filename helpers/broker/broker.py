@@ -169,7 +169,7 @@ class Broker:
             else:
                 break
 
-    async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> bytes:
         """Find the lines that let one offered key in.
 
         Args:
@@ -177,7 +177,7 @@ class Broker:
             request: ``user``, ``key_type`` and ``key`` (base64) as sshd gave them; ``connection`` or "".
 
         Returns:
-            ``lines``: none, where nobody is let in, whatever the reason.
+            The lines, each with its newline; none, where nobody is let in, whatever the reason.
 
         Raises:
             PermissionDeniedError: Somebody else asks.
@@ -229,7 +229,7 @@ class Broker:
             ms=(time.monotonic() - began) * 1000,
             **({} if reason is None else {"reason": reason}),
         )
-        return {"lines": [line.decode("utf-8", "surrogateescape") for line in lines]}
+        return b"".join(line + b"\n" for line in lines)
 
     async def _even_out(self, user: str, client: str | None) -> None:
         """Let a refusal take as long as any other: see `helpers.broker.pacing`."""

@@ -38,7 +38,8 @@ TURNS_TO_BEGIN = 10
 
 _NO_THREAD = "can't start new thread"  # as CPython words it
 
-Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any]]]
+Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any] | bytes]]
+"""Answers a request, with a result to be put into JSON or with bytes that leave as they are."""
 
 
 class Server:
@@ -97,7 +98,7 @@ class Server:
         self._open += 1
         try:
             peer = peer_of(writer.get_extra_info("socket"))
-            writer.write(encode(await self._answer(peer, reader)))
+            writer.write(await self._answer(peer, reader))
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await writer.drain()
         except (OSError, TimeoutError):
@@ -107,7 +108,7 @@ class Server:
             self._closed.set()
             writer.close()
 
-    async def _answer(self, peer: Peer, reader: asyncio.StreamReader) -> dict[str, Any]:
+    async def _answer(self, peer: Peer, reader: asyncio.StreamReader) -> bytes:
         op = "-"
         began = time.monotonic()
         try:
@@ -118,21 +119,22 @@ class Server:
                 msg = "the broker knows no such request"
                 raise ProtocolError(msg)  # noqa: TRY301 - one place turns errors into answers
             async with asyncio.timeout(WORK_TIMEOUT_S):
-                return {"result": await handler(peer, request)}
+                result = await handler(peer, request)
+            return result if isinstance(result, bytes) else encode({"result": result})
         except GatewayError as error:
-            return error_answer(error)
+            return _refusal(error)
         except TimeoutError:
-            return error_answer(RemoteTimeoutError("the remote host did not answer in time"))
+            return _refusal(RemoteTimeoutError("the remote host did not answer in time"))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, TypeError, KeyError) as error:
             # A request that is not of the protocol's form; our own helpers send none.
             self._log.warning("bad_request", pid=peer.pid, uid=peer.uid, op=op, reason=type(error).__name__)
-            return error_answer(ProtocolError("the broker does not understand the request"))
+            return _refusal(ProtocolError("the broker does not understand the request"))
         except Exception as error:  # noqa: BLE001 - a fault of ours refuses this login and must not end the others'
             elapsed_ms = (time.monotonic() - began) * 1000
             self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=fault_of(error), ms=elapsed_ms)
             if isinstance(error, OSError | MemoryError) or str(error) == _NO_THREAD:
-                return error_answer(local_error(error))
-            return error_answer(GatewayError("the gateway failed; its log says how"))
+                return _refusal(local_error(error))
+            return _refusal(GatewayError("the gateway failed; its log says how"))
 
     async def _serve_userdb(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
@@ -186,6 +188,10 @@ class Server:
                 del self._agents[peer.uid]
             self._closed.set()
             writer.close()
+
+
+def _refusal(error: GatewayError) -> bytes:
+    return encode(error_answer(error))
 
 
 async def _first_byte(reader: asyncio.StreamReader) -> bytes:

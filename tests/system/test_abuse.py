@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.load import pss_mb
 from helpers.broker.connections import MAX_CONNECTING, MAX_STRANGERS
 from lab.gateway import ADDRESS
 from lab.waiting import wait_until
@@ -127,6 +128,26 @@ def test_strangers_leave_room_for_users(make_lab: Callable[..., Lab]) -> None:
             login = pool.submit(lab.run, argv)
             wait_until(lambda: _established(lab) == 1 + MAX_STRANGERS + 1, "the gateway connects for the user")
         assert login.result().stdout == b"in\n"
+        offers.result()
+
+
+def test_a_stranger_costs_little_while_the_remote_is_asked(make_lab: Callable[..., Lab]) -> None:
+    """Each who waits takes three processes, none of them Python, and 4 MB; a user gets in meanwhile."""
+    lab = make_lab(rtt_ms=2)
+    gateway, user, number = lab.start_gateway(), lab.add_user(), 20
+    argv = lab.gateway_argv(gateway, user, "echo in")
+    assert lab.run(argv).stdout == b"in\n"
+    quiet = gateway.processes()
+    with ThreadPoolExecutor(1) as pool:
+        with lab.remote.hung():
+            names = [f"nobody{count}" for count in range(number)]
+            offers = pool.submit(_refuse, lab, gateway, names, user.key.private)
+            wait_until(lambda: len(gateway.processes("cat")) == number, "all wait for the remote")
+            crowded = gateway.processes()
+            taken_mb = sum(pss_mb(its.pid) for its in crowded) - sum(pss_mb(its.pid) for its in quiet)
+            assert len(crowded) - len(quiet) <= 3 * number
+            assert taken_mb < 4 * number
+            assert lab.run(argv).stdout == b"in\n"
         offers.result()
 
 

@@ -224,9 +224,9 @@ class Room:
     async def keys(self, user: str = "alice", key: str = _KEY, peer: Peer = _AUTH, **words: Any) -> list[str]:
         """Ask for the lines of a key."""
         request = {"user": user, "key_type": "ssh-ed25519", "key": key} | words
-        lines = (await self.broker.authorized_keys(peer, request))["lines"]
-        assert isinstance(lines, list)
-        return lines
+        text = await self.broker.authorized_keys(peer, request)
+        assert text[-1:] in {b"", b"\n"}
+        return text.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
     async def session(self, peer: Peer, **words: Any) -> dict[str, Any]:
         """Ask for a session."""

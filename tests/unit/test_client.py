@@ -137,7 +137,7 @@ def test_any_answer_is_a_result_or_one_of_our_errors(garbage: bytes) -> None:
     """Whatever bytes come back, the caller gets a dictionary or a `GatewayError`."""
     ours, theirs = socket.socketpair()
     question = Question.__new__(Question)
-    question._socket, question._deadline, question._received = ours, float("inf"), bytearray()
+    question.connection, question._deadline, question._received = ours, float("inf"), bytearray()
     with ours, theirs:
         theirs.sendall(garbage)
         theirs.shutdown(socket.SHUT_WR)

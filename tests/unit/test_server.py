@@ -17,7 +17,7 @@ import pytest
 from helpers.broker import userdb
 from helpers.broker.agent import MAX_MESSAGE_BYTES
 from helpers.broker.peers import Peer
-from helpers.broker.server import AGENT_MAX_CONNECTIONS, Server
+from helpers.broker.server import AGENT_MAX_CONNECTIONS, Handler, Server
 from helpers.errors import HostKeyError
 from helpers.log import EventLog
 from helpers.protocol import MAX_REQUEST_BYTES, encode
@@ -55,8 +55,9 @@ class Room:
         self.log, self.peers = Recorder(), list[Peer]()
         self.gate, self.entered = asyncio.Event(), asyncio.Event()
         self.paths = [directory / name for name in ("broker", "userdb", "agent")]
-        handlers = {
+        handlers: dict[str, Handler] = {
             "echo": self._echo,
+            "text": self._text,
             "refuse": self._refuse,
             "fail": self._fail,
             "wait": self._wait,
@@ -80,6 +81,10 @@ class Room:
     async def _echo(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         self.peers.append(peer)
         return request
+
+    async def _text(self, peer: Peer, request: dict[str, Any]) -> bytes:
+        del peer, request
+        return b"a\xff\nb\n"
 
     async def _refuse(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         del peer, request
@@ -175,6 +180,15 @@ def test_a_request_is_answered_once() -> None:
         assert await room.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
         assert room.peers == [_ME]
         assert room.log.events == []
+
+    _run(scenario)
+
+
+def test_an_answer_may_be_text() -> None:
+    """Bytes leave as they are, and then the server hangs up."""
+
+    async def scenario(room: Room) -> None:
+        assert await room.say(0, encode({"op": "text"})) == b"a\xff\nb\n"
 
     _run(scenario)
 
