@@ -129,7 +129,7 @@ EFFECTIVE = {
     "gatewayports": "no",
     "authorizedkeysfile": "/run/gateway/authorized_keys/%u",
     "permituserenvironment": "GATEWAY_COMMAND",
-    "maxstartups": "250:30:500",
+    "maxstartups": "250:30:300",
     "loglevel": "VERBOSE",
 }
 

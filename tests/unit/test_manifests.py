@@ -115,6 +115,16 @@ def test_what_is_written_to_is_the_same() -> None:
     assert CONTAINER["resources"]["limits"] == {"memory": "2Gi"}
 
 
+def test_what_strangers_may_take_fits() -> None:
+    """100 sessions and all logins that sshd lets be under way have memory and processes (measured on Debian 13)."""
+    found = re.search(r"^MaxStartups \d+:\d+:(\d+)$", (ROOT / "sshd_config.d/60-abuse.conf").read_text(), re.MULTILINE)
+    assert found
+    logins, sessions = int(found[1]), 100
+    assert logins * 3.6 + sessions * 8.5 + 100 + 30 < 2 * 1024**3 / 1e6
+    # A thread of the broker's for each connection to the remote, and 140 that make or use them.
+    assert logins * 3 + sessions * (3 + 1) + 140 < SERVICE["pids_limit"]
+
+
 def test_keys_are_where_the_gateway_looks(tmp_path: Path) -> None:
     """The Secret's files have the names of GATEWAY_KEYS_DIR, with modes that are accepted; and there is a host key."""
     assert "GATEWAY_KEYS_DIR=/keys" in CONTAINERFILE

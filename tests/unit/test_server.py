@@ -140,7 +140,7 @@ class Room:
         return message
 
 
-MAX_STARTUPS = 500
+MAX_STARTUPS = 300
 """Logins that sshd lets be under way at once (60-abuse.conf)."""
 
 
