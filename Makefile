@@ -42,7 +42,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench bulk soak test trees image lock lint format clean
+.PHONY: help deps demo bench bulk siege soak test trees image lock lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -61,6 +61,9 @@ bench: deps ## Measure logins, typing and load beside ssh and mosh (QUICK=1 for 
 
 soak: deps ## Watch for an hour whether anything grows (SOAK_ARGS='--minutes 10 --sessions 100' for less)
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.soak $(SOAK_ARGS)
+
+siege: deps ## Log in while strangers and hostile users attack, for ten minutes (SIEGE_ARGS='--minutes 2' for less)
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.siege $(SIEGE_ARGS)
 
 bulk: deps ## Measure 1 GiB by scp, sftp and rsync beside ssh -J (BULK_ARGS='--mib 64' for less)
 	@PYTHONPATH=tests "$(VENV)/bin/python" -m bench.bulk $(BULK_ARGS)

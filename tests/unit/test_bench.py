@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from bench import cost, keystrokes, load, logins
 from bench.goals import goals
 from bench.keystrokes import trace
 from bench.report import Results
+from bench.siege import KINDS, Siege
 from bench.soak import COUNTS, Soak
 from bench.stats import Fit, Sample, fit
 
@@ -174,3 +178,16 @@ def test_what_else_a_soak_finds() -> None:
     told.failed["login"] = 2
     told.restarted = True
     assert len(told.faults) == 4
+
+
+@pytest.mark.parametrize(("quiet", "besieged", "refused"), [(1.0, 2.0, 0), (1.0, _NEVER, 4), (_NEVER, 2.0, 4)])
+def test_a_siege_counts_refusals(tmp_path: Path, quiet: float, besieged: float, refused: int) -> None:
+    """Of each kind of login, in both times; and the table and the file say so."""
+    before, meanwhile = ({kind: Sample((0.5, value)) for kind in KINDS} for value in (quiet, besieged))
+    told = Siege(10.0, {"cores": 2}, before, meanwhile, {"invented names": 7}, ["first login: Permission denied"])
+    assert told.refused == refused
+    out = io.StringIO()
+    told.print(Console(file=out, width=150))
+    assert "invented names: 7 times" in out.getvalue()
+    told.write_json(tmp_path / "siege.json")
+    assert set(json.loads((tmp_path / "siege.json").read_text())["besieged"]) == set(KINDS)
