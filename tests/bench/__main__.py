@@ -16,6 +16,7 @@ from bench.cost import CostBench
 from bench.keystrokes import RTT_MS, TypingBench
 from bench.load import LoadBench
 from bench.logins import FIRST_FRAME, TTL_S, LoginBench, fits
+from bench.lossy import LossyBench
 from bench.refusals import TTL_S as REFUSALS_TTL_S
 from bench.refusals import RefusalBench
 from bench.report import Results
@@ -48,6 +49,7 @@ class Effort:
         idle_sessions: Sessions that are watched doing nothing.
         idle_s: For how many seconds.
         refusals: Batches of refused logins.
+        lossy_logins: First logins at the greatest loss.
     """
 
     logins: int = 9
@@ -62,6 +64,7 @@ class Effort:
     idle_sessions: int = 500
     idle_s: float = 60.0
     refusals: int = 6
+    lossy_logins: int = 200
 
 
 _WHOLE = Effort()
@@ -78,6 +81,7 @@ _QUICK = Effort(
     idle_sessions=40,
     idle_s=5.0,
     refusals=1,
+    lossy_logins=8,
 )
 _RTTS_MS = (30.0, 100.0, 300.0)
 _AT_ONCE = 6
@@ -141,6 +145,11 @@ def _measure_refusals(lab: Lab, effort: Effort, results: Results, say: Callable[
         results.refusals[where] = bench.measure(effort.refusals, 100.0, slow=slow)
 
 
+def _measure_lossy(lab: Lab, effort: Effort, results: Results, say: Callable[[str], None]) -> None:
+    bench = LossyBench(lab, lab.start_gateway(), say)
+    results.lossy, results.lossy_connections = bench.measure(effort.lossy_logins)
+
+
 def _ended(*_: object) -> None:
     """End on SIGTERM or SIGHUP as on Ctrl-C: with everything taken down."""
     raise KeyboardInterrupt
@@ -150,7 +159,7 @@ def main() -> int:
     """Measure, and return the exit status."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few of each, in some four minutes")
-    parser.add_argument("--only", choices=("logins", "typing", "load", "refusals", "nothing"), help="one part")
+    parser.add_argument("--only", choices=("logins", "typing", "load", "refusals", "lossy", "nothing"), help="one part")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", nargs="+", default=[], dest="files", help="what earlier runs wrote; first"
     )
@@ -175,6 +184,7 @@ def main() -> int:
         "typing": _measure_typing,
         "load": _measure_load,
         "refusals": _measure_refusals,
+        "lossy": _measure_lossy,
     }
     for name, measure in parts.items():
         if arguments.only in {None, name}:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench import cost, keystrokes, load, logins
+from bench import cost, keystrokes, load, logins, lossy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,10 @@ def goals(results: Results) -> Iterator[Goal]:
     """Compare what was measured with what was meant; parts that were not measured are left out."""
     if results.fits and results.bare_login:
         yield from _of_logins(results)
+    if results.lossy:
+        refused, number = results.lossy.given_up, len(results.lossy.values)
+        name = f"{logins.COLD}, {lossy.WEATHER}: refused"
+        yield Goal(name, "at most 1 in 100", f"{refused} of {number}", refused * 100 <= number)
     for weather, ways in results.typing.items():
         yield from _of_typing(weather, ways)
     for name, limit_ms in ((cost.KEY_COMMAND, 25), (cost.SESSION_HELPER, 40)):

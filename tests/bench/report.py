@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench import keystrokes, load, logins, refusals
+from bench import keystrokes, load, logins, lossy, refusals
 from bench.goals import goals
 from bench.stats import Fit, Sample
 
@@ -79,6 +79,8 @@ class Results:
         burst_cpu_ms: The gateway's processor time for each of them, in milliseconds.
         idle: What idle sessions cost.
         refusals: Times of refusals in seconds, by what else is going on, and by state and kind of name.
+        lossy: Times of first logins, in seconds, where many packets are lost.
+        lossy_connections: The connections that the remote saw for each of these.
     """
 
     machine: dict[str, str | int | float] = field(default_factory=machine)
@@ -95,6 +97,8 @@ class Results:
     burst_cpu_ms: float = 0.0
     idle: dict[str, float] = field(default_factory=dict)
     refusals: dict[str, dict[str, Sample]] = field(default_factory=dict)
+    lossy: Sample | None = None
+    lossy_connections: float = 0.0
 
     def write_json(self, path: Path) -> None:
         """Write everything, each measurement included."""
@@ -143,6 +147,18 @@ class Results:
                     str(len(sample.values)),
                     str(sample.given_up or ""),
                 )
+            table.add_section()
+        if self.lossy:
+            table.add_row(
+                f"login, s, {lossy.WEATHER}",
+                logins.COLD,
+                _number(self.lossy.median),
+                f"mean {_number(self.lossy.mean)}, 99 % {_number(self.lossy.quantile(0.99))}",
+                "",
+                str(len(self.lossy.values)),
+                str(self.lossy.given_up or ""),
+            )
+            table.add_row("", "connections to the remote for each", _number(self.lossy_connections))
             table.add_section()
         for way, line in self.fits.items():
             share = f"{line.round_trips / self.fits[logins.SSH].round_trips:.2f}"

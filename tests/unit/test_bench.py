@@ -109,6 +109,7 @@ def _results(worse: float) -> Results:
         rates={load.SESSIONS: 7 / worse, load.BARE_SESSIONS: 10, load.LOGINS: 7 / worse, load.BARE_LOGINS: 10},
         burst=Sample((5.0, 6.0 * worse)),
         burst_connections=int(worse),
+        lossy=Sample((*(5.0,) * 199, *(_NEVER,) * int(worse))),
         idle={
             "sessions": 500,
             load.BROKER_MB: 75.0 * worse,
@@ -124,7 +125,7 @@ def _results(worse: float) -> Results:
 def test_goals_are_met_or_not() -> None:
     """Each goal is told as met where it is, and as not met where it is not; only what was measured is told."""
     good, bad = list(goals(_results(1))), list(goals(_results(20)))
-    assert len(good) == len(bad) == 27
+    assert len(good) == len(bad) == 28
     assert [goal.name for goal in good if not goal.met] == []
     assert [goal.name for goal in bad if goal.met] == []
     assert list(goals(Results(machine={}))) == []
