@@ -17,7 +17,7 @@ from pathlib import Path
 from helpers.broker.users import uids_with_processes
 
 UNUSED_S = 60.0
-"""Seconds for which a home without a process of its owner's is kept: above LoginGraceTime (30 s), within which its
+"""Seconds for which a home without a process of its owner's is kept: above LoginGraceTime (45 s), within which its
 owner may be about to have one."""
 
 

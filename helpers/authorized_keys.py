@@ -59,7 +59,7 @@ def _copy(connection: socket) -> None:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     except TimeoutError:
-        # Nothing bounds cat but the broker, which answers within 18 s or is gone, and sshd: it ends its key command
+        # Nothing bounds cat but the broker, which answers within 21 s or is gone, and sshd: it ends its key command
         # with itself after LoginGraceTime (sshd.c, grace_alarm_handler).
         connection.settimeout(None)
         dup2(connection.fileno(), 0)

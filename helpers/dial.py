@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-TIMEOUTS_S = (1.0, 1.0, 1.0, 3.0)
+TIMEOUTS_S = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0)
 """How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost
 SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login. The last
-attempt is for a remote that is far. All of them together are the longest time."""
+attempt is for a remote that is far; in it the kernel sends a second SYN. Where 29 % is lost each way, nine SYNs fail
+2 times in 1,000, and five 30 times. All of them together are the longest time."""
 
 ATTEMPT_DELAY_S = 0.5
 """Seconds after which the next address is tried beside those that have not answered. RFC 8305 recommends 0.25, and 2 at

@@ -38,7 +38,7 @@ STATUS_FD = 7
 SWEEP_S = 30.0
 """Seconds between looks for idle connections."""
 
-DRAIN_S = 20.0
+DRAIN_S = 22.0
 """Longest time, in seconds, that a broker told to end goes on for logins it has begun."""
 
 

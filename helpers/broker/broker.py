@@ -34,7 +34,7 @@ from helpers.log import EventLog, fault_of
 from helpers.protocol import is_user_name
 from helpers.space import is_full, is_short
 
-REMOTE_TIMEOUT_S = 17.0
+REMOTE_TIMEOUT_S = 20.0
 """Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
 
 _T = TypeVar("_T")

@@ -30,7 +30,7 @@ MAX_NAMES = 20_000
 """Most names that are remembered, with up to 400 bytes each (measured)."""
 
 LOOKUP_S = 60.0
-"""Seconds for which a lookup is remembered: above LoginGraceTime (30 s)."""
+"""Seconds for which a lookup is remembered: above LoginGraceTime (45 s)."""
 
 
 class Pacing:

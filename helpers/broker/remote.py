@@ -6,7 +6,6 @@ import io
 import logging
 import re
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -19,12 +18,15 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from helpers import dial
+from helpers.broker import tcp_info
 from helpers.broker.addresses import Addresses, numeric
 from helpers.broker.agent import Identity
+from helpers.broker.attempt import Attempt
 from helpers.broker.config import KEY_SETTINGS
 from helpers.broker.connections import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.known_hosts import KnownHosts, fingerprint
 from helpers.broker.remote_command import behind_marker, new_marker, standard_input
+from helpers.broker.tcp_info import TcpInfo
 from helpers.broker.transport import NoCommonAlgorithmError as NoCommonError
 from helpers.broker.transport import PipelinedTransport, PromptedError
 from helpers.errors import (
@@ -37,9 +39,9 @@ from helpers.errors import (
     SettingsError,
 )
 
-CONNECT_TIMEOUT_S = 12.0
-"""Longest time from the first packet to an authenticated connection, in seconds: below LoginGraceTime (30 s) with
-room for what follows; 40 round trips of 300 ms."""
+CONNECT_TIMEOUT_S = 15.0
+"""Longest time from the first packet to an authenticated connection, in seconds: below the broker's REMOTE_TIMEOUT_S
+with room for a rival that began later; 50 round trips of 300 ms."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""
@@ -55,10 +57,7 @@ _NEEDS_PASSPHRASE = (
     f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
 )
 _READ_BYTES = 32768
-# Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds.
-_TCP_INFO = struct.Struct("2xB5x17I")
-_TCP_THIN_LINEAR_TIMEOUTS = 16  # the same; Python's socket has no name for it
-_RETRANSMITS, _UNACKED, _RTT, _RTTVAR = 0, 5, 16, 17
+_TCP_THIN_LINEAR_TIMEOUTS = 16  # Linux, linux/tcp.h; Python's socket has no name for it
 _STDERR_MAX_BYTES = 8192
 _NAMES_MAX_CHARS = 300
 
@@ -169,23 +168,23 @@ class Connection:
 
     @property
     def round_trip_s(self) -> float:
-        """How long the remote's kernel takes to answer, in seconds, at the worst that is likely (RFC 6298)."""
-        info = self._tcp_info()
-        return 0.0 if info is None else (info[_RTT] + 4 * info[_RTTVAR]) / 1e6
+        """How long the remote's kernel takes to answer, in seconds, at the worst that is likely."""
+        return self._tcp_info().round_trip_s
 
     @property
     def unacknowledged(self) -> bool:
         """Whether the remote's kernel has still to say that it has got what was sent, once and then again."""
-        info = self._tcp_info()
-        return info is not None and info[_UNACKED] > 0 and info[_RETRANSMITS] > 0
+        return self._tcp_info().unacknowledged
 
-    def _tcp_info(self) -> tuple[int, ...] | None:
+    @property
+    def loses(self) -> bool:
+        """Whether packets have been lost since it was made."""
+        return self._tcp_info().loses
+
+    def _tcp_info(self) -> TcpInfo:
         sock = self._transport.sock
         assert isinstance(sock, socket.socket)  # noqa: S101 - a channel only where a transport runs over another
-        try:
-            return _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-        except OSError:  # closed
-            return None
+        return tcp_info.read(sock)
 
     def prepare(self, timeout_s: float) -> None:
         """Have a channel ready for the next command: it costs one round trip that no login then waits for."""
@@ -345,13 +344,16 @@ class Remote:
         """Share what is known of the addresses among all connections."""
         object.__setattr__(self, "addresses", Addresses(self.host, self.port))
 
-    def connect(self, user: str, command: Callable[[str], str] | None = None) -> Connection:
+    def connect(
+        self, user: str, command: Callable[[str], str] | None = None, attempt: Attempt | None = None
+    ) -> Connection:
         """Connect and authenticate as one user.
 
         Args:
             user: A valid user name.
             command: Writes the command line, given the remote's numeric address, that is run first; it is begun with
                 the login, where the remote is OpenSSH. None for none.
+            attempt: Told of the connection, for one who may give it up.
 
         Raises:
             RemoteUnresolvedError: The host has no address.
@@ -365,28 +367,33 @@ class Remote:
         """
         if self.key is None:
             raise self._denied(user)
+        attempt = attempt or Attempt()
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         if self.known_hosts is not None:
             self.known_hosts.keys()
         foreseen = self.foreseen[-1] if self.foreseen else None
         try:
-            return self._connect(user, self.key, command, foreseen, deadline)
+            return self._connect(user, self.key, command, attempt, foreseen=foreseen, deadline=deadline)
         except _ForesightError:
+            attempt.check()
             # The remote's settings have changed since the last time.
             self.foreseen.clear()
-            return self._connect(user, self.key, command, None, deadline)
+            return self._connect(user, self.key, command, attempt, foreseen=None, deadline=deadline)
 
     def _connect(
         self,
         user: str,
         key: paramiko.PKey,
         command: Callable[[str], str] | None,
+        attempt: Attempt,
+        *,
         foreseen: str | None,
         deadline: float,
     ) -> Connection:
         sock, address = self._connect_tcp()
         transport = None
         try:
+            attempt.connected(sock)
             transport = PipelinedTransport(sock, foreseen)
             self._handshake(transport, deadline)
             line, marker = None if command is None else command(address), new_marker()

@@ -20,8 +20,8 @@ from helpers.protocol import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_a
 REQUEST_TIMEOUT_S = 5.0
 """Longest time, in seconds, that a peer may take to send its request: they send it at once."""
 
-WORK_TIMEOUT_S = 18.0
-"""Longest work on one request, in seconds: below the helpers' own patience (20 s), so that they hear why."""
+WORK_TIMEOUT_S = 21.0
+"""Longest work on one request, in seconds: below the helpers' ANSWER_TIMEOUT_S, so that they hear why."""
 
 USERDB_IDLE_S = 30.0
 """Seconds after which a silent connection of nss-systemd's is closed; it makes one for each lookup."""

@@ -21,7 +21,7 @@ own unprivileged account must stay what /etc/passwd says."""
 
 REUSE_AFTER_S = 600.0
 """Seconds since a name was last looked up before its uid may go to another name, provided no process runs as it:
-far above LoginGraceTime (30 s), within which a login may hold a uid and have no process yet."""
+far above LoginGraceTime (45 s), within which a login may hold a uid and have no process yet."""
 
 STRANGER_REUSE_AFTER_S = 180.0
 """The same for a name that never had a session, so that invented names do not use up the uids of users: still above

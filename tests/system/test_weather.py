@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from system.sessions import mosh_client_of, sshd_of
 
+from helpers.broker.connections import RIVAL_AFTER_S, RIVAL_STEP_S
 from lab.processes import kill
+from lab.remote import PORT
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -157,6 +159,39 @@ def test_connection_that_hangs_is_replaced(lab: Lab, gateway: Gateway, user: Use
         kill(frozen)
 
     assert lab.remote.accepted(user) == 2
+
+
+def _local_ports(lab: Lab) -> list[int]:
+    """List the gateway's ends of connections to the remote's sshd that are established."""
+    lines = lab.run(["ss", "-Htn", "state", "established", "dport", "=", f":{PORT}"]).stdout.decode().splitlines()
+    return [int(line.split()[2].rpartition(":")[2]) for line in lines]
+
+
+def test_first_connection_that_dies_in_the_handshake_gets_a_rival(make_lab: Callable[..., Lab]) -> None:
+    """A first login whose packets vanish once TCP is connected gets in over a second connection, which is kept."""
+    lab = make_lab(rtt_ms=400)  # far enough to meet the handshake under way
+    gateway, user = lab.start_gateway(), lab.add_user()
+    terminal = lab.terminal(lab.gateway_argv(gateway, user))
+    ports = wait_until(lambda: _local_ports(lab), "the broker connects")
+    with lab.wan.weather(forgotten_ports=ports):
+        terminal.wait_for(user.prompt, timeout_s=60)
+        terminal.close()
+        _visit(lab, gateway, user, lab.terminal)
+
+    assert (lab.remote.connections(), lab.remote.accepted(user)) == (2, 1)
+
+
+def test_first_login_at_a_slow_remote_has_one_connection(
+    lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal
+) -> None:
+    """Where no packet is lost, a shell that takes longer than the patience with lost packets gets no second one."""
+    since = lab.remote.log.mark()
+    lab.remote.write_file(user, ".bashrc", f"rm ~/slow 2>/dev/null && sleep {RIVAL_AFTER_S + 2 * RIVAL_STEP_S}\n")
+    lab.remote.write_file(user, "slow", "")
+    _visit(lab, gateway, user, open_terminal)
+
+    assert not lab.remote.room.path(f"{user.home}/slow").exists()
+    assert lab.remote.connections(since=since) == 1
 
 
 def test_first_login_through_a_bottleneck(lab: Lab, gateway: Gateway, user: User, open_terminal: OpenTerminal) -> None:

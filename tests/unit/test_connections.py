@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from helpers.broker import connections
+from helpers.broker.attempt import Attempt
 from helpers.broker.breaker import FAILURES
 from helpers.broker.connections import (
     ACKNOWLEDGE_S,
@@ -68,7 +69,7 @@ class FakeConnection:
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
         self.address, self.alive, self.interactive = address, True, False
-        self.round_trip_s, self.unacknowledged = 0.1, False
+        self.round_trip_s, self.unacknowledged, self.loses = 0.1, False, False
         self.error: GatewayError | None = None
         self.room, self.running = 10, 0
         self.lines: list[str] = []
@@ -121,8 +122,10 @@ class FakeRemote:
         made: The connections, in order.
         users: For whom.
         begun: The commands that were begun with them.
+        attempts: What was told how it went.
         error: What connecting raises; None for success.
         gate: Connecting waits for it.
+        gates: What some attempts wait for instead, by their numbers from 1 up.
         holds: Whether what is run over a new connection waits for the connection's own gate.
         room: How many commands may run over a connection at once.
     """
@@ -132,16 +135,19 @@ class FakeRemote:
         self.made: list[FakeConnection] = []
         self.users: list[str] = []
         self.begun: list[str | None] = []
+        self.attempts: list[Attempt] = []
         self.error: GatewayError | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.gates: dict[int, threading.Event] = {}
         self.holds, self.room = False, 10
 
-    def connect(self, user: str, command: Callable[[str], str] | None = None) -> FakeConnection:
+    def connect(self, user: str, command: Callable[[str], str] | None, attempt: Attempt) -> FakeConnection:
         """Connect."""
+        self.attempts.append(attempt)
         self.users.append(user)
         self.begun.append(None if command is None else command("192.0.2.1"))
-        assert self.gate.wait(20)
+        assert self.gates.get(len(self.users), self.gate).wait(20)
         if self.error is not None:
             raise self.error
         made = FakeConnection()
@@ -172,7 +178,8 @@ def _run(scenario: Callable[[Pool], Coroutine[None, None, None]]) -> None:
             async with asyncio.timeout(20):
                 await scenario(pool)
         finally:
-            pool.remote.gate.set()
+            for gate in (pool.remote.gate, *pool.remote.gates.values()):
+                gate.set()
             for connection in pool.remote.made:
                 connection.gate.set()
             pool.close()
@@ -476,6 +483,159 @@ def test_what_is_acknowledged_is_waited_for() -> None:
         connection.gate.set()
         assert (await task).completed.stdout == b"ok"
         assert pool.remote.users == ["alice"]
+
+    _run(scenario)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rivals come at once."""
+    monkeypatch.setattr(connections, "RIVAL_AFTER_S", 0.0)
+    monkeypatch.setattr(connections, "RIVAL_STEP_S", 0.0)
+
+
+def _unlucky(monkeypatch: pytest.MonkeyPatch, pool: Pool, *numbers: int) -> None:
+    """Have some attempts lose packets, by their numbers from 1 up."""
+
+    def is_unlucky(attempt: Attempt, after_s: float) -> bool:
+        assert after_s == 0.0
+        return any(attempt in pool.remote.attempts[number - 1 : number] for number in numbers)
+
+    monkeypatch.setattr(Attempt, "is_unlucky", is_unlucky)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_connection_that_loses_packets_gets_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All who wait have the one that is made first; the other is given up, closed, and counts for nothing."""
+
+    async def scenario(pool: Pool) -> None:
+        gate = pool.remote.gates[1] = threading.Event()
+        _unlucky(monkeypatch, pool, 1)
+        askers = [asyncio.create_task(pool.do("bob")) for _ in range(3)]
+        await asyncio.gather(*askers)
+        assert pool.remote.users == ["bob", "bob"]
+        assert [attempt.given_up for attempt in pool.remote.attempts] == [True, False]
+        (made,) = pool.remote.made
+        assert len(made.lines) == 3
+        gate.set()
+        await _until(lambda: len(pool.remote.made) == 2 and not pool.remote.made[1].alive)
+        await pool.do("bob")
+        assert (made.alive, len(made.lines), len(pool)) == (True, 4, 1)
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_rival_that_is_slower_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first connection is kept where it is made after all; a rival that still waits for its turn never begins."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        others = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_STRANGERS - 1)]
+        await _until(lambda: len(pool.remote.users) == MAX_STRANGERS - 1)
+        gate = pool.remote.gates[MAX_STRANGERS] = threading.Event()
+        _unlucky(monkeypatch, pool, MAX_STRANGERS)
+        asker = asyncio.create_task(pool.do("bob"))
+        await _until(lambda: len(pool._strangers._waiters or ()) == 1)
+        gate.set()
+        await asker
+        pool.remote.gate.set()
+        await asyncio.gather(*others)
+        await _until(lambda: pool._strangers._value == MAX_STRANGERS)
+        assert pool.remote.users.count("bob") == 1
+        await pool.do("bob")
+        assert len(pool) == MAX_STRANGERS
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_rivals_take_turns_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections lose packets, the remote sees no more of strangers' at once than it would."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        _unlucky(monkeypatch, pool, *range(1, 100))
+        askers = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_STRANGERS * 2)]
+        await _until(lambda: len(pool._strangers._waiters or ()) == MAX_STRANGERS * 2)
+        assert len(pool.remote.users) == MAX_STRANGERS
+        pool.remote.gate.set()
+        await asyncio.gather(*askers)
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_slow_remote_gets_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no packet is lost there is one connection, however long it, or the first command over it, takes."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gate.clear()
+        pool.remote.holds = True
+        _unlucky(monkeypatch, pool)
+        asker = asyncio.create_task(pool.do("bob"))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        pool.remote.gate.set()
+        await _until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        pool.remote.made[0].gate.set()
+        await asker
+        assert pool.remote.users == ["bob"]
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_first_command_over_a_connection_that_loses_packets_gets_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may be what is lost: it runs again over another connection, which is then kept."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.holds = True
+        _unlucky(monkeypatch, pool)
+        asker = asyncio.create_task(pool.do("bob"))
+        await _until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
+        pool.remote.holds = False
+        pool.remote.made[0].loses = True
+        assert (await asker).completed.stdout == b"ok"
+        assert pool.remote.users == ["bob", "bob"]
+        await pool.do("bob")
+        assert len(pool.remote.made[1].lines) == 2
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_refusal_needs_no_second_opinion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the remote refuses one of two attempts, the other one is not waited for."""
+
+    async def scenario(pool: Pool) -> None:
+        pool.remote.gates[1] = threading.Event()
+        pool.remote.error = PermissionDeniedError("no")
+        _unlucky(monkeypatch, pool, 1)
+        with pytest.raises(PermissionDeniedError):
+            await pool.do("bob")
+        assert pool.remote.users == ["bob", "bob"]
+
+    _run(scenario)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_attempt_that_was_given_up_is_no_failure_of_the_remotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the gateway hangs up on does not open the breaker, however often."""
+
+    async def scenario(pool: Pool) -> None:
+        for number in range(FAILURES * 2):
+            gate = pool.remote.gates[2 * number + 1] = threading.Event()
+            _unlucky(monkeypatch, pool, 2 * number + 1)
+            await pool.do(f"u{number}")
+            pool.remote.error = RemoteLostError("hung up")
+            gate.set()
+            await _until(lambda: pool._turns._value == MAX_CONNECTING)
+            pool.remote.error = None
+        pool._breaker.check()
+        assert (pool._breaker._failures, len(pool)) == (0, FAILURES * 2)
 
     _run(scenario)
 
@@ -806,7 +966,14 @@ async def _lost() -> Ran:
     raise RemoteLostError(msg)
 
 
-@pytest.mark.parametrize("order", [(_lost, _worked), (_worked, _lost), (_worked, _worked)])
+async def _denied() -> Ran:
+    msg = "denied"
+    raise PermissionDeniedError(msg)
+
+
+@pytest.mark.parametrize(
+    "order", [(_denied, _worked), (_worked, _denied), (_lost, _worked), (_worked, _lost), (_worked, _worked)]
+)
 def test_of_two_attempts_the_one_that_works_counts(order: tuple[Callable[[], Coroutine[None, None, Ran]], ...]) -> None:
     """A failure is none while a rival still may work, nor where it has worked at the same moment."""
 

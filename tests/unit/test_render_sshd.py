@@ -233,7 +233,7 @@ def test_what_sshd_understands(context: render.SshdContext, room: Path) -> None:
         "exposeauthinfo": "yes",
         "loglevel": "VERBOSE",
         "usedns": "no",
-        "logingracetime": "30",
+        "logingracetime": "45",
     }
     for keyword in ("gssapiauthentication", "kerberosauthentication"):
         if keyword not in found:  # Debian's sshd after 13 is built without them
