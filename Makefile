@@ -25,7 +25,7 @@ LOCKS = $(foreach suite,$(TREES),flock --shared "$(CACHE)/debian/$(suite).lock")
 # The release whose files the lab's remote has, where it is to be another one than the gateway's.
 REMOTE_ON ?=
 
-# What the gateway runs on (README.md names them), and then what the lab and the tests are made of.
+# What the gateway runs on (docs/install.md names them), and then what the lab and the tests are made of.
 DEBIAN_PACKAGES := openssh-server openssh-client mosh libnss-systemd systemd ncurses-term util-linux python3-venv \
 	iproute2 mount procps ca-certificates vim less tmux putty-tools dropbear-bin rsync git iptables haproxy \
 	zsh fish tcsh xonsh ksh93u+m busybox dbus libpam-systemd strace valgrind
@@ -42,7 +42,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo bench bulk siege soak test trees image lock lint format clean
+.PHONY: help deps demo docs picture bench bulk siege soak test trees image lock lint format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
@@ -54,6 +54,14 @@ deps: ## Install what is missing: Debian packages, and a virtual environment out
 
 demo: deps ## Show a login through a gateway over a bad WAN, all on this machine
 	@PYTHONPATH=tests "$(VENV)/bin/python" tests/demo.py
+
+docs: deps ## Write the documentation of settings and commands from the code, and build the site
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m docs.generate
+	@"$(VENV)/bin/mkdocs" --quiet build --strict --site-dir "$(VENV)/site"
+	@echo "The site is at $(VENV)/site/index.html"
+
+picture: deps ## Draw docs/login.svg from a login over a bad WAN
+	@PYTHONPATH=tests "$(VENV)/bin/python" -m docs.picture
 
 bench: deps ## Measure logins, typing and load beside ssh and mosh (QUICK=1 for a few of each; BENCH_ARGS='--json FILE')
 	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group bench
@@ -91,11 +99,12 @@ lock: deps ## Take the newest Python packages into image/requirements*.txt, with
 	@"$(VENV)/bin/python" -m pip --quiet --quiet --disable-pip-version-check --no-input install --group lock
 	@.ci/lock "$(VENV)/bin/uv"
 
-lint: deps ## Check style, types, the direction of imports, and what CI may do
+lint: deps ## Check style, types, the direction of imports, the documentation's links, and what CI may do
 	@"$(VENV)/bin/ruff" check
 	@"$(VENV)/bin/ruff" format --check
 	@"$(VENV)/bin/mypy"
 	@"$(VENV)/bin/lint-imports" --no-cache
+	@"$(VENV)/bin/mkdocs" build --strict --site-dir "$(VENV)/site"
 	@"$(VENV)/bin/zizmor" --offline --quiet --persona=pedantic .github
 
 format: deps ## Put the sources into shape

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lab.podman import Container
 
 MOST_BYTES = 210_000_000
-"""What README states, with room for Debian's security updates."""
+"""What docs/install.md states, with room for Debian's security updates."""
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def host(container: Container) -> Host:
 
 
 def test_size(image: str) -> None:
-    """It is no larger than README says."""
+    """It is no larger than docs/install.md says."""
     assert int(podman("image", "inspect", "--format", "{{.Size}}", image).stdout) <= MOST_BYTES
 
 

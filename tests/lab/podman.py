@@ -1,4 +1,4 @@
-"""A gateway in a container, in the lab's network, run as README says to run it."""
+"""A gateway in a container, in the lab's network, run as docs/install.md says to run it."""
 
 from __future__ import annotations
 

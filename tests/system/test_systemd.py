@@ -26,7 +26,7 @@ _PORT = "2222"
 _CLIENT = ["-F", "none", "-p", _PORT, "-i", "/root/client", "-o", "StrictHostKeyChecking=accept-new"]
 
 MOST_EXPOSURE = 4.0
-"""Highest score of systemd-analyze security that README may state, of 10."""
+"""Highest score of systemd-analyze security that docs/install.md may state, of 10."""
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_unit_is_hardened(tmp_path: Path) -> None:
-    """``systemd-analyze security`` gives no worse score than README states."""
+    """``systemd-analyze security`` gives no worse score than docs/install.md states."""
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(_unit(tmp_path))]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)

@@ -314,7 +314,7 @@ def test_interrupt(enough: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
-    """Completion is there for the shells that the README names."""
+    """Completion is there for the shells that docs/operating.md names."""
     result = gatewayctl(_GATEWAYCTL_COMPLETE=f"{shell}_source")
     assert result.returncode == 0
     assert "_GATEWAYCTL_COMPLETE" in result.stdout

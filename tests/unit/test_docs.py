@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -9,26 +10,31 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from docs import generate
 from gatewayctl import cli, sources
-from gatewayctl.definition import SettingInfo, describe
-from gatewayctl.settings import Settings, load_settings
+from gatewayctl.settings import load_settings
 from helpers import errors
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+ROOT = generate.ROOT
+SETTINGS = generate.SETTINGS
+TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
+PAGES = {name: (ROOT / name).read_text() for name in TOP} | {
+    str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))
+}
 EXAMPLE = ROOT / "config.yaml.example"
 COMPOSE = ROOT / "compose.yaml"
-SETTINGS = list(describe(Settings))
+INSTALLING = ("README.md", "docs/install.md")
 
 
-def section(heading: str) -> str:
-    """Return the README from one heading to the next of the same level."""
+def section(page: str, heading: str) -> str:
+    """Return a page from one heading to the next of the same level."""
     level = heading.partition(" ")[0]
-    _, _, rest = README.partition(f"\n{heading}\n")
-    assert rest, f"README.md has no {heading}"
+    _, _, rest = PAGES[page].partition(f"\n{heading}\n")
+    assert rest, f"{page} has no {heading}"
     return re.split(rf"^{level} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
@@ -39,71 +45,53 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()[2:]]
 
 
-def test_readme_lists_every_setting_as_it_is() -> None:
-    """The table has each setting once, in the order of the code, with what it does, its values and its default."""
-    expected = []
-    for info in SETTINGS:
-        default = info.doc.default or (f"`{info.default}`" if info.default else "not set")
-        default = "**required**" if info.required else default
-        expected.append([f"`{info.variable}`", info.doc.about, info.doc.expects, default])
-    assert rows(section("## Settings")) == expected
+# What is generated
 
 
-def test_readme_names_no_other_setting() -> None:
-    """Every name in the documents that looks like a setting is one."""
-    known = {info.variable for info in SETTINGS} | {"GATEWAY_COMMAND"}
-    for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "config.yaml.example", "compose.yaml"):
-        named = re.findall(r"(?<![A-Z_])(?:GATEWAY|REMOTE)_[A-Z_]+[A-Z]", (ROOT / name).read_text())
-        assert {variable if variable in known else variable.removesuffix("_FILE") for variable in named} <= known, name
-
-
-def test_readme_lists_every_error() -> None:
-    """The table has each error's exit status and code, and no other."""
-    found = {(int(row[0]), row[1].strip("`")) for row in rows(section("## When it fails"))}
-    classes = [value for value in vars(errors).values() if isinstance(value, type)]
-    assert found == {(cls.status, cls.code) for cls in classes if issubclass(cls, errors.GatewayError)}
-
-
-def test_readme_lists_every_command() -> None:
-    """The table has each subcommand with the first sentence of its help."""
-    found = {re.search(r"gatewayctl ([a-z-]+)", row[0])[1]: row[1] for row in rows(section("## Commands"))}  # type: ignore[index]
-    assert found == {name: command.about for name, command in cli.SUBCOMMANDS.items()}
-
-
-@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CONTRIBUTING.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    """Every link to a file or heading of ours finds it."""
+@pytest.mark.parametrize("name", generate.FILES)
+def test_generated_text_is_up_to_date(name: str) -> None:
+    """Each file is as ``make docs`` would write it."""
     text = (ROOT / name).read_text()
-    headings = {re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-                for line in text.splitlines() if line.startswith("#")}  # fmt: skip
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target).is_file(), target
+    assert generate.FILES[name](text) == text, "run make docs"
 
 
-def blocks() -> dict[str, str]:
-    """Return the example's paragraphs by the setting that they are about, each as one line without its marks."""
+def test_configuration_has_every_setting() -> None:
+    """Each has a heading, in the code's order, with its meaning, values and default, and a row that links to it."""
+    page = PAGES["docs/configuration.md"]
+    assert re.findall(r"^### (.+)$", page, re.MULTILINE) == [info.variable for info in SETTINGS]
+    assert [row[0] for row in rows(section("docs/configuration.md", "## All settings"))] == [
+        f"[`{info.variable}`](#{info.name})" for info in SETTINGS
+    ]
+    for info in SETTINGS:
+        entry = section("docs/configuration.md", f"### {info.variable}").partition("\n## ")[0]
+        default = info.default or ("required" if info.required else "not set")
+        for text in (info.doc.about, info.doc.expects, default, info.flag or "a secret", info.doc.example):
+            assert text in entry, info.variable
+
+
+def test_seconds_have_a_unit() -> None:
+    """A setting that counts seconds says so."""
+    seconds = [info.variable for info in SETTINGS if info.doc.expects.startswith("seconds ")]
+    assert seconds
+    for variable in seconds:
+        assert "- Unit: seconds\n" in section("docs/configuration.md", f"### {variable}").partition("\n## ")[0]
+
+
+def test_example_documents_every_setting() -> None:
+    """Each setting, in the order of the code, with its meaning, values and default; no other."""
     found = {}
     for block in EXAMPLE.read_text().split("\n\n"):
         comment, _, assignment = block.strip().rpartition("\n")
         if match := re.fullmatch(r"#([a-z_]+): (.+)", assignment):
             found[match[1]] = " ".join(line.removeprefix("# ") for line in comment.splitlines())
-    return found
-
-
-def text_of(info: SettingInfo) -> str:
-    """Say of a setting what the example says."""
-    default = "Required." if info.required else f"Default: {info.default or 'not set'}."
-    secret = " A secret." if info.secret else ""
-    return f"{info.doc.about}. Value: {info.doc.expects}. {default}{secret}"
-
-
-def test_example_documents_every_setting() -> None:
-    """Each setting, in the order of the code, with what it does, its values, its default and an example; no other."""
-    assert blocks() == {info.name: text_of(info) for info in SETTINGS}
-    assert list(blocks()) == [info.name for info in SETTINGS]
+    expected = {
+        info.name: f"{info.doc.about}. Value: {info.doc.expects}. "
+        + ("Required." if info.required else f"Default: {info.default or 'not set'}.")
+        + (" A secret." if info.secret else "")
+        for info in SETTINGS
+    }
+    assert found == expected
+    assert list(found) == list(expected)
 
 
 def test_example_is_yaml_in_effect_and_in_its_comments(tmp_path: Path) -> None:
@@ -118,7 +106,7 @@ def test_example_is_yaml_in_effect_and_in_its_comments(tmp_path: Path) -> None:
 
 def test_compose_documents_every_setting() -> None:
     """Each but REMOTE_HOST, which it sets, in the order of the code, as a comment that is an entry once taken in."""
-    text = COMPOSE.read_text()
+    text = re.sub(r" +# generated by .+\n", "\n", COMPOSE.read_text())
     comments = re.findall(r'^((?: +# .+\n)+) +#([A-Z_]+): "(.+)"$', text, re.MULTILINE)
     documented = {name: " ".join(line.strip(" #") for line in about.splitlines()) for about, name, _ in comments}
     others = [info for info in SETTINGS if not info.required]
@@ -135,9 +123,138 @@ def test_compose_documents_every_setting() -> None:
     assert environment["REMOTE_HOST"].startswith("${REMOTE_HOST:?")
 
 
-def test_readme_starts_a_gateway(tmp_path: Path) -> None:
-    """The settings of the README's one command are enough."""
-    command = re.search(r"^(REMOTE_HOST=.*) /opt/gateway/bin/gatewayctl serve$", README, re.MULTILINE)
+# What is written by hand, and complete
+
+
+def test_every_name_that_looks_like_a_setting_is_one() -> None:
+    """The pages, the example and compose.yaml name no setting that does not exist."""
+    known = {info.variable for info in SETTINGS} | {"GATEWAY_COMMAND"}
+    for name, text in {**PAGES, **{path.name: path.read_text() for path in (EXAMPLE, COMPOSE)}}.items():
+        named = re.findall(r"(?<![A-Z_])(?:GATEWAY|REMOTE)_[A-Z_]+[A-Z]", text)
+        assert {variable if variable in known else variable.removesuffix("_FILE") for variable in named} <= known, name
+
+
+def test_operation_lists_every_error() -> None:
+    """The table has each error's exit status and code, in the order of the statuses, and no other."""
+    found = [(int(row[0]), row[1].strip("`")) for row in rows(section("docs/operating.md", "## Errors"))]
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert {*found} == {(cls.status, cls.code) for cls in classes if issubclass(cls, errors.GatewayError)}
+    assert found == sorted(found, key=lambda row: row[0])
+
+
+def test_operation_lists_every_command() -> None:
+    """The table has each subcommand with the first sentence of its help."""
+    table = rows(section("docs/operating.md", "## Commands"))
+    found = {re.sub(r"^`gatewayctl ([a-z-]+).*", r"\1", command): about for command, about in table}
+    assert found == {name: command.about for name, command in cli.SUBCOMMANDS.items()}
+
+
+def logged() -> set[tuple[str, str]]:
+    """Return each event that the code logs, with its level."""
+    found = set()
+    for path in [*(ROOT / "gatewayctl").rglob("*.py"), *(ROOT / "helpers").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(
+                        value=ast.Name(id="log" | "_log") | ast.Attribute(attr="log" | "_log"),
+                        attr="debug" | "info" | "warning" | "error" as level,
+                    ),
+                    args=[event, *_],
+                ):
+                    found |= {(word.value, level) for word in ast.walk(event) if isinstance(word, ast.Constant)}
+    return {(event, level) for event, level in found if isinstance(event, str)}
+
+
+def test_operation_lists_every_log_event() -> None:
+    """The table has each event with its level, and no other."""
+    found = [(row[0].strip("`"), row[1]) for row in rows(section("docs/operating.md", "### Log events"))]
+    assert len(found) == len({*found})
+    assert {*found} == logged()
+
+
+def test_decisions_are_in_the_index() -> None:
+    """Each decision has a page that states it with a reason or evidence, and the index has its title."""
+    links = re.findall(r"\[(.+)\]\(([a-z0-9-]+\.md)\)", PAGES["docs/decisions/README.md"])
+    index = {target: title for title, target in links}
+    pages = {Path(name).name: text for name, text in PAGES.items() if name.startswith("docs/decisions/")}
+    del pages["README.md"]
+    assert index == {name: text.splitlines()[0].removeprefix("# ") for name, text in pages.items()}
+    for name, text in pages.items():
+        assert "\n**Decision.** " in text, name
+        assert "\n**Reason.** " in text or "\n**Evidence.** " in text, name
+
+
+# Links and commands
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    """Every link to a file of ours finds it, and every link to a heading finds that."""
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        target, _, heading = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith("https://"), link
+            continue
+        path = Path(os.path.normpath(ROOT / Path(name).parent / target)) if target else ROOT / name
+        assert path.is_file(), link
+        assert not heading or heading in anchors(path.read_text()), link
+
+
+def code(text: str) -> list[str]:
+    """Return the commands that a page shows: the lines of its blocks, and what is in backquotes."""
+    fenced = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in fenced.findall(text) for line in block.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", fenced.sub("", text))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_of_gatewayctl_exist(name: str) -> None:
+    """Every gatewayctl line names a subcommand that exists, and flags that it has."""
+    context = click.Context(cli.gatewayctl)
+    for line in code(PAGES[name]):
+        for subcommand, rest in re.findall(r"(?:^|[ /])gatewayctl ([a-z][a-z-]+)([^|;&]*)", line.partition("  #")[0]):
+            assert subcommand in cli.SUBCOMMANDS, line
+            command = cli.gatewayctl.get_command(context, subcommand)
+            assert command
+            known = {"--help", *(flag for its in command.params for flag in (*its.opts, *its.secondary_opts))}
+            assert {*re.findall(r"--[a-z-]+", rest)} <= known, line
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_flags_and_make_targets_exist(name: str) -> None:
+    """Every ``make X`` names a target, and every flag that looks like a setting's is one."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    flags = {info.flag for info in SETTINGS}
+    for line in code(PAGES[name]):
+        if make := re.match(r"make ([a-z]+)", line):
+            assert make[1] in targets, line
+        named = re.findall(r"--((?:no-)?(?:gateway|remote)-[a-z-]+)", line)
+        assert {f"--{flag.removeprefix('no-')}" for flag in named} <= flags, line
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_shell_blocks_are_shell(name: str) -> None:
+    """Bash can read every block of commands, and the files of ours and the service that they name are there."""
+    (service,) = yaml.safe_load(COMPOSE.read_text())["services"]
+    for block in re.findall(r"^```sh\n(.*?)^```", PAGES[name], re.MULTILINE | re.DOTALL):
+        checked = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+        assert checked.stderr == ""
+        assert {*re.findall(r"docker compose (?:exec|kill -s HUP) (\w+)", block)} <= {service}
+        assert all((ROOT / path).exists() for path in re.findall(r"(?:^| )(image/\S+|\.ci/\S+)", block, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", INSTALLING)
+def test_pages_start_a_gateway(name: str, tmp_path: Path) -> None:
+    """The settings of the one command that starts a gateway are enough."""
+    command = re.search(r"^(REMOTE_HOST=.*) /opt/gateway/bin/gatewayctl serve$", PAGES[name], re.MULTILINE)
     assert command
     environ = dict(word.split("=", 1) for word in command[1].split())
     key = tmp_path / "id_ed25519"
@@ -155,14 +272,15 @@ ssh-keyscan() { echo "$3 $(cut -d' ' -f1,2 keys/id_ed25519.pub)"; }
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the key files become root's")
-def test_readme_makes_keys_that_are_taken(tmp_path: Path, require: Callable[..., None]) -> None:
-    """For a container it has people make key files that are taken, with Ubuntu's umask too, and never committed."""
+@pytest.mark.parametrize("name", INSTALLING)
+def test_pages_make_keys_that_are_taken(name: str, tmp_path: Path, require: Callable[..., None]) -> None:
+    """For a container people make key files that are taken, with Ubuntu's umask too, and never committed."""
     require("ssh-keygen", "git")
-    block = re.search(r"```sh\n(mkdir keys\n.*?)^docker compose up", README, re.MULTILINE | re.DOTALL)
+    block = re.search(r"```sh\n(mkdir keys\n.*?)^docker compose up", PAGES[name], re.MULTILINE | re.DOTALL)
     assert block
     subprocess.run(["bash", "-euc", _STAND_INS + block[1]], cwd=tmp_path, check=True, capture_output=True)
-    name, host = (tmp_path / ".env").read_text().rstrip("\n").split("=")
-    settings = load_settings(None, {}, {name: host, "GATEWAY_KEYS_DIR": str(tmp_path / "keys")})
+    variable, host = (tmp_path / ".env").read_text().rstrip("\n").split("=")
+    settings = load_settings(None, {}, {variable: host, "GATEWAY_KEYS_DIR": str(tmp_path / "keys")})
     assert settings.warnings == ()
     assert settings.gateway_ssh_key_path == tmp_path / "keys" / "id_ed25519"
     assert settings.remote_known_hosts.read_text().startswith(f"{host} ssh-ed25519 ")
@@ -170,3 +288,22 @@ def test_readme_makes_keys_that_are_taken(tmp_path: Path, require: Callable[...,
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     status = ["git", "status", "--porcelain", "--untracked-files=all"]
     assert subprocess.run(status, cwd=tmp_path, check=True, capture_output=True).stdout == b"?? .gitignore\n"
+
+
+@pytest.mark.parametrize("name", INSTALLING)
+def test_pages_install_what_the_tests_install(name: str) -> None:
+    """The Debian packages of the installation are among those that the tests run with."""
+    install = re.search(r"^apt-get install (.+)$", PAGES[name], re.MULTILINE)
+    packages = re.search(r"^DEBIAN_PACKAGES := (.+)\\\n", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert install
+    assert packages
+    assert {*install[1].split()} <= {*packages[1].split()}
+
+
+def test_the_picture_is_small_and_loads_nothing() -> None:
+    """The picture of a login is an SVG of its own, without scripts and links, that a page can show at once."""
+    picture = (ROOT / "docs" / "login.svg").read_text()
+    assert len(picture) < 40_000
+    assert picture.startswith("<svg ")
+    assert not re.search(r"<script|href=|url\(", picture)
+    assert "alice on remote by mosh-server" in picture
