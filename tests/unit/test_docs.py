@@ -241,6 +241,14 @@ def test_flags_and_make_targets_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_files_of_ours_exist(name: str) -> None:
+    """Every path of this checkout that a page names is there."""
+    for path in code(PAGES[name]):
+        if re.match(r"(?:gatewayctl|helpers|tests|docs|image|sshd_config\.d|\.ci)/[^ ]+$", path):
+            assert list(ROOT.glob(path)), path
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_shell_blocks_are_shell(name: str) -> None:
     """Bash can read every block of commands, and the files of ours and the service that they name are there."""
     (service,) = yaml.safe_load(COMPOSE.read_text())["services"]
