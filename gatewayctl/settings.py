@@ -58,17 +58,19 @@ class Settings(BaseModel):
         str,
         AfterValidator(values.remote_host),
         Doc(
-            "The host that users land on",
+            "The remote host, on which users land",
             "a host name, an IPv4 or an IPv6 address",
             "shell.example.org",
             "HOST",
         ),
     ]
-    remote_port: Annotated[_Port, Doc("The TCP port of its sshd", "a port from 1 to 65535", "2200", "PORT")] = 22
+    remote_port: Annotated[
+        _Port, Doc("The TCP port of sshd on the remote host", "a port from 1 to 65535", "2200", "PORT")
+    ] = 22
     remote_known_hosts: Annotated[
         _AbsolutePath,
         Doc(
-            "The file that holds its host key, as ssh's UserKnownHostsFile does",
+            "The file that holds the remote host's host key, as ssh's UserKnownHostsFile does",
             _FILE,
             "/etc/gateway/known_hosts",
             "FILE",
@@ -77,7 +79,7 @@ class Settings(BaseModel):
     remote_ignore_host_key: Annotated[
         bool,
         Doc(
-            "Connect whatever its host key is; whoever stands in between can then read and change everything",
+            "Do not check the remote host's host key; an attacker in between can then read and change every session",
             _BOOLEAN,
             "true",
             "BOOLEAN",
@@ -87,7 +89,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(values.command),
         Doc(
-            "The mosh-server to start there",
+            "The mosh-server to start on the remote host",
             "a command name or the absolute path of a command",
             "/usr/local/bin/mosh-server",
             "COMMAND",
@@ -97,7 +99,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(values.port_range),
         Doc(
-            "The UDP ports there that mosh-server may take",
+            "The UDP ports on the remote host that mosh-server may use",
             "PORT or FIRST:LAST, ascending, from 1 to 65535",
             "60001:60100",
             "PORTS",
@@ -107,7 +109,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(_checked_authorized_keys_files),
         Doc(
-            "The files there that hold a user's keys, as sshd's AuthorizedKeysFile names them; none for none",
+            "The remote host's files of a user's keys, as sshd's AuthorizedKeysFile names them; none for no file",
             "paths with blanks between, absolute or below the home; %u is the user, %h the home, %% a percent sign",
             "/etc/ssh/authorized_keys/%u .ssh/authorized_keys",
             "PATHS",
@@ -117,8 +119,8 @@ class Settings(BaseModel):
         str,
         AfterValidator(values.authorized_keys_command),
         Doc(
-            "A command there that prints more of a user's keys, as sshd's AuthorizedKeysCommand does;"
-            " the user runs it, after the files",
+            "A command on the remote host that prints more of a user's keys, as sshd's AuthorizedKeysCommand does;"
+            " it runs as the user, after the files are read",
             "an absolute path and its arguments; %u is the user, %h the home, %% a percent sign",
             "/usr/bin/sss_ssh_authorizedkeys %u",
             "COMMAND",
@@ -127,7 +129,7 @@ class Settings(BaseModel):
     gateway_ssh_key_path: Annotated[
         _AbsolutePath | None,
         Doc(
-            "The private key with which the gateway logs in on the remote",
+            "The gateway's private key, with which it logs in on the remote host",
             _FILE,
             "/etc/gateway/id_ed25519",
             "FILE",
@@ -136,7 +138,7 @@ class Settings(BaseModel):
     gateway_ssh_key_content: Annotated[
         _KeyContent | None,
         Doc(
-            "The same as text: the key file in base64",
+            "The gateway's private key as text: the key file in base64",
             "the output of base64 -w0 FILE for a private key file",
             "LS0tLS1CRUdJTiBPUEVOU1NIIFBSSVZBVEUgS0VZLS0tLS0K",
             "BASE64",
@@ -145,7 +147,7 @@ class Settings(BaseModel):
     gateway_authorized_keys_path: Annotated[
         _AbsolutePath | None,
         Doc(
-            "A local authorized_keys file that decides for every user, instead of the remote's",
+            "A local authorized_keys file that decides for every user, instead of the remote host's",
             _FILE,
             "/etc/gateway/authorized_keys",
             "FILE",
@@ -154,7 +156,7 @@ class Settings(BaseModel):
     gateway_authorized_keys_content: Annotated[
         str | None,
         Doc(
-            "The same as text, one key a line",
+            "The local authorized_keys as text, one key a line",
             "authorized_keys lines",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv alice",
             "LINES",
@@ -163,27 +165,29 @@ class Settings(BaseModel):
     gateway_keys_dir: Annotated[
         _AbsolutePath | None,
         Doc(
-            "A directory whose files id_ed25519, authorized_keys and known_hosts, where they are there, stand for"
+            "A directory whose files id_ed25519, authorized_keys and known_hosts, if they exist, stand for"
             " GATEWAY_SSH_KEY_PATH, GATEWAY_AUTHORIZED_KEYS_PATH and REMOTE_KNOWN_HOSTS",
             "the absolute path of a directory",
             "/etc/gateway/keys",
             "DIRECTORY",
         ),
     ] = None
-    gateway_password_auth: Annotated[bool, Doc("Let users in by password", _BOOLEAN, "true", "BOOLEAN")] = False
+    gateway_password_auth: Annotated[bool, Doc("Permit login by password", _BOOLEAN, "true", "BOOLEAN")] = False
     gateway_passwords: Annotated[
         SecretStr | None,
         Doc(
-            "Their passwords",
+            "The users who may log in by password, and their passwords",
             "NAME:PASSWORD pairs, one a line or with commas between",
             "alice:s3cr3t,bob:pass",
             "PAIRS",
         ),
     ] = None
     gateway_accept_any_key: Annotated[
-        bool, Doc("Let anyone in who has any key at all", _BOOLEAN, "true", "BOOLEAN")
+        bool, Doc("Permit login with any key, as any user", _BOOLEAN, "true", "BOOLEAN")
     ] = False
-    gateway_permit_root: Annotated[bool, Doc("Let root@ in, like any other name", _BOOLEAN, "true", "BOOLEAN")] = False
+    gateway_permit_root: Annotated[
+        bool, Doc("Permit login as root, like any other name", _BOOLEAN, "true", "BOOLEAN")
+    ] = False
     gateway_host: Annotated[
         str,
         AfterValidator(values.listen_host),
@@ -193,7 +197,7 @@ class Settings(BaseModel):
     gateway_host_key_path: Annotated[
         _AbsolutePath,
         Doc(
-            "The gateway's own host key; made when missing, never overwritten",
+            "The gateway's own host key; made if missing, never overwritten",
             _FILE,
             "/srv/gateway/host_key",
             "FILE",
@@ -203,8 +207,8 @@ class Settings(BaseModel):
         int,
         Field(ge=1, le=86400),
         Doc(
-            "How long a user's keys, or the remote's refusal, are remembered;"
-            " a key revoked on the remote works here for at most this long",
+            "How long a user's keys, or the remote host's refusal, are cached;"
+            " a key revoked on the remote host works here for at most this long",
             "seconds from 1 to 86400",
             "10",
             "SECONDS",
@@ -223,7 +227,7 @@ class Settings(BaseModel):
     gateway_mosh_predict: Annotated[
         Literal["adaptive", "always", "never", "experimental"],
         Doc(
-            "When mosh shows what is typed before the remote has answered",
+            "When mosh shows typed characters before the remote host has answered",
             "adaptive, always, never or experimental",
             "always",
             "WHEN",
@@ -253,7 +257,7 @@ class Settings(BaseModel):
     gateway_pty_commands: Annotated[
         Literal["mosh", "ssh"],
         Doc(
-            "What carries ssh -t HOST COMMAND: mosh survives a bad WAN, ssh brings the command's exit status back",
+            "The transport of ssh -t HOST COMMAND: mosh survives a bad WAN, ssh returns the command's exit status",
             "mosh or ssh",
             "ssh",
             "TRANSPORT",
@@ -263,7 +267,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(values.networks),
         Doc(
-            "Load balancers and NATs whose clients sshd sees under one address, and must not penalize together",
+            "Load balancers and NATs whose clients share one address, and must not be penalized together",
             "addresses or networks in CIDR form with commas between",
             "192.0.2.0/24,2001:db8::/64",
             "NETWORKS",
@@ -272,7 +276,7 @@ class Settings(BaseModel):
     gateway_log: Annotated[
         Literal["stderr", "syslog"],
         Doc(
-            "Where sshd, the broker and the gateway itself log: one stream for all, syslog with facility auth",
+            "Where sshd, the broker and the gateway itself log; syslog uses facility auth",
             "stderr or syslog",
             "syslog",
             "STREAM",
@@ -281,7 +285,7 @@ class Settings(BaseModel):
     gateway_log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(str.lower),
-        Doc("The least important lines that are logged", "debug, info, warning or error", "debug", "LEVEL"),
+        Doc("The lowest level that is logged", "debug, info, warning or error", "debug", "LEVEL"),
     ] = "info"
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -127,14 +127,16 @@ def _notes(info: SettingInfo) -> str:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
+    """Wrap a comment, with no line break between "Default:" and the value."""
+    lines = textwrap.wrap(
+        text.replace("Default: ", "Default:\0"),
         WIDTH,
         initial_indent=f"{indent}# ",
         subsequent_indent=f"{indent}# ",
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _yaml(value: str) -> str:
