@@ -109,7 +109,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(_checked_authorized_keys_files),
         Doc(
-            "The remote host's files of a user's keys, as sshd's AuthorizedKeysFile names them; none for no file",
+            "The remote host's files with a user's keys, as sshd's AuthorizedKeysFile names them; none for no file",
             "paths with blanks between, absolute or below the home; %u is the user, %h the home, %% a percent sign",
             "/etc/ssh/authorized_keys/%u .ssh/authorized_keys",
             "PATHS",

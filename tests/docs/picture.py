@@ -222,7 +222,7 @@ def main() -> int:
     with Lab(rtt_ms=RTT_MS, loss=LOSS) as lab:
         alice = lab.add_user("alice")
         frames, recorded_s, prompt_s = record(lab, lab.start_gateway(), alice)
-    caption = f"Round trip {RTT_MS} ms, {LOSS:.0%} of packets lost each way"
+    caption = f"Round trip {RTT_MS} ms, {LOSS * 100:.0f} % of packets lost each way"
     footer = f"A real login in real time: {prompt_s:.1f} s from Enter to the remote prompt, alice's first."
     PICTURE.write_text(draw(frames, recorded_s, caption, footer), encoding="utf-8")
     print(f"wrote {PICTURE}: {len(frames)} screens, {PICTURE.stat().st_size} bytes; the prompt took {prompt_s:.2f} s")
