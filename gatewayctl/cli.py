@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import click
 
-from gatewayctl.sources import did_you_mean
-from helpers.errors import GatewayError
+from gatewayctl.settings.sources import did_you_mean
+from helpers.protocol.errors import GatewayError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: What stands behind the program's name; None means the process's own.
 
     Raises:
-        SystemExit: Always: 0, the error's status (`helpers.errors`), 2 for wrong usage, 130 for Ctrl-C.
+        SystemExit: Always: 0, the error's status (`helpers.protocol.errors`), 2 for wrong usage, 130 for Ctrl-C.
     """
     try:
         status = gatewayctl.main(arguments, prog_name="gatewayctl", standalone_mode=False)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from posix import dup2, execve  # not os, whose import is a fifth of what the key command takes
 
-from helpers.client import Question
-from helpers.errors import GatewayError
+from helpers.protocol.broker_client import Question
+from helpers.protocol.errors import GatewayError
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ if __name__ == "__main__":
     if name == "authorized_keys":
         from helpers.authorized_keys import main
     elif name == "session":
-        from helpers.session import main
+        from helpers.session.main import main
     elif name == "dial":
-        from helpers.dial import main
+        from helpers.happy_eyeballs import main
     else:
         sys.exit(f"launch.py: no helper is called {name!r}")
     status = main(sys.argv[2:])

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from gatewayctl.commands.serve import read_key
-from gatewayctl.definition import describe
-from gatewayctl.options import secrets_note, settings_options
-from helpers.broker.known_hosts import KnownHosts
-from helpers.errors import GatewayError, SettingsError
+from gatewayctl.commands.settings_flags import secrets_note, settings_options
+from gatewayctl.settings.metadata import describe
+from helpers.protocol.errors import GatewayError, SettingsError
+from helpers.ssh.known_hosts import KnownHosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gatewayctl.settings import Settings
+    from gatewayctl.settings.model import Settings
 
 
 @click.command(epilog=secrets_note())
@@ -46,7 +46,7 @@ def check_key(settings: Settings) -> None:
     """
     key, certificate = read_key(settings)
     if key is not None:
-        from helpers.broker.remote import load_key  # noqa: PLC0415 - paramiko takes 0.2 s, and who has no key needs it not
+        from helpers.broker.remote.connection import load_key  # noqa: PLC0415 - paramiko takes 0.2 s, and who has no key needs it not
 
         load_key(key, certificate)
 

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from gatewayctl.passwords import hash_password as hashed
-from helpers.errors import SettingsError
+from gatewayctl.settings.passwords import hash_password as hashed
+from helpers.protocol.errors import SettingsError
 
 
 @click.command()

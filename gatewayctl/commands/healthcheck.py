@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from gatewayctl import namespace
-from gatewayctl.combinations import ANYONE
-from gatewayctl.control_group import processes_left
-from gatewayctl.running import runtime_option, status_of
-from gatewayctl.runtime import Runtime
-from helpers.errors import GatewayError
-from helpers.space import is_full
+from gatewayctl.commands.status_query import runtime_option, status_of
+from gatewayctl.runtime.control_group import processes_left
+from gatewayctl.runtime.directory import Runtime
+from gatewayctl.settings.cross_checks import ANYONE
+from gatewayctl.sshd import namespace
+from helpers.protocol.errors import GatewayError
+from helpers.protocol.free_space import is_full
 
 TIMEOUT_S = 3.0
 """Longest wait for each of the three, in seconds; together they take 20 ms beside Python's start."""

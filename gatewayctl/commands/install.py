@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 import helpers
-from gatewayctl.runtime import check_root_only
-from helpers.errors import SettingsError
+from gatewayctl.runtime.directory import check_root_only
+from helpers.protocol.errors import SettingsError
 
 UNIT = "ssh-mosh-gateway.service"
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gatewayctl import render
-from gatewayctl.options import secrets_note, settings_options
-from gatewayctl.runtime import ensure_host_key
+from gatewayctl.commands.settings_flags import secrets_note, settings_options
+from gatewayctl.runtime.directory import ensure_host_key
+from gatewayctl.sshd import config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gatewayctl.settings import Settings
+    from gatewayctl.settings.model import Settings
 
 SSHD = Path("/usr/sbin/sshd")
 
@@ -42,18 +42,18 @@ def render_config(load: Callable[[], Settings], output: Path | None, sshd: Path)
 
     Without --output, the files go to standard output, each behind a line with its name.
     """
-    context = render.sshd_context(load(), render.sshd_version(sshd))
-    files = render.render(context)
+    context = config.sshd_context(load(), config.sshd_version(sshd))
+    files = config.render(context)
     if output is None:
         for name, text in files.items():
             click.echo(f"# ===== sshd_config.d/{name} =====\n{text}")
         return
     with tempfile.TemporaryDirectory(prefix="gatewayctl-") as scratch:
         check_apart(sshd, context, Path(scratch))
-    click.echo(render.write(output.absolute(), files))
+    click.echo(config.write(output.absolute(), files))
 
 
-def check_apart(sshd: Path, context: render.SshdContext, scratch: Path) -> None:
+def check_apart(sshd: Path, context: config.SshdContext, scratch: Path) -> None:
     """Let sshd judge the configuration in a scratch directory, so that what does not pass is never written.
 
     The host key may not be there yet: ``serve`` makes it. A key for the moment takes its place then.
@@ -64,4 +64,4 @@ def check_apart(sshd: Path, context: render.SshdContext, scratch: Path) -> None:
     if not context.host_key.exists():
         context = replace(context, host_key=scratch / "host_key")
         ensure_host_key(context.host_key)
-    render.check(sshd, render.write(scratch, render.render(context)))
+    config.check(sshd, config.write(scratch, config.render(context)))

@@ -13,17 +13,18 @@ from pathlib import Path
 import click
 
 import helpers
-from gatewayctl import key_files, render, values
-from gatewayctl.key_files import KeyFileError
-from gatewayctl.options import secrets_note, settings_options
-from gatewayctl.passwords import hashed_passwords, unknown_passwords
-from gatewayctl.processes import find
-from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure_host_key
-from gatewayctl.settings import Settings
-from gatewayctl.supervisor import Plan, Supervisor
-from helpers.broker.config import KEY_SETTINGS, BrokerConfig
-from helpers.errors import GatewayError, SettingsError
-from helpers.log import EventLog
+from gatewayctl.commands.settings_flags import secrets_note, settings_options
+from gatewayctl.runtime.directory import Runtime, check_root_only, check_uids_free, ensure_host_key
+from gatewayctl.runtime.processes import find
+from gatewayctl.settings import key_files, validators
+from gatewayctl.settings.key_files import KeyFileError
+from gatewayctl.settings.model import Settings
+from gatewayctl.settings.passwords import hashed_passwords, unknown_passwords
+from gatewayctl.sshd import config
+from gatewayctl.supervisor.supervisor import Plan, Supervisor
+from helpers.protocol.broker_config import KEY_SETTINGS, BrokerConfig
+from helpers.protocol.errors import GatewayError, SettingsError
+from helpers.protocol.event_log import EventLog
 
 KEY_FILES_EVERY_S = 5.0
 """Seconds between looks for whether somebody has mended a key file."""
@@ -154,14 +155,14 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
     local_keys = settings.gateway_authorized_keys_path
     sshd_program = Path(find("sshd", "openssh-server"))
-    sshd = render.sshd_context(settings, render.sshd_version(sshd_program))
+    sshd = config.sshd_context(settings, config.sshd_version(sshd_program))
     broker = BrokerConfig(
         remote_host=settings.remote_host,
         remote_port=settings.remote_port,
         known_hosts=known_hosts,
         ssh_key=key,
         ssh_certificate=certificate,
-        authorized_keys_files=values.authorized_keys_files(settings.remote_authorized_keys_file),
+        authorized_keys_files=validators.authorized_keys_files(settings.remote_authorized_keys_file),
         authorized_keys_command=settings.remote_authorized_keys_command,
         authorized_keys_path=None if local_keys is None else str(local_keys),
         authorized_keys_content=settings.gateway_authorized_keys_content,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from gatewayctl.combinations import ANYONE
-from gatewayctl.running import runtime_option, status_of
+from gatewayctl.commands.status_query import runtime_option, status_of
+from gatewayctl.settings.cross_checks import ANYONE
 
 TIMEOUT_S = 5.0
 """Longest wait for the broker, in seconds; it answers from memory."""

@@ -16,20 +16,20 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from helpers.broker.accounts.uid_table import UserTable
 from helpers.broker.broker import Broker
-from helpers.broker.config import BrokerConfig
-from helpers.broker.connections import Connections
-from helpers.broker.errands import Errands
-from helpers.broker.keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
-from helpers.broker.known_hosts import KnownHosts
-from helpers.broker.remote import Remote, identity, load_key, silence_paramiko
-from helpers.broker.remote_authorized_keys import AuthorizedKeysSources
+from helpers.broker.keys.cached_remote_keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
+from helpers.broker.keys.remote_authorized_keys import AuthorizedKeysSources
+from helpers.broker.privileged_client import Errands
+from helpers.broker.remote.connection import Remote, identity, load_key, silence_paramiko
+from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Server
-from helpers.broker.users import UserTable
-from helpers.errors import GatewayError, SettingsError
-from helpers.log import EventLog
-from helpers.protocol import encode, error_answer
-from helpers.space import is_short
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import GatewayError, SettingsError
+from helpers.protocol.event_log import EventLog
+from helpers.protocol.free_space import is_short
+from helpers.protocol.messages import encode, error_answer
+from helpers.ssh.known_hosts import KnownHosts
 
 LISTENING_FDS = (3, 4, 5)
 ERRANDS_FD = 6

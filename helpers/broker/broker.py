@@ -12,27 +12,28 @@ from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from helpers.broker import agent, userdb
-from helpers.broker.addresses import Addresses
-from helpers.broker.config import BrokerConfig
-from helpers.broker.connections import Connections
-from helpers.broker.errands import Errands
-from helpers.broker.familiar import Familiar
-from helpers.broker.key_index import KeyIndexes
-from helpers.broker.keyline import OfferedKey, parse_offered_key
-from helpers.broker.keys import KeyFile, KeySource, RemoteKeys
-from helpers.broker.known_hosts import KnownHosts, fingerprint
-from helpers.broker.logind import Logind
-from helpers.broker.logins import Logins, source_of
-from helpers.broker.peers import Peer, session_id
-from helpers.broker.remembered import LONGEST_S, MARGIN_S, Remembered
+from helpers.broker.accounts import userdb
+from helpers.broker.accounts.uid_table import RESERVED_NAMES, UserTable
+from helpers.broker.keys.cached_remote_keys import KeyFile, KeySource, RemoteKeys
+from helpers.broker.keys.key_index import KeyIndexes
+from helpers.broker.keys.sshd_key_cache import LONGEST_S, MARGIN_S, Remembered
+from helpers.broker.peer_credentials import Peer, session_id
+from helpers.broker.privileged_client import Errands
+from helpers.broker.remote.addresses import Addresses
+from helpers.broker.remote.logind import Logind
+from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Handler
-from helpers.broker.sessions import Sessions, parse_request
-from helpers.broker.users import RESERVED_NAMES, UserTable
-from helpers.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError, UserNameError
-from helpers.log import EventLog, fault_of
-from helpers.protocol import is_user_name
-from helpers.space import is_full, is_short
+from helpers.broker.sessions.known_clients import Familiar
+from helpers.broker.sessions.login_limiter import Logins, source_of
+from helpers.broker.sessions.session_starter import Sessions, parse_request
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError, UserNameError
+from helpers.protocol.event_log import EventLog, fault_of
+from helpers.protocol.free_space import is_full, is_short
+from helpers.protocol.messages import is_user_name
+from helpers.ssh import agent
+from helpers.ssh.authorized_keys import OfferedKey, parse_offered_key
+from helpers.ssh.known_hosts import KnownHosts, fingerprint
 
 REMOTE_TIMEOUT_S = 20.0
 """Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
@@ -232,7 +233,7 @@ class Broker:
         return b"".join(line + b"\n" for line in lines)
 
     async def _even_out(self, user: str, client: str | None) -> None:
-        """Let a refusal take as long as any other: see `helpers.broker.pacing`."""
+        """Let a refusal take as long as any other: see `helpers.broker.keys.refusal_timing`."""
         if isinstance(self._keys, RemoteKeys) and not self._familiar.knows(user, self._address(client)):
             await asyncio.sleep(self._keys.pacing.left_s(user))
 
@@ -306,7 +307,7 @@ class Broker:
 
         Args:
             peer: The session helper, as the user's own uid.
-            request: See `helpers.broker.sessions.parse_request`; ``connection`` and ``key`` for the log.
+            request: See `session_starter.parse_request`; ``connection`` and ``key`` for the log.
 
         Returns:
             ``transport`` and what that needs: for ``mosh``, where the mosh-server is and its key; for ``ssh``, where
@@ -395,7 +396,7 @@ class Broker:
         return address, _key_fingerprint(str(request.get("key", "")))
 
     def sign(self, peer: Peer, message: bytes) -> bytes:
-        """Answer one message to the agent: see `helpers.broker.agent`, for the user who owns the peer's uid."""
+        """Answer one message to the agent: see `helpers.ssh.agent`, for the user who owns the peer's uid."""
         try:
             user = self._owner(peer, "agent")
             if self._identity is None:

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from helpers.broker import userdb
-from helpers.broker.agent import MAX_MESSAGE_BYTES
-from helpers.broker.peers import Peer, peer_of
-from helpers.errors import GatewayError, ProtocolError, RemoteTimeoutError, local_error
-from helpers.log import EventLog, fault_of
-from helpers.protocol import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
+from helpers.broker.accounts import userdb
+from helpers.broker.peer_credentials import Peer, peer_of
+from helpers.protocol.errors import GatewayError, ProtocolError, RemoteTimeoutError, local_error
+from helpers.protocol.event_log import EventLog, fault_of
+from helpers.protocol.messages import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
+from helpers.ssh.agent import MAX_MESSAGE_BYTES
 
 REQUEST_TIMEOUT_S = 5.0
 """Longest time, in seconds, that a peer may take to send its request: they send it at once."""

@@ -15,13 +15,13 @@ import click
 import yaml
 
 from gatewayctl import cli
-from gatewayctl.definition import describe
-from gatewayctl.settings import Settings
+from gatewayctl.settings.metadata import describe
+from gatewayctl.settings.model import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gatewayctl.definition import SettingInfo
+    from gatewayctl.settings.metadata import SettingInfo
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = tuple(describe(Settings))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gatewayctl.clients import MAX_FOR_SOURCE
+from gatewayctl.supervisor.unproved_connections import MAX_FOR_SOURCE
 from lab.podman import CAPABILITIES, podman
 from lab.users import make_key
 from lab.waiting import wait_until

@@ -10,7 +10,7 @@ _ABOVE = b"drwx------ 2 1000 1000 60 Jan  1 00:00 /home/alice/.ssh\ndrwxr-xr-x 5
 
 
 def authorized_keys(*files: bytes | None, marker: bytes = MARKER) -> bytes:
-    """Write what the command of `helpers.broker.remote_authorized_keys` answers.
+    """Write what the command of `helpers.broker.keys.remote_authorized_keys` answers.
 
     Args:
         files: The content of each file, None where there is none; two, where the sources are sshd's own default.

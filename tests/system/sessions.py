@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatewayctl.processes import borrow
+from gatewayctl.runtime.processes import borrow
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:

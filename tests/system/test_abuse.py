@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.load import pss_mb
-from helpers.broker.connections import MAX_CONNECTING, MAX_STRANGERS
+from helpers.broker.remote.pool import MAX_CONNECTING, MAX_STRANGERS
 from lab.gateway import ADDRESS
 from lab.waiting import wait_until
 from lab.wan import NEAR_IPV4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.errors import RemoteLostError
+from helpers.protocol.errors import RemoteLostError
 from lab.gateway import REMOTE_NAME
 from lab.wan import FAR_IPV4, FAR_IPV6, INTERFACE
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gatewayctl.clients import MAX_FOR_SOURCE
-from helpers.broker.logins import MAX_STRANGERS
+from gatewayctl.supervisor.unproved_connections import MAX_FOR_SOURCE
+from helpers.broker.sessions.login_limiter import MAX_STRANGERS
 from lab.agents import SilentAgent
 from lab.users import make_key
 from lab.waiting import wait_until

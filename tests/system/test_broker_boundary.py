@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from system.sessions import lookup_uid
 
-from helpers.broker.connections import MAX_FOR_USER, MAX_RUNNING
+from helpers.broker.remote.pool import MAX_FOR_USER, MAX_RUNNING
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.space import FULL_FILES, RESERVE_BYTES
+from helpers.protocol.free_space import FULL_FILES, RESERVE_BYTES
 from lab.gateway import GATEWAYCTL
 from lab.room import PLAIN_ENVIRONMENT
 from lab.waiting import wait_until

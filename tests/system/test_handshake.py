@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.broker.known_hosts import KnownHosts
-from helpers.broker.remote import Remote, load_key
-from helpers.broker.transport import PipelinedTransport
-from helpers.errors import HostKeyError, PermissionDeniedError, RemoteLostError
+from helpers.broker.remote.connection import Remote, load_key
+from helpers.broker.remote.pipelined_transport import PipelinedTransport
+from helpers.protocol.errors import HostKeyError, PermissionDeniedError, RemoteLostError
+from helpers.ssh.known_hosts import KnownHosts
 from lab.remote import PORT
 from lab.room import PLAIN_ENVIRONMENT, entered_network
 from lab.users import make_key
@@ -199,7 +199,7 @@ def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, mo
     lab, user = dialled.lab, dialled.lab.add_user()
     remote = dialled.remote(PORT)
     command = f"{_COMMAND}; touch begun"
-    monkeypatch.setattr("helpers.broker.remote.BEGUN_FRESH_S", 60.0)  # however slow the machine is
+    monkeypatch.setattr("helpers.broker.remote.connection.BEGUN_FRESH_S", 60.0)  # however slow the machine is
     connection = remote.connect(user.name, lambda _: command)
     wait_until((lab.remote.room.path(user.home) / "begun").exists, "the first command has run")
     lab.remote.authorize(user, ["changed"])
@@ -211,7 +211,7 @@ def test_what_began_with_the_connection_is_no_older_than_it(dialled: Dialled, mo
     lab.remote.authorize(user, [lab.gateway_key.public])
     for command in (_COMMAND, "echo other"):
         if command == _COMMAND:
-            monkeypatch.setattr("helpers.broker.remote.BEGUN_FRESH_S", 0.0)
+            monkeypatch.setattr("helpers.broker.remote.connection.BEGUN_FRESH_S", 0.0)
         connection = remote.connect(user.name, lambda _: _COMMAND)
         done = connection.run("echo now", max_bytes=100, timeout_s=10)
         assert (done.stdout, done.status) == (b"now\n", 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.broker import known_hosts
+from helpers.ssh import known_hosts
 from lab.gateway import REMOTE_NAME
 from lab.users import make_key
 from lab.wan import FAR_IPV4

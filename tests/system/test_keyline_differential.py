@@ -37,9 +37,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import strategies as st
 from system.keyline_oracle import USER, Judge, Offer, Verdict, is_possible
 
-from helpers.broker.key_index import KeyIndex
-from helpers.broker.keyline import decode_command, parse_offered_key, with_expiry
-from helpers.errors import ProtocolError
+from helpers.broker.keys.key_index import KeyIndex
+from helpers.protocol.errors import ProtocolError
+from helpers.ssh.authorized_keys import decode_command, parse_offered_key, with_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.errors import NoCommonAlgorithmError, PermissionDeniedError
+from helpers.protocol.errors import NoCommonAlgorithmError, PermissionDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from system.sessions import mosh_client_of, sshd_of
 
-from helpers.broker.connections import RIVAL_AFTER_S, RIVAL_STEP_S
+from helpers.broker.remote.pool import RIVAL_AFTER_S, RIVAL_STEP_S
 from lab.processes import kill
 from lab.remote import PORT
 from lab.waiting import wait_until

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.agent import FAILURE, MAX_MESSAGE_BYTES, Identity, RefusedError, answer
-from helpers.broker.wire import string
-from helpers.errors import GatewayError, HostKeyError, ProtocolError
+from helpers.protocol.errors import GatewayError, HostKeyError, ProtocolError
+from helpers.ssh.agent import FAILURE, MAX_MESSAGE_BYTES, Identity, RefusedError, answer
+from helpers.ssh.wire import string
 
 _KEY = string(b"ssh-ed25519") + string(b"k" * 32)
 _HOST_KEY = string(b"ssh-ed25519") + string(b"h" * 32)

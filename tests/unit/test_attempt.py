@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.broker import tcp_info
-from helpers.broker.attempt import Attempt
-from helpers.errors import RemoteLostError
+from helpers.broker.remote import tcp_info
+from helpers.broker.remote.attempt import Attempt
+from helpers.protocol.errors import RemoteLostError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from threading import Thread
 import pytest
 
 import helpers
-from gatewayctl.render import PYTHON_OPTIONS
-from helpers.protocol import decode
+from gatewayctl.sshd.config import PYTHON_OPTIONS
+from helpers.protocol.messages import decode
 from lab.waiting import wait_until
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")

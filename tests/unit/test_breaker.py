@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.breaker import FAILURES, JITTER, PAUSES_S, Breaker
-from helpers.errors import RemoteRefusedError
+from helpers.broker.remote.circuit_breaker import FAILURES, JITTER, PAUSES_S, Breaker
+from helpers.protocol.errors import RemoteRefusedError
 
 _DOWN = RemoteRefusedError("the remote host refuses connections")
 

@@ -14,23 +14,19 @@ from typing import Any
 
 import pytest
 
-from helpers.broker import agent
 from helpers.broker import broker as broker_module
-from helpers.broker.attempt import Attempt
+from helpers.broker.accounts.uid_table import UserTable
+from helpers.broker.accounts.userdb import AUTH_USER
 from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
-from helpers.broker.config import BrokerConfig
-from helpers.broker.connections import Completed, Connections
-from helpers.broker.errands import Errands
-from helpers.broker.keyline import encode_command
-from helpers.broker.keys import AnyKey, ContentKeys, KeyFile, KeySource, PathKeys, RemoteKeys
-from helpers.broker.known_hosts import fingerprint
-from helpers.broker.pacing import Pacing
-from helpers.broker.peers import Peer
-from helpers.broker.remote_authorized_keys import AuthorizedKeysSources
-from helpers.broker.remote_command import marked_lines
-from helpers.broker.userdb import AUTH_USER
-from helpers.broker.users import UserTable
-from helpers.errors import (
+from helpers.broker.keys.cached_remote_keys import AnyKey, ContentKeys, KeyFile, KeySource, PathKeys, RemoteKeys
+from helpers.broker.keys.refusal_timing import Pacing
+from helpers.broker.keys.remote_authorized_keys import AuthorizedKeysSources
+from helpers.broker.peer_credentials import Peer
+from helpers.broker.privileged_client import Errands
+from helpers.broker.remote.attempt import Attempt
+from helpers.broker.remote.pool import Completed, Connections
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import (
     MoshServerError,
     NoLocaleError,
     PermissionDeniedError,
@@ -38,7 +34,11 @@ from helpers.errors import (
     RemoteLostError,
     RemoteTimeoutError,
 )
-from helpers.log import EventLog
+from helpers.protocol.event_log import EventLog
+from helpers.remote_command import marked_lines
+from helpers.ssh import agent
+from helpers.ssh.authorized_keys import encode_command
+from helpers.ssh.known_hosts import fingerprint
 from lab.answers import MARKER, authorized_keys, mosh_connect
 
 _BROKER_UID, _AUTH_UID = 70_000, 70_001

@@ -19,8 +19,8 @@ import click
 import pytest
 
 from gatewayctl import cli
-from gatewayctl.definition import describe
-from gatewayctl.settings import Settings
+from gatewayctl.settings.metadata import describe
+from gatewayctl.settings.model import Settings
 from lab.users import make_key
 from lab.waiting import wait_until
 

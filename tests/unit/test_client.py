@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.client import Question, ask
-from helpers.errors import BrokerUnavailableError, GatewayError, ProtocolError
-from helpers.protocol import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, BrokerError, decode, encode
+from helpers.protocol.broker_client import Question, ask
+from helpers.protocol.errors import BrokerUnavailableError, GatewayError, ProtocolError
+from helpers.protocol.messages import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, BrokerError, decode, encode
 
 
 class FakeBroker:

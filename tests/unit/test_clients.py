@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl import processes
-from gatewayctl.clients import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, Clients, _peer
+from gatewayctl.runtime import processes
+from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, Clients, _peer
 from lab.waiting import wait_until
 
 

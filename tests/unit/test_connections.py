@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from helpers.broker import connections
-from helpers.broker.attempt import Attempt
-from helpers.broker.breaker import FAILURES
-from helpers.broker.connections import (
+from helpers.broker.remote import pool
+from helpers.broker.remote.attempt import Attempt
+from helpers.broker.remote.circuit_breaker import FAILURES
+from helpers.broker.remote.pool import (
     ACKNOWLEDGE_S,
     IDLE_S,
     MAX_AGE_S,
@@ -31,7 +31,7 @@ from helpers.broker.connections import (
     Ran,
     _first,
 )
-from helpers.errors import (
+from helpers.protocol.errors import (
     GatewayError,
     MoshServerError,
     NoCommonAlgorithmError,
@@ -116,10 +116,10 @@ class FakeConnection:
 
 
 class FakeRemote:
-    """Makes connections, and counts them.
+    """Makes pool, and counts them.
 
     Attributes:
-        made: The connections, in order.
+        made: The pool, in order.
         users: For whom.
         begun: The commands that were begun with them.
         attempts: What was told how it went.
@@ -490,8 +490,8 @@ def test_what_is_acknowledged_is_waited_for() -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rivals come at once."""
-    monkeypatch.setattr(connections, "RIVAL_AFTER_S", 0.0)
-    monkeypatch.setattr(connections, "RIVAL_STEP_S", 0.0)
+    monkeypatch.setattr(pool, "RIVAL_AFTER_S", 0.0)
+    monkeypatch.setattr(pool, "RIVAL_STEP_S", 0.0)
 
 
 def _unlucky(monkeypatch: pytest.MonkeyPatch, pool: Pool, *numbers: int) -> None:
@@ -945,7 +945,7 @@ def test_a_refusal_is_remembered_for_the_ttl() -> None:
 
 def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invented names push out the oldest."""
-    monkeypatch.setattr(connections, "MAX_REFUSALS", 2)
+    monkeypatch.setattr(pool, "MAX_REFUSALS", 2)
 
     async def scenario(pool: Pool) -> None:
         pool.remote.error = PermissionDeniedError("no")

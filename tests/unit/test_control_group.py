@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.control_group import processes_left
+from gatewayctl.runtime.control_group import processes_left
 
 _V2, _V1 = "0::{path}\n", "12:cpu,cpuacct:/elsewhere\n8:pids:{path}\n0::/\n"
 

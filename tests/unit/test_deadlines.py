@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from gatewayctl import errands, homes
-from gatewayctl.render import template_directory
-from helpers import dial, protocol
+from gatewayctl.sshd.config import template_directory
+from gatewayctl.supervisor import home_directories, privileged_server
+from helpers import happy_eyeballs
 from helpers.broker import __main__ as main
-from helpers.broker import broker, connections, logins, pacing, remote, server, users
+from helpers.broker import broker, server
+from helpers.broker.accounts import uid_table
+from helpers.broker.keys import refusal_timing
+from helpers.broker.remote import connection, pool
+from helpers.broker.sessions import login_limiter
+from helpers.protocol import messages
 
 
 def _login_grace_time_s() -> float:
@@ -22,28 +27,28 @@ def test_each_outlasts_what_it_waits_for() -> None:
     chain = [
         # sshd takes up to twice what the key command took (auth2.c), and the client needs some time before that.
         _login_grace_time_s(),
-        2 * protocol.ANSWER_TIMEOUT_S,
-        protocol.ANSWER_TIMEOUT_S,
+        2 * messages.ANSWER_TIMEOUT_S,
+        messages.ANSWER_TIMEOUT_S,
         server.WORK_TIMEOUT_S,
         broker.REMOTE_TIMEOUT_S,
-        remote.CONNECT_TIMEOUT_S,
-        sum(dial.TIMEOUTS_S),
+        connection.CONNECT_TIMEOUT_S,
+        sum(happy_eyeballs.TIMEOUTS_S),
     ]
     assert all(longer > shorter for longer, shorter in pairwise(chain))
-    assert remote.CONNECT_TIMEOUT_S > connections.RUN_TIMEOUT_S > connections.WARM_TIMEOUT_S
-    assert server.WORK_TIMEOUT_S > logins.WAIT_S
+    assert connection.CONNECT_TIMEOUT_S > pool.RUN_TIMEOUT_S > pool.WARM_TIMEOUT_S
+    assert server.WORK_TIMEOUT_S > login_limiter.WAIT_S
     assert main.DRAIN_S > server.WORK_TIMEOUT_S
 
 
 def test_a_rival_has_as_long_as_the_first() -> None:
     """Where the first one connects at once: it is tried a while later, and then has its own time."""
-    assert connections.RIVAL_AFTER_S + remote.CONNECT_TIMEOUT_S < broker.REMOTE_TIMEOUT_S
-    assert dial.TIMEOUTS_S[0] < connections.RIVAL_AFTER_S
+    assert pool.RIVAL_AFTER_S + connection.CONNECT_TIMEOUT_S < broker.REMOTE_TIMEOUT_S
+    assert happy_eyeballs.TIMEOUTS_S[0] < pool.RIVAL_AFTER_S
 
 
 def test_what_a_login_needs_outlives_it() -> None:
     """Home, uid and the time of its lookup are kept for longer than a login may take to begin."""
     grace_s = _login_grace_time_s()
-    home_s = homes.UNUSED_S + errands.SWEEP_S
-    assert min(homes.UNUSED_S, pacing.LOOKUP_S) > grace_s
-    assert grace_s + users._SEEN_STEP_S + home_s < users.STRANGER_REUSE_AFTER_S < users.REUSE_AFTER_S
+    home_s = home_directories.UNUSED_S + privileged_server.SWEEP_S
+    assert min(home_directories.UNUSED_S, refusal_timing.LOOKUP_S) > grace_s
+    assert grace_s + uid_table._SEEN_STEP_S + home_s < uid_table.STRANGER_REUSE_AFTER_S < uid_table.REUSE_AFTER_S

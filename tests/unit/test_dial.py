@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import helpers
-from gatewayctl.render import PYTHON_OPTIONS
-from helpers.broker.addresses import DEMOTED_S, Addresses, numeric
-from helpers.dial import connect, connected_to, proxy_options
-from helpers.errors import RemoteUnresolvedError
+from gatewayctl.sshd.config import PYTHON_OPTIONS
+from helpers.broker.remote.addresses import DEMOTED_S, Addresses, numeric
+from helpers.happy_eyeballs import connect, connected_to, proxy_options
+from helpers.protocol.errors import RemoteUnresolvedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from docs import generate
-from gatewayctl import cli, sources
-from gatewayctl.settings import load_settings
-from helpers import errors
+from gatewayctl import cli
+from gatewayctl.settings import sources
+from gatewayctl.settings.model import load_settings
+from helpers.protocol import errors
 
 ROOT = generate.ROOT
 SETTINGS = generate.SETTINGS

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from gatewayctl.clients import Clients
-from gatewayctl.errands import SWEEP_S
-from gatewayctl.errands import Errands as RootsErrands
-from gatewayctl.homes import UNUSED_S, Homes
-from gatewayctl.remembered_keys import RememberedKeys
-from helpers.broker.errands import Errands
-from helpers.protocol import MAX_REQUEST_BYTES, decode, encode
+from gatewayctl.supervisor.authorized_keys_files import RememberedKeys
+from gatewayctl.supervisor.home_directories import UNUSED_S, Homes
+from gatewayctl.supervisor.privileged_server import SWEEP_S
+from gatewayctl.supervisor.privileged_server import Errands as RootsErrands
+from gatewayctl.supervisor.unproved_connections import Clients
+from helpers.broker.privileged_client import Errands
+from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode
 
 _UID = 70_001
 _LINE = b"ssh-ed25519 AAAA"

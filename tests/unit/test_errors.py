@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from helpers import errors
-from helpers.errors import GatewayError
+from helpers.protocol import errors
+from helpers.protocol.errors import GatewayError
 
 _KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, GatewayError)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.familiar import FAMILIAR_S, MAX_LOGINS, Familiar
+from helpers.broker.sessions.known_clients import FAMILIAR_S, MAX_LOGINS, Familiar
 
 _KEY, _OTHER_KEY = "SHA256:a", "SHA256:b"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.homes import UNUSED_S, Homes
+from gatewayctl.supervisor.home_directories import UNUSED_S, Homes
 
 _UID = 70_001
 
@@ -47,7 +47,7 @@ def test_a_home_that_is_there_takes_no_capability_more(tmp_path: Path) -> None:
     """Who has it made again is its owner by then, and root in a container may not do all that an owner may."""
     code = f"""
 from pathlib import Path
-from gatewayctl.homes import Homes
+from gatewayctl.supervisor.home_directories import Homes
 homes = Homes(Path({str(tmp_path)!r}), range(70_000, 70_010))
 for _ in range(2):
     homes.make({_UID})

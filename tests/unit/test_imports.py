@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import helpers
-from gatewayctl.render import PYTHON_OPTIONS
+from gatewayctl.sshd.config import PYTHON_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 _ROOT = Path(helpers.__file__).parent
 _LAUNCH = _ROOT / "launch.py"
 _STANDARD_LIBRARY_ALONE = [
-    *(f"helpers.{path.stem}" for path in sorted(_ROOT.glob("*.py")) if path.stem not in {"__init__", "launch"}),
-    *(
-        f"helpers.broker.{name}"
-        for name in ("certificate", "config", "keyline", "known_hosts", "mosh", "peers", "server", "userdb", "users")
-    ),
+    ".".join(path.relative_to(_ROOT.parent).with_suffix("").parts)
+    for room in ("", "protocol", "session", "ssh", "broker", "broker/accounts")
+    for path in sorted((_ROOT / room).glob("*.py"))
+    if path.stem not in {"__init__", "__main__", "launch", "broker", "service"}
 ]
 _EXPENSIVE = {"asyncio", "ctypes", "dataclasses", "hashlib", "inspect", "logging", "pathlib", "subprocess", "tempfile"}
 _EXPENSIVE |= {"collections", "contextlib", "curses", "enum", "functools", "json", "re", "signal", "socket", "typing"}
@@ -84,7 +83,7 @@ def test_a_helper_executes_little(
     assert spent < most
 
 
-@pytest.mark.parametrize("other", [("session", "_curses"), ("authorized_keys", "helpers.session")])
+@pytest.mark.parametrize("other", [("session", "_curses"), ("authorized_keys", "helpers.session.main")])
 def test_one_helper_does_not_pay_for_the_other(other: tuple[str, str]) -> None:
     """What only sessions need is loaded for sessions alone."""
     helper, module = other

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import json_text
+from helpers.protocol import fast_json
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 def _without_c() -> ModuleType:
     """Load the module as a Python has it whose json has no C code."""
-    spec = importlib.util.spec_from_file_location("another_json_text", json_text.__file__)
+    spec = importlib.util.spec_from_file_location("another_json_text", fast_json.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "_json", None)
         spec.loader.exec_module(module)
-    assert type(module._encode) is not type(json_text._encode)
+    assert type(module._encode) is not type(fast_json._encode)
     return module
 
 
-_BOTH = pytest.mark.parametrize("ours", [json_text, _without_c()], ids=["C", "Python"])
+_BOTH = pytest.mark.parametrize("ours", [fast_json, _without_c()], ids=["C", "Python"])
 _TEXT = st.text() | st.text(st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF)) | st.text('"\\\0\n\x7f\u2028/')
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT,

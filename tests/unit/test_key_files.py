@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl import key_files
-from gatewayctl.key_files import KeyFileError
-from gatewayctl.namespace import may_unshare
-from gatewayctl.settings import Settings, load_settings
-from helpers.errors import SettingsError
+from gatewayctl.settings import key_files
+from gatewayctl.settings.key_files import KeyFileError
+from gatewayctl.settings.model import Settings, load_settings
+from gatewayctl.sshd.namespace import may_unshare
+from helpers.protocol.errors import SettingsError
 
 LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGi1xVOgDIyMUtRJwV1zP7RBT2D1v1h0HbSkcp1yTXNv alice"
 
@@ -178,7 +178,7 @@ def test_a_secret_without_a_host_key(tmp_path: Path, do_without: Callable[[str],
     if os.geteuid() != 0 or not may_unshare():
         do_without("no mount namespace may be made here")
     program = (
-        "import sys; from gatewayctl.settings import load_settings; print(load_settings(None, {},"
+        "import sys; from gatewayctl.settings.model import load_settings; print(load_settings(None, {},"
         " {'REMOTE_HOST': 'h.example', 'GATEWAY_KEYS_DIR': sys.argv[1]}).remote_known_hosts)"
     )
     script = 'mount -t tmpfs -o ro,mode=1777 tmpfs "$0" && exec "$1" -c "$2" "$0"'

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.test_keyline import AUTHORITY, BLOBS, ED25519, OTHER, RSA, certificate, in_base64, strings
 
-from helpers.broker.key_index import (
+from helpers.broker.keys.key_index import (
     MAX_CONTENT_BYTES,
     MAX_INDEXES_BYTES,
     MAX_PERMITTED_LINES,
@@ -19,7 +19,7 @@ from helpers.broker.key_index import (
     KeyIndex,
     KeyIndexes,
 )
-from helpers.broker.keyline import BadLineError, LastLineError, OfferedKey, parse_offered_key, read_line
+from helpers.ssh.authorized_keys import BadLineError, LastLineError, OfferedKey, parse_offered_key, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

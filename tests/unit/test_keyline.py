@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helpers.broker.certificate import canonical_key
-from helpers.broker.key_index import MAX_CONTENT_BYTES, MAX_PERMITTED_LINES, KeyIndex
-from helpers.broker.keyline import (
+from helpers.broker.keys.key_index import MAX_CONTENT_BYTES, MAX_PERMITTED_LINES, KeyIndex
+from helpers.protocol.errors import ProtocolError
+from helpers.ssh.authorized_keys import (
     CARRIER,
     EMPTY_COMMAND,
     MAX_COMMAND_BYTES,
@@ -26,8 +26,8 @@ from helpers.broker.keyline import (
     encode_command,
     parse_offered_key,
 )
-from helpers.broker.wire import MPINT_MAX_BYTES
-from helpers.errors import ProtocolError
+from helpers.ssh.certificate import canonical_key
+from helpers.ssh.wire import MPINT_MAX_BYTES
 
 
 def string(content: bytes) -> bytes:

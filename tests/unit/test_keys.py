@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.broker.connections import Completed, Ran
-from helpers.broker.key_index import MAX_CONTENT_BYTES
-from helpers.broker.keys import (
+from helpers.broker.keys.cached_remote_keys import (
     REFRESHED_AFTER,
     REFRESHED_TTL_S,
     REFRESHED_USERS,
@@ -25,8 +23,16 @@ from helpers.broker.keys import (
     PathKeys,
     RemoteKeys,
 )
-from helpers.broker.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeysSources
-from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, RemoteLostError, RemoteTimeoutError
+from helpers.broker.keys.key_index import MAX_CONTENT_BYTES
+from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeysSources
+from helpers.broker.remote.pool import Completed, Ran
+from helpers.protocol.errors import (
+    GatewayError,
+    HostKeyError,
+    PermissionDeniedError,
+    RemoteLostError,
+    RemoteTimeoutError,
+)
 from lab.answers import MARKER, authorized_keys
 
 _OWN_KEY = b"AAAAgateway"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from helpers.broker import known_hosts
-from helpers.broker.known_hosts import MAX_FILE_BYTES, HostKeys, KnownHosts, find, fingerprint, matches
-from helpers.errors import HostKeyError
+from helpers.protocol.errors import HostKeyError
+from helpers.ssh import known_hosts
+from helpers.ssh.known_hosts import MAX_FILE_BYTES, HostKeys, KnownHosts, find, fingerprint, matches
 
 
 def _key(seed: int) -> bytes:

@@ -9,7 +9,8 @@ import socket
 
 import pytest
 
-from gatewayctl import listener, processes
+from gatewayctl.runtime import processes
+from gatewayctl.sshd import listener
 
 _NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

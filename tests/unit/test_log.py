@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.log import EventFormatter, EventLog, line, quote
+from helpers.protocol.event_log import EventFormatter, EventLog, line, quote
 
 _VALUES = (
     st.text()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from helpers.broker import logind
-from helpers.broker.connections import Completed, Connections
-from helpers.broker.logind import Logind
-from helpers.log import EventLog
+from helpers.broker.remote import logind
+from helpers.broker.remote.logind import Logind
+from helpers.broker.remote.pool import Completed, Connections
+from helpers.protocol.event_log import EventLog
 from lab.answers import MARKER
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from helpers.broker import logins
-from helpers.broker.logins import (
+from helpers.broker.sessions import login_limiter
+from helpers.broker.sessions.login_limiter import (
     LOGIN_S,
     MAX_LOGINS,
     MAX_STRANGERS,
@@ -21,7 +21,7 @@ from helpers.broker.logins import (
     Logins,
     source_of,
 )
-from helpers.errors import RemoteTimeoutError
+from helpers.protocol.errors import RemoteTimeoutError
 
 
 class Crowd:
@@ -150,7 +150,7 @@ def test_a_process_that_has_ended_takes_no_turn() -> None:
 
 def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user is told to try again; and whoever waits in vain holds nothing afterwards."""
-    monkeypatch.setattr(logins, "WAIT_S", 0.05)
+    monkeypatch.setattr(login_limiter, "WAIT_S", 0.05)
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
         for number in range(MAX_LOGINS):
@@ -164,7 +164,7 @@ def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one source twenty may wait, of all a hundred; one more is told so at once, and waiting ends with the wait."""
-    monkeypatch.setattr(logins, "WAIT_S", 0.3)
+    monkeypatch.setattr(login_limiter, "WAIT_S", 0.3)
 
     async def scenario(turns: Logins, crowd: Crowd) -> None:
         pid = crowd.process().pid
@@ -178,7 +178,7 @@ def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         done, waiting = await asyncio.wait(asked, timeout=0.05)
         assert len(waiting) == MAX_WAITING
-        assert {str(task.exception()) for task in done} == {logins._BUSY}
+        assert {str(task.exception()) for task in done} == {login_limiter._BUSY}
         await asyncio.wait(asked)
         assert not turns._waiting
 

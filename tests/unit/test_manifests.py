@@ -9,8 +9,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gatewayctl import key_files, supervisor
-from gatewayctl.settings import load_settings
+from gatewayctl.settings import key_files
+from gatewayctl.settings.model import load_settings
+from gatewayctl.supervisor import supervisor
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "image" / "kubernetes"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from helpers.broker.mosh import (
+from helpers.mosh import (
     LOCALE_FALLBACKS,
     MAX_LINE_BYTES,
     MoshEndpoint,
@@ -24,8 +24,7 @@ from helpers.broker.mosh import (
     server_command,
     ssh_failure,
 )
-from helpers.broker.remote_command import standard_input
-from helpers.errors import (
+from helpers.protocol.errors import (
     GatewayError,
     HostKeyError,
     MoshServerError,
@@ -35,6 +34,7 @@ from helpers.errors import (
     PermissionDeniedError,
     RemoteLostError,
 )
+from helpers.remote_command import standard_input
 from lab.answers import MARKER
 
 _KEY = b"4NeCCgvZFe2RnPgrcU1PQw"

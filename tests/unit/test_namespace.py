@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl import namespace
-from gatewayctl.namespace import NSSWITCH, check_users, enter, may_unshare, nsswitch
-from gatewayctl.runtime import SYSTEM_USERDB, Runtime
-from helpers.broker.userdb import AUTH_USER
-from helpers.errors import SettingsError
+from gatewayctl.runtime.directory import SYSTEM_USERDB, Runtime
+from gatewayctl.sshd import namespace
+from gatewayctl.sshd.namespace import NSSWITCH, check_users, enter, may_unshare, nsswitch
+from helpers.broker.accounts.userdb import AUTH_USER
+from helpers.protocol.errors import SettingsError
 
 _UID = 70_001
 
@@ -115,7 +115,8 @@ def test_preparing_again_changes_nothing(runtime: Runtime) -> None:
 def test_accounts_in_another_character_set(runtime: Runtime, tmp_path: Path) -> None:
     """A host whose files in /etc have names in Latin-1, as old ones do, is no worse than others."""
     program = (
-        f"from pathlib import Path; from gatewayctl import namespace; from gatewayctl.runtime import Runtime;"
+        "from pathlib import Path; from gatewayctl.sshd import namespace\n"
+        "from gatewayctl.runtime.directory import Runtime\n"
         f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
     )
     script = 'for f in passwd group nsswitch.conf; do mount --bind "$1/$f" "/etc/$f"; done && exec "$2" -c "$3"'
@@ -146,7 +147,8 @@ def test_the_hosts_groups_have_no_members(runtime: Runtime, tmp_path: Path) -> N
     groups.write_text("root:x:0:alice\ntty:x:5:\nhalf:x\n\ndisk:*:6:bob,alice\n")
     program = "import grp, os; print([g.gr_name for g in grp.getgrall()], os.getgrouplist('alice', 70002))"
     prepare = (
-        "from pathlib import Path; from gatewayctl import namespace; from gatewayctl.runtime import Runtime;"
+        "from pathlib import Path; from gatewayctl.sshd import namespace\n"
+        "from gatewayctl.runtime.directory import Runtime\n"
         f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
     )
     mounted = 'mount --bind "$1" /etc/group && "$2" -c "$3" && shift 3 && exec "$@"'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gatewayctl import notify
+from gatewayctl.supervisor import sd_notify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +21,10 @@ def test_the_service_manager_hears_of_it(tmp_path: Path, monkeypatch: pytest.Mon
         sock.bind(f"\0{path}" if abstract else path)
         sock.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{path}" if abstract else path)
-        notify.ready()
-        notify.ready("WARNING: mind the gap")
-        notify.reloading()
-        notify.stopping()
+        sd_notify.ready()
+        sd_notify.ready("WARNING: mind the gap")
+        sd_notify.reloading()
+        sd_notify.stopping()
         assert sock.recv(100) == b"READY=1\nSTATUS="
         assert sock.recv(100) == b"READY=1\nSTATUS=WARNING: mind the gap"
         assert sock.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
@@ -38,4 +38,4 @@ def test_nobody_who_listens_is_no_failure(monkeypatch: pytest.MonkeyPatch, addre
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-    notify.ready()
+    sd_notify.ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.pacing import MAX_S, SAMPLES, Pacing
+from helpers.broker.keys.refusal_timing import MAX_S, SAMPLES, Pacing
 
 
 class Clock:

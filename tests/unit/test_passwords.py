@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from gatewayctl.passwords import hash_password, hashed_passwords, pairs, unknown_passwords
-from helpers.errors import SettingsError
+from gatewayctl.settings.passwords import hash_password, hashed_passwords, pairs, unknown_passwords
+from helpers.protocol.errors import SettingsError
 
 _BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 _YESCRYPT = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"

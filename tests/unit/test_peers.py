@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.broker.peers import Peer, peer_of, session_id
+from helpers.broker.peer_credentials import Peer, peer_of, session_id
 
 
 def test_the_kernel_names_the_peer() -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from helpers.broker.connections import MAX_FOR_USER, MAX_RUNNING
-from helpers.broker.places import Places
+from helpers.broker.fair_share import Places
+from helpers.broker.remote.pool import MAX_FOR_USER, MAX_RUNNING
 
 
 async def _crowd(places: Places, users: int, each: int) -> list[asyncio.Task[None]]:

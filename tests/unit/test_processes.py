@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl import processes
-from gatewayctl.processes import CLEAN_ENVIRONMENT, descendants, end, find, spawn
-from helpers.errors import SettingsError
+from gatewayctl.runtime import processes
+from gatewayctl.runtime.processes import CLEAN_ENVIRONMENT, descendants, end, find, spawn
+from helpers.protocol.errors import SettingsError
 
 _ROOT = Path(processes.__file__).parent.parent
 
@@ -112,7 +112,7 @@ def test_ending_a_process() -> None:
 _FAMILY = f"""
 import os, signal, sys
 sys.path.insert(0, {str(_ROOT)!r})
-from gatewayctl.processes import become_reaper, descendants, reap, spawn
+from gatewayctl.runtime.processes import become_reaper, descendants, reap, spawn
 assert reap() == {{}}
 become_reaper()
 read, write = os.pipe()

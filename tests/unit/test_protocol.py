@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.errors import GatewayError, HostKeyError, PermissionDeniedError, ProtocolError
-from helpers.protocol import BrokerError, decode, encode, error_answer, is_user_name, result_of
+from helpers.protocol.errors import GatewayError, HostKeyError, PermissionDeniedError, ProtocolError
+from helpers.protocol.messages import BrokerError, decode, encode, error_answer, is_user_name, result_of
 
 _TEXT = st.text() | st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF))
 _JSON = st.recursive(

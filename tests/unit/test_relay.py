@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayctl.relay import LOOK_AFTER, Relay
+from gatewayctl.sshd.syslog_relay import LOOK_AFTER, Relay
 
 _Line = tuple[str, str, int, str]
 

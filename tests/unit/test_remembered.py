@@ -8,9 +8,9 @@ import tracemalloc
 
 import pytest
 
-from helpers.broker.certificate import Certificate
-from helpers.broker.keyline import OfferedKey
-from helpers.broker.remembered import MAX_KEYS, MAX_LINES_BYTES, MAX_USERS, Remembered
+from helpers.broker.keys.sshd_key_cache import MAX_KEYS, MAX_LINES_BYTES, MAX_USERS, Remembered
+from helpers.ssh.authorized_keys import OfferedKey
+from helpers.ssh.certificate import Certificate
 
 _FILE, _OTHER_FILE = b"one file\n", b"another file\n"
 _NOW_S = 1_800_000_000.0  # 2027-01-15 08:00:00 UTC

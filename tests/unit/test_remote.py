@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import paramiko
 import pytest
 
-from helpers.broker.connections import Completed
-from helpers.broker.remote import Connection, Remote
-from helpers.broker.transport import PipelinedTransport
-from helpers.errors import RemoteLostError, RemoteRefusedError
+from helpers.broker.remote.connection import Connection, Remote
+from helpers.broker.remote.pipelined_transport import PipelinedTransport
+from helpers.broker.remote.pool import Completed
+from helpers.protocol.errors import RemoteLostError, RemoteRefusedError
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:

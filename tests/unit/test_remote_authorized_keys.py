@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.key_index import MAX_CONTENT_BYTES
-from helpers.broker.remote_authorized_keys import AuthorizedKeys, AuthorizedKeysSources
-from helpers.broker.remote_command import standard_input
-from helpers.errors import RemoteLostError
+from helpers.broker.keys.key_index import MAX_CONTENT_BYTES
+from helpers.broker.keys.remote_authorized_keys import AuthorizedKeys, AuthorizedKeysSources
+from helpers.protocol.errors import RemoteLostError
+from helpers.remote_command import standard_input
 from lab.answers import MARKER, authorized_keys
 
 _SOURCES = AuthorizedKeysSources()

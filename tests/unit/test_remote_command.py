@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.remote_command import (
+from helpers.remote_command import (
     NO_MARKER_STATUS,
     behind_marker,
     marked,

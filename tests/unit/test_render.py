@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl import render
-from helpers.errors import GatewayError, SettingsError
+from gatewayctl.sshd import config
+from helpers.protocol.errors import GatewayError, SettingsError
 
 
 def test_every_line_has_its_reason() -> None:
     """Each keyword of each template stands under a comment."""
-    for path in render.template_directory().glob("*.conf"):
+    for path in config.template_directory().glob("*.conf"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("{%")]
         for before, line in zip(["", *lines], lines, strict=False):
             if line and not line.startswith("#"):
@@ -32,7 +32,7 @@ def test_every_line_has_its_reason() -> None:
 def test_versions(version: tuple[int, int], present: tuple[str, ...], absent: tuple[str, ...]) -> None:
     """A keyword, token or algorithm appears from the version on that knows it, and never before."""
     path = Path("/x")
-    context = render.SshdContext(
+    context = config.SshdContext(
         version=version,
         runtime_dir=path,
         address="::",
@@ -48,7 +48,7 @@ def test_versions(version: tuple[int, int], present: tuple[str, ...], absent: tu
         any_key=False,
         pid_file=path,
     )
-    lines = [line for text in render.render(context).values() for line in text.splitlines() if line[:1] != "#"]
+    lines = [line for text in config.render(context).values() for line in text.splitlines() if line[:1] != "#"]
     text = "\n".join(lines)
     assert all(word in text for word in present)
     assert not any(word in text for word in absent)
@@ -58,9 +58,9 @@ def test_versions(version: tuple[int, int], present: tuple[str, ...], absent: tu
 def test_what_no_quoting_brings_through(bad: str) -> None:
     """An empty word or a control character is refused, not written."""
     for quote in (
-        render.word,
-        lambda text: render.argv(["/x", text]),
-        lambda text: render.shell(["/x", text]),
+        config.word,
+        lambda text: config.argv(["/x", text]),
+        lambda text: config.shell(["/x", text]),
     ):
         with pytest.raises(SettingsError, match="cannot stand in sshd_config"):
             quote(bad)
@@ -70,10 +70,10 @@ def test_write_is_readable_and_replaces_only_our_own(tmp_path: Path) -> None:
     """Files are 0644 in directories 0755 whatever the umask; leftovers of ours go."""
     umask = os.umask(0o077)
     try:
-        render.write(tmp_path / "d", {"10-a.conf": render.MARK, "20-b.conf": render.MARK})
+        config.write(tmp_path / "d", {"10-a.conf": config.MARK, "20-b.conf": config.MARK})
     finally:
         os.umask(umask)
-    main = render.write(tmp_path / "d", {"10-a.conf": render.MARK + "UseDNS no\n"})
+    main = config.write(tmp_path / "d", {"10-a.conf": config.MARK + "UseDNS no\n"})
     snippets = tmp_path / "d" / "sshd_config.d"
     assert [path.name for path in snippets.iterdir()] == ["10-a.conf"]
     assert (snippets / "10-a.conf").read_text().endswith("UseDNS no\n")
@@ -88,7 +88,7 @@ def test_write_leaves_other_peoples_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "sshd_config.d").mkdir()
     (tmp_path / name).write_text("Port 22\n")
     with pytest.raises(GatewayError, match=f"{name} was not written by gatewayctl"):
-        render.write(tmp_path, {"10-a.conf": render.MARK})
+        config.write(tmp_path, {"10-a.conf": config.MARK})
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["Port 22\n"]
 
 
@@ -96,7 +96,7 @@ def test_write_where_nothing_can_be(tmp_path: Path) -> None:
     """A path that cannot be is one line with its name."""
     (tmp_path / "file").touch()
     with pytest.raises(GatewayError, match=r"cannot write .*file"):
-        render.write(tmp_path / "file" / "d", {})
+        config.write(tmp_path / "file" / "d", {})
 
 
 def fake_sshd(directory: Path, answer: str) -> Path:
@@ -117,7 +117,7 @@ def fake_sshd(directory: Path, answer: str) -> Path:
 )
 def test_version(tmp_path: Path, answer: str, expected: tuple[int, int]) -> None:
     """The version is found in what sshd prints, on either stream, with or without -V."""
-    assert render.sshd_version(fake_sshd(tmp_path, answer)) == expected
+    assert config.sshd_version(fake_sshd(tmp_path, answer)) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_version(tmp_path: Path, answer: str, expected: tuple[int, int]) -> None
 def test_version_refused(tmp_path: Path, answer: str, message: str) -> None:
     """Another server, or one older than the templates, is refused."""
     with pytest.raises(GatewayError, match=message):
-        render.sshd_version(fake_sshd(tmp_path, answer))
+        config.sshd_version(fake_sshd(tmp_path, answer))
 
 
 def test_version_of_nothing(tmp_path: Path) -> None:
     """A missing sshd is one line."""
     with pytest.raises(GatewayError, match="cannot be started: No such file"):
-        render.sshd_version(tmp_path / "sshd")
+        config.sshd_version(tmp_path / "sshd")

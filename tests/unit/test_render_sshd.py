@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gatewayctl import render
-from gatewayctl.settings import load_settings
-from helpers.errors import GatewayError
+from gatewayctl.settings.model import load_settings
+from gatewayctl.sshd import config
+from helpers.protocol.errors import GatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,12 +51,12 @@ def room(_sshd: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def context(_sshd: None, room: Path) -> render.SshdContext:
+def context(_sshd: None, room: Path) -> config.SshdContext:
     """A context with a host key, for the sshd that is installed."""
     key = room / "host_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    return render.SshdContext(
-        version=render.sshd_version(SSHD),
+    return config.SshdContext(
+        version=config.sshd_version(SSHD),
         runtime_dir=room,
         address="127.0.0.1",
         port=free_port(),
@@ -79,10 +79,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def effective(context: render.SshdContext, directory: Path, user: str = "alice") -> dict[str, list[str]]:
+def effective(context: config.SshdContext, directory: Path, user: str = "alice") -> dict[str, list[str]]:
     """Ask the real sshd what a configuration means for a user (``sshd -T``): lower-case keyword to values."""
-    main = render.write(directory, render.render(context))
-    render.check(SSHD, main)
+    main = config.write(directory, config.render(context))
+    config.check(SSHD, main)
     command = [str(SSHD), "-T", "-f", str(main), "-C", f"user={user},host=h,addr=192.0.2.1"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, list[str]] = {}
@@ -94,7 +94,7 @@ def effective(context: render.SshdContext, directory: Path, user: str = "alice")
 
 @pytest.mark.parametrize(("any_key", "timeout"), [(True, "30"), (False, "0")])
 def test_who_may_stay_without_a_session(
-    context: render.SshdContext, tmp_path: Path, timeout: str, *, any_key: bool
+    context: config.SshdContext, tmp_path: Path, timeout: str, *, any_key: bool
 ) -> None:
     """A user's idle master stays, as with any sshd; where any key passes, it is a stranger's and goes."""
     seen = effective(dataclasses.replace(context, any_key=any_key), tmp_path)["unusedconnectiontimeout"]
@@ -115,7 +115,7 @@ def test_who_may_stay_without_a_session(
 def test_where_any_key_passes(given: dict[str, str], *, any_key: bool) -> None:
     """With agent pass-through, which local keys may screen, and where GATEWAY_ACCEPT_ANY_KEY is on."""
     settings = load_settings(None, {}, {"REMOTE_HOST": "shell.example", **given})
-    assert render.sshd_context(settings, (9, 2)).any_key is any_key
+    assert config.sshd_context(settings, (9, 2)).any_key is any_key
 
 
 class Sshd:
@@ -126,12 +126,12 @@ class Sshd:
         directory: Where to.
     """
 
-    def __init__(self, context: render.SshdContext, directory: Path) -> None:
+    def __init__(self, context: config.SshdContext, directory: Path) -> None:
         """Start it, and wait until it listens."""
         self.port = context.port
         self.log = directory / "log"
-        main = render.write(directory, render.render(context))
-        render.check(SSHD, main)
+        main = config.write(directory, config.render(context))
+        config.check(SSHD, main)
         self.process = subprocess.Popen([SSHD, "-D", "-f", main, "-E", self.log])
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -199,14 +199,14 @@ def keypair(path: Path) -> Path:
 @needs_sshd
 @pytest.mark.parametrize("passwords", [False, True])
 @pytest.mark.parametrize("root", [False, True])
-def test_sshd_accepts_it(context: render.SshdContext, room: Path, *, passwords: bool, root: bool) -> None:
+def test_sshd_accepts_it(context: config.SshdContext, room: Path, *, passwords: bool, root: bool) -> None:
     """The installed sshd starts with every variant of it."""
     variant = dataclasses.replace(context, password_authentication=passwords, permit_root=root)
     assert effective(variant, room)["authorizedkeysfile"] == [f"{room}/%u"]
 
 
 @needs_sshd
-def test_what_sshd_understands(context: render.SshdContext, room: Path) -> None:
+def test_what_sshd_understands(context: config.SshdContext, room: Path) -> None:
     """What keeps the gateway a gateway is in effect, by sshd's own account."""
     found = effective(context, room)
     expected = {
@@ -245,13 +245,13 @@ def test_what_sshd_understands(context: render.SshdContext, room: Path) -> None:
 
 
 @needs_sshd
-def test_a_client_cannot_set_the_carrier(context: render.SshdContext, room: Path) -> None:
+def test_a_client_cannot_set_the_carrier(context: config.SshdContext, room: Path) -> None:
     """No AcceptEnv pattern matches the variable that carries a key's command."""
     assert effective(context, room)["acceptenv"] == ["LANG", "LC_*"]
 
 
 @needs_sshd
-def test_passwords_and_root_only_when_asked_for(context: render.SshdContext, room: Path) -> None:
+def test_passwords_and_root_only_when_asked_for(context: config.SshdContext, room: Path) -> None:
     """Passwords stand beside keys, never instead, and root gets in by key alone unless passwords are on."""
     both = dataclasses.replace(context, password_authentication=True, permit_root=True)
     found = effective(both, room, "root")
@@ -263,7 +263,7 @@ def test_passwords_and_root_only_when_asked_for(context: render.SshdContext, roo
 
 @needs_sshd
 @pytest.mark.parametrize("passwords", [False, True])
-def test_root_by_another_name_is_nobody(context: render.SshdContext, room: Path, *, passwords: bool) -> None:
+def test_root_by_another_name_is_nobody(context: config.SshdContext, room: Path, *, passwords: bool) -> None:
     """A broker that is not what it was may say that alice has uid 0: sshd lets root in by the name of root alone."""
     variant = dataclasses.replace(context, permit_root=True, password_authentication=passwords)
     for name in ("alice", "Root", "root2", "gateway+root"):
@@ -272,7 +272,7 @@ def test_root_by_another_name_is_nobody(context: render.SshdContext, room: Path,
 
 @needs_sshd
 @pytest.mark.parametrize("address", ["*", "::", "::1", "127.0.0.1", "localhost"])
-def test_addresses(context: render.SshdContext, room: Path, address: str) -> None:
+def test_addresses(context: config.SshdContext, room: Path, address: str) -> None:
     """Names and addresses of both families are understood, IPv6 without brackets."""
     found = effective(dataclasses.replace(context, address=address, port=2222), room)
     assert all(value.endswith(":2222") for value in found["listenaddress"])
@@ -283,7 +283,7 @@ def test_addresses(context: render.SshdContext, room: Path, address: str) -> Non
 @needs_sshd
 @pytest.mark.parametrize(("line", "enters"), [("", True), ('expiry-time="20200101Z" ', False)], ids=["holds", "ended"])
 def test_sshd_knows_by_itself_who_has_a_file(
-    context: render.SshdContext, room: Path, line: str, *, enters: bool
+    context: config.SshdContext, room: Path, line: str, *, enters: bool
 ) -> None:
     """It is found whatever the directory is called, and where it lets in the key command is not asked."""
     key = keypair(room / "key")
@@ -301,7 +301,7 @@ def test_sshd_knows_by_itself_who_has_a_file(
 
 
 @needs_sshd
-def test_arguments_arrive_unchanged(context: render.SshdContext, room: Path) -> None:
+def test_arguments_arrive_unchanged(context: config.SshdContext, room: Path) -> None:
     """Both commands get their arguments as they are, through sshd's quoting, its tokens and a shell."""
     key = keypair(room / "key")
     odd = room / 'it\'s %h "odd"'
@@ -346,7 +346,7 @@ def test_arguments_arrive_unchanged(context: render.SshdContext, room: Path) -> 
 
 
 @needs_sshd
-def test_an_agent_with_wrong_keys_gets_in_and_a_pile_of_them_does_not(context: render.SshdContext, room: Path) -> None:
+def test_an_agent_with_wrong_keys_gets_in_and_a_pile_of_them_does_not(context: config.SshdContext, room: Path) -> None:
     """Nine wrong keys before the right one are forgiven; more are too many."""
     keys = [keypair(room / f"key{number}") for number in range(25)]
     command = script(room / "keys", f"#!/bin/sh\ncat {keys[-1]}.pub\n")
@@ -368,7 +368,7 @@ def test_an_agent_with_wrong_keys_gets_in_and_a_pile_of_them_does_not(context: r
 
 
 @needs_sshd
-def test_forwarding_and_environment_are_refused(context: render.SshdContext, room: Path) -> None:
+def test_forwarding_and_environment_are_refused(context: config.SshdContext, room: Path) -> None:
     """Nothing is forwarded and no variable set, by client or key line, but our carrier from a key line."""
     key = keypair(room / "key")
     options = 'environment="GATEWAY_COMMAND=carried",environment="GATEWAY_COMMANDX=1",environment="LD_PRELOAD=x"'
@@ -398,7 +398,7 @@ def test_forwarding_and_environment_are_refused(context: render.SshdContext, roo
 
 @needs_sshd
 def test_ssh_audit_has_one_thing_to_say(
-    context: render.SshdContext, room: Path, do_without: Callable[[str], None]
+    context: config.SshdContext, room: Path, do_without: Callable[[str], None]
 ) -> None:
     """ssh-audit finds no failure, and warns of nothing but the exchange that old clients need."""
     audit = shutil.which("ssh-audit", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -431,5 +431,5 @@ def test_check_says_what_sshd_says(room: Path) -> None:
     """What sshd has against a configuration comes back on one line."""
     (room / "bad").write_text("NoSuchKeyword yes\n")
     with pytest.raises(GatewayError, match=r"sshd refuses .*NoSuchKeyword") as caught:
-        render.check(SSHD, room / "bad")
+        config.check(SSHD, room / "bad")
     assert "\n" not in caught.value.message

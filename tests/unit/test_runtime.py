@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.namespace import may_unshare
-from gatewayctl.runtime import Runtime, check_root_only, check_uids_free, ensure_host_key
-from helpers.broker.userdb import SERVICE
-from helpers.errors import SettingsError
+from gatewayctl.runtime.directory import Runtime, check_root_only, check_uids_free, ensure_host_key
+from gatewayctl.sshd.namespace import may_unshare
+from helpers.broker.accounts.userdb import SERVICE
+from helpers.protocol.errors import SettingsError
 
 _BROKER_UID = 70_000
 
@@ -114,8 +114,8 @@ def test_one_gateway_in_one_directory(tmp_path: Path) -> None:
 _TWO = """
 import os, sys
 from pathlib import Path
-from gatewayctl.runtime import Runtime
-from helpers.errors import SettingsError
+from gatewayctl.runtime.directory import Runtime
+from helpers.protocol.errors import SettingsError
 first, second = (Runtime(Path(path)) for path in sys.argv[1:])
 fds = first.listen(private=False)
 for _ in range(2):

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from helpers.broker import userdb
-from helpers.broker.agent import MAX_MESSAGE_BYTES
-from helpers.broker.peers import Peer
+from helpers.broker.accounts import userdb
+from helpers.broker.peer_credentials import Peer
 from helpers.broker.server import AGENT_MAX_CONNECTIONS, Handler, Server
-from helpers.errors import HostKeyError
-from helpers.log import EventLog
-from helpers.protocol import MAX_REQUEST_BYTES, encode
+from helpers.protocol.errors import HostKeyError
+from helpers.protocol.event_log import EventLog
+from helpers.protocol.messages import MAX_REQUEST_BYTES, encode
+from helpers.ssh.agent import MAX_MESSAGE_BYTES
 
 
 class Recorder(EventLog):

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 import helpers
-from gatewayctl.render import PYTHON_OPTIONS
-from helpers.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
-from helpers.protocol import decode, encode, error_answer
-from helpers.session import NUDGES_S, accepted_key, ssh_argv
+from gatewayctl.sshd.config import PYTHON_OPTIONS
+from helpers.protocol.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
+from helpers.protocol.messages import decode, encode, error_answer
+from helpers.session.main import NUDGES_S, accepted_key, ssh_argv
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
 _ROOTS_UID = 70_005
@@ -519,7 +519,7 @@ import os, select, signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
 theirs, ours = os.pipe()
 waits = f"import os, time; time.sleep = lambda _: os.read({theirs}, 1)"
-code = f"{waits}; from helpers.session import nudge; nudge({os.getpid()})"
+code = f"{waits}; from helpers.session.main import nudge; nudge({os.getpid()})"
 subprocess.run([sys.executable, "-c", code], check=True, pass_fds=[theirs])
 os.close(theirs)
 for _ in range(7):
@@ -532,7 +532,7 @@ print(bool(gone.poll(20_000)), signal.SIGWINCH in signal.sigpending())
 
 
 def _nudging(pid: int) -> list[str]:
-    return [sys.executable, "-c", f"from helpers.session import nudge; nudge({pid})"]
+    return [sys.executable, "-c", f"from helpers.session.main import nudge; nudge({pid})"]
 
 
 def test_mosh_client_is_nudged() -> None:
@@ -554,7 +554,7 @@ def test_nudging_ends_with_mosh_client() -> None:
 
 _BECOMES_ANOTHER_PROGRAM = """
 import os, signal, sys
-from helpers.session import nudge
+from helpers.session.main import nudge
 signal.signal(signal.SIGWINCH, signal.SIG_IGN)
 nudge(os.getpid())
 os.execv(sys.executable, [sys.executable, "-I", "-c", sys.argv[1]])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.broker.keyline import encode_command
-from helpers.broker.sessions import MAX_COMMAND_CHARS, SFTP_REQUEST, SessionRequest, parse_request
-from helpers.errors import ProtocolError
+from helpers.broker.sessions.session_starter import MAX_COMMAND_CHARS, SFTP_REQUEST, SessionRequest, parse_request
+from helpers.protocol.errors import ProtocolError
+from helpers.ssh.authorized_keys import encode_command
 
 _TERMINAL = {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": True}
 _JSON = st.recursive(

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayctl import values
-from gatewayctl.definition import describe
-from gatewayctl.key_files import KeyFileError
-from gatewayctl.settings import Settings, load_settings
-from helpers.errors import SettingsError
+from gatewayctl.settings import validators
+from gatewayctl.settings.key_files import KeyFileError
+from gatewayctl.settings.metadata import describe
+from gatewayctl.settings.model import Settings, load_settings
+from helpers.protocol.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -202,7 +202,7 @@ def test_hosts_refused(host: str) -> None:
 def test_no_host_is_an_option_or_two_words(text: str) -> None:
     """Whatever is accepted as a host is one plain word that begins with no dash."""
     try:
-        host = values.host(text)
+        host = validators.host(text)
     except ValueError:
         return
     assert host.isascii()
@@ -322,16 +322,16 @@ def test_uid_range_from_the_runtime_directory() -> None:
 )
 def test_uids_of_a_user_namespace(uid_map: str, uids: tuple[int, int]) -> None:
     """Where the usual uids are not mapped, others are chosen; where too few are, the start says what is missing."""
-    assert values.mapped_uid_range((1_900_000_000, 1_900_065_535), uid_map) == uids
+    assert validators.mapped_uid_range((1_900_000_000, 1_900_065_535), uid_map) == uids
     if uids[0] != 1_900_000_000:
-        assert values.uid_range("{}:{}".format(*uids)) == uids
+        assert validators.uid_range("{}:{}".format(*uids)) == uids
 
 
 @given(st.text(min_size=1))
 def test_uid_ranges_are_valid_for_any_directory(name: str) -> None:
     """Every derived block passes the check for explicit ones."""
-    first, last = values.derived_uid_range(Path("/run") / name.encode(errors="replace").hex())
-    assert values.uid_range(f"{first}:{last}") == (first, last)
+    first, last = validators.derived_uid_range(Path("/run") / name.encode(errors="replace").hex())
+    assert validators.uid_range(f"{first}:{last}") == (first, last)
     assert last - first + 1 == 65536
 
 

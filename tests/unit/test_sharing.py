@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import sharing
+from helpers.session import connection_sharing
 
 _ALIVE, _ALSO_ALIVE = os.getpid(), os.getppid()
 _HELLO = struct.pack(">III", 8, 1, 4)
@@ -75,32 +75,32 @@ def home(tmp_path: Path) -> Path:
 
 def test_the_first_session_makes_a_connection(home: Path) -> None:
     """It becomes the master, and has taken the first place there."""
-    assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+    assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
     assert _files(home) == {f"s{_ALIVE}-{_ALIVE}"}
 
 
 def test_while_one_is_being_made_nobody_waits_for_it(home: Path) -> None:
     """A session that begins meanwhile has a connection of its own; when the maker is gone, the next one makes it."""
-    sharing.options(str(home), _ALIVE)
-    assert sharing.options(str(home), _ALSO_ALIVE) == []
+    connection_sharing.options(str(home), _ALIVE)
+    assert connection_sharing.options(str(home), _ALSO_ALIVE) == []
     place = home / f"s{_ALIVE}-{_ALIVE}"
     place.rename(home / f"s{_ended_pid()}-{_ended_pid()}")
-    assert sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
+    assert connection_sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
     assert _files(home) == {f"s{_ALSO_ALIVE}-{_ALSO_ALIVE}"}
 
 
 def test_one_that_is_not_made_in_time_is_not_waited_for(home: Path) -> None:
     """A session whose ssh never listened (its directory was full, say) keeps nobody else from sharing."""
-    sharing.options(str(home), _ALIVE)
-    old = time.time() - sharing.MAKING_S - 1
+    connection_sharing.options(str(home), _ALIVE)
+    old = time.time() - connection_sharing.MAKING_S - 1
     os.utime(home / f"s{_ALIVE}-{_ALIVE}", (old, old))
-    assert sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
+    assert connection_sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
 
 
 def test_a_live_connection_is_shared_once_the_remote_has_answered(home: Path) -> None:
     """The remote is asked for a channel, as PROTOCOL.mux has it; ssh is to use that master and make none."""
     with _master(home / "m77", _HELLO + _PROXY + _ROOM) as heard:
-        assert sharing.options(str(home), _ALIVE) == ["ControlMaster=no", f"ControlPath={home}/m77"]
+        assert connection_sharing.options(str(home), _ALIVE) == ["ControlMaster=no", f"ControlPath={home}/m77"]
     channel = b"\0\x5a\0\0\0\x07session" + struct.pack(">III", 0, 0x8000, 0x4000)
     assert heard == [_HELLO + struct.pack(">III", 8, 0x1000000F, 1) + struct.pack(">I", len(channel)) + channel]
     assert f"s77-{_ALIVE}" in _files(home)
@@ -109,7 +109,7 @@ def test_a_live_connection_is_shared_once_the_remote_has_answered(home: Path) ->
 def test_a_connection_without_room_is_given_up(home: Path) -> None:
     """Where the remote takes no session over it, its master ends by that: a new one is made."""
     with _master(home / "m77", _HELLO + _PROXY + _NO_ROOM):
-        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
     assert _files(home) == {f"s{_ALIVE}-{_ALIVE}"}
 
 
@@ -120,19 +120,19 @@ def test_a_connection_in_use_is_not_even_asked(home: Path) -> None:
         _master(home / "m77", _HELLO + _PROXY + _ROOM) as heard,
     ):
         (home / f"s77-{live.pid}").touch()
-        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
         assert heard == []
         (home / f"s{_ALIVE}-{_ALIVE}").unlink()
         live.communicate()
-        assert sharing.options(str(home), _ALIVE) == ["ControlMaster=no", f"ControlPath={home}/m77"]
+        assert connection_sharing.options(str(home), _ALIVE) == ["ControlMaster=no", f"ControlPath={home}/m77"]
     assert _files(home) == {"m77", f"s77-{_ALIVE}"}
 
 
 def test_the_makers_own_session_has_the_connection(home: Path) -> None:
     """Once the new connection is there, the next session makes another while the first one lasts."""
-    sharing.options(str(home), _ALIVE)
+    connection_sharing.options(str(home), _ALIVE)
     with _master(home / f"m{_ALIVE}", _HELLO + _PROXY + _ROOM) as heard:
-        assert sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
+        assert connection_sharing.options(str(home), _ALSO_ALIVE) == _new(home, _ALSO_ALIVE)
         assert heard == []
 
 
@@ -141,8 +141,8 @@ def test_of_several_the_same_is_taken_each_time(home: Path) -> None:
     with ExitStack() as stack:
         for number in (12, 7, 99):
             stack.enter_context(_master(home / f"m{number}", _HELLO + _PROXY + _ROOM))
-        assert sharing.options(str(home), _ALIVE)[1] == f"ControlPath={home}/m7"
-        assert sharing.options(str(home), _ALSO_ALIVE)[1] == f"ControlPath={home}/m12"
+        assert connection_sharing.options(str(home), _ALIVE)[1] == f"ControlPath={home}/m7"
+        assert connection_sharing.options(str(home), _ALSO_ALIVE)[1] == f"ControlPath={home}/m12"
 
 
 @pytest.mark.parametrize(
@@ -152,19 +152,19 @@ def test_of_several_the_same_is_taken_each_time(home: Path) -> None:
 )
 def test_what_does_not_answer_is_given_up(home: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
     """A new connection is made, and nobody asks that one again."""
-    monkeypatch.setattr(sharing, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(connection_sharing, "PATIENCE_S", 0.1)
     with _master(home / "m77", answer):
-        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
     assert _files(home) == {f"s{_ALIVE}-{_ALIVE}"}
 
 
 def test_however_many_are_dead_the_wait_is_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When patience has gone on the first that never answers, the others are not asked."""
-    monkeypatch.setattr(sharing, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(connection_sharing, "PATIENCE_S", 0.1)
     with ExitStack() as stack:
         for number in range(4):
             stack.enter_context(_master(home / f"m{number + 1}", None))
-        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
     assert len(_files(home) & {"m1", "m2", "m3", "m4"}) == 3
 
 
@@ -181,22 +181,26 @@ def _dead_socket(path: Path) -> None:
 def test_what_is_no_master_is_passed_over(home: Path, make: Callable[[Path], object]) -> None:
     """Something else under a master's name costs a session nothing."""
     make(home / "m77")
-    assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+    assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
 
 
 def test_an_old_connection_takes_no_new_sessions(home: Path) -> None:
     """An hour after it was made the remote is to decide anew, and it is not asked even if it is alive."""
     with _master(home / "m77", _HELLO + _PROXY + _ROOM) as heard:
-        old = time.time() - sharing.MAX_AGE_S - 1
+        old = time.time() - connection_sharing.MAX_AGE_S - 1
         os.utime(home / "m77", (old, old))
-        assert sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
+        assert connection_sharing.options(str(home), _ALIVE) == _new(home, _ALIVE)
         assert heard == []
 
 
 def test_without_a_directory_nothing_is_shared(tmp_path: Path) -> None:
     """A home that is not there, or no directory, leaves ssh to itself."""
     (tmp_path / "file").touch()
-    assert sharing.options(str(tmp_path / "missing"), _ALIVE) == sharing.options(str(tmp_path / "file"), _ALIVE) == []
+    assert (
+        connection_sharing.options(str(tmp_path / "missing"), _ALIVE)
+        == connection_sharing.options(str(tmp_path / "file"), _ALIVE)
+        == []
+    )
 
 
 def test_the_longest_name_fits() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gatewayctl.supervisor import Supervisor
-from helpers.errors import GatewayError
+from gatewayctl.supervisor.supervisor import Supervisor
+from helpers.protocol.errors import GatewayError
 
 
 @pytest.mark.parametrize(

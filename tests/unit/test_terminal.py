@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helpers
-from helpers.terminal import FALLBACK_SIZE, FALLBACK_TERM, ensure_window, has_window, locale_of
+from helpers.session.terminal import FALLBACK_SIZE, FALLBACK_TERM, ensure_window, has_window, locale_of
 
 _ROOT = Path(helpers.__file__).parent.parent
 
@@ -33,7 +33,7 @@ def terminal() -> Iterator[int]:
 
 def _usable(term: str, fd: int) -> list[str]:
     # In a process of its own, as in a session: curses reads terminfo once in a process.
-    code = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from helpers.terminal import usable_term"
+    code = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from helpers.session.terminal import usable_term"
     code += "; print(*usable_term(sys.argv[1], 0))"
     argv = [sys.executable, "-I", "-S", "-c", code, term]
     return subprocess.run(argv, stdin=fd, capture_output=True, text=True, check=True, timeout=30).stdout.split()

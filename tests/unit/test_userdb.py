@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.broker.userdb import AUTH_USER, SERVICE, Account, answer
-from helpers.protocol import is_user_name
+from helpers.broker.accounts.userdb import AUTH_USER, SERVICE, Account, answer
+from helpers.protocol.messages import is_user_name
 
 _GET = "io.systemd.UserDatabase.GetUserRecord"
 _ACCOUNTS = {"alice": 70_000, "bob": 70_001, "one": 1}

@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.broker.users import RESERVED_NAMES, REUSE_AFTER_S, STRANGER_REUSE_AFTER_S, UserTable, uids_with_processes
+from helpers.broker.accounts.uid_table import (
+    RESERVED_NAMES,
+    REUSE_AFTER_S,
+    STRANGER_REUSE_AFTER_S,
+    UserTable,
+    uids_with_processes,
+)
 
 _UIDS = range(70_000, 70_004)
 

@@ -1,0 +1,48 @@
+"""A gateway that runs on this machine: where it is, and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gatewayctl.runtime.directory import Runtime
+from helpers.protocol.broker_client import ask
+from helpers.protocol.errors import BrokerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--gateway-runtime-dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    envvar="GATEWAY_RUNTIME_DIR",
+    default=Path("/run/gateway"),
+    show_default=True,
+    metavar="DIRECTORY",
+    help="The runtime directory of the gateway.",
+)
+"""Says which gateway, where there are several."""
+
+
+def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
+    """Ask a gateway's broker how it is.
+
+    Args:
+        directory: GATEWAY_RUNTIME_DIR.
+        timeout_s: Longest wait, in seconds; it answers from memory.
+
+    Raises:
+        BrokerUnavailableError: It does not answer, or there is none.
+        GatewayError: We are not root.
+    """
+    try:
+        return ask(str(Runtime(directory).broker_socket), {"op": "status"}, timeout_s)
+    except BrokerUnavailableError as exc:
+        # Nobody listens: the supervisor does, whatever has become of the broker.
+        if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
+            msg = f"no gateway runs in {directory}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR"
+            raise BrokerUnavailableError(msg) from exc
+        raise

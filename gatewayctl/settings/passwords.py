@@ -1,0 +1,152 @@
+"""GATEWAY_PASSWORDS: taken apart, and hashed at once; sshd compares, nobody keeps the text.
+
+Source: crypt(5) for the forms of hashed passwords; bcrypt's limit of 72 bytes is the algorithm's own.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from typing import TYPE_CHECKING
+
+from helpers.broker.accounts.uid_table import RESERVED_NAMES
+from helpers.protocol.errors import SettingsError
+from helpers.protocol.messages import is_user_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+ROUNDS = 10
+"""bcrypt's cost, as a power of two: 50 ms of one core for each try of a stranger's, and for each login."""
+
+MAX_PASSWORD_BYTES = 72
+"""bcrypt reads no further; a longer password would be cut in silence."""
+
+_WORD = "[./A-Za-z0-9]"
+# yescrypt, gost-yescrypt, scrypt, bcrypt, sha512crypt, sha256crypt: what crypt(5) calls strong, or at least acceptable.
+# First the setting, salt and cost included, then the digest.
+_HASHED = re.compile(
+    rf"(?P<setting>\$g?y\${_WORD}+\${_WORD}{{0,86}}\$|\$7\${_WORD}{{11,97}}\$|\$5\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$)"
+    rf"{_WORD}{{43}}|(?P<long>\$6\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$){_WORD}{{86}}"
+    rf"|(?P<bcrypt>\$2[aby]\$\d\d\${_WORD}{{22}}){_WORD}{{31}}",
+    re.ASCII,
+)
+_LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
+# What "$2b$12$..." leaves in double quotes, where a shell takes $2, $1 and $name for variables; other kinds of hashes
+# leave their rest from the first dot or slash on.
+_EATEN = re.compile(rf"[abxy]\d(?:[./$].*)?|[./](?:{_WORD}|\$){{7,}}", re.ASCII)
+_DIGITS = "./" + string.digits + string.ascii_letters
+_DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
+# A new pair begins on a line of its own, or at a comma that a name and a colon follow; in sha512crypt's "rounds=N" a
+# comma has none behind it.
+_PAIRS = re.compile(r",?\s*[\r\n]\s*|,(?=[^,:\r\n]*:)")
+
+
+def hashed_passwords(text: str) -> dict[str, str]:
+    """Take pairs apart and hash what is not hashed yet.
+
+    Args:
+        text: ``NAME:PASSWORD`` pairs, one a line or with commas between. A password may be given hashed, as crypt(5)
+            and ``gatewayctl hash-password`` write it; one with a comma or a colon must be.
+
+    Returns:
+        User name to hashed password.
+
+    Raises:
+        SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
+    """
+    return {
+        name: password if _HASHED.fullmatch(password) else hash_password(password) for name, password in pairs(text)
+    }
+
+
+def unknown_passwords(hashed: Iterable[str]) -> list[str]:
+    """Make hashes that no password has, with which a name without a password takes as long to refuse as one with.
+
+    Args:
+        hashed: The hashes of those who have one.
+
+    Returns:
+        One for each, of the same kind and cost, with a digest that was drawn by lot.
+    """
+    made = []
+    for text in hashed:
+        match = _HASHED.fullmatch(text)
+        assert match is not None  # noqa: S101 - it comes from `hashed_passwords`
+        setting = next(filter(None, match.groups()))
+        made.append(setting + "".join(secrets.choice(_DIGITS) for _ in text[len(setting) :]))
+    return made
+
+
+def hash_password(password: str) -> str:
+    """Hash one password with bcrypt.
+
+    Raises:
+        ValueError: See `encoded`.
+    """
+    import bcrypt  # noqa: PLC0415 - most gateways have no passwords
+
+    return bcrypt.hashpw(encoded(password), bcrypt.gensalt(ROUNDS)).decode("ascii")
+
+
+def encoded(password: str) -> bytes:
+    """Write a password as sshd gets it from a client (RFC 4252, 8).
+
+    Raises:
+        ValueError: It is empty, too long, no UTF-8, or has a NUL; nothing of it is in the sentence.
+    """
+    try:
+        text = password.encode("utf-8")
+    except UnicodeEncodeError:
+        text = b""
+    if not 0 < len(text) <= MAX_PASSWORD_BYTES or b"\0" in text:
+        msg = f"a password has 1 to {MAX_PASSWORD_BYTES} bytes of UTF-8"
+        raise ValueError(msg)
+    return text
+
+
+def pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Take pairs apart: see `hashed_passwords`.
+
+    Raises:
+        SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
+    """
+    seen: set[str] = set()
+    parts = list(filter(None, _PAIRS.split(text.strip())))
+    for number, pair in enumerate(parts or [""], start=1):
+        name, colon, password = pair.strip().partition(":")
+        if not colon or not is_user_name(name) or name in RESERVED_NAMES:
+            raise _wrong(
+                number, "it must be NAME:PASSWORD, with a name that can log in; pairs stand on lines or commas apart"
+            )
+        if name in seen:
+            raise _wrong(number, f"{name} has one already")
+        if not _HASHED.fullmatch(password):
+            _check_text(number, name, password)
+        seen.add(name)
+        yield name, password
+
+
+def _check_text(number: int, name: str, password: str) -> None:
+    if _DOUBLED.match(password):
+        raise _wrong(
+            number, "its hash has each $ twice, as compose files want it and nothing else does: write each once"
+        )
+    if _LOOKS_HASHED.match(password):
+        raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
+    if _EATEN.fullmatch(password):
+        raise _wrong(
+            number, "it looks like what a shell leaves of a hash in double quotes: use single quotes, or give it hashed"
+        )
+    if "," in password or ":" in password:
+        raise _wrong(number, "a password with a comma or a colon must be given hashed: gatewayctl hash-password")
+    try:
+        encoded(password)
+    except ValueError as exc:
+        msg = f"GATEWAY_PASSWORDS: the password of {name} cannot be used: {exc}"
+        raise SettingsError(msg) from None
+
+
+def _wrong(number: int, reason: str) -> SettingsError:
+    return SettingsError(f"GATEWAY_PASSWORDS: pair {number} is wrong: {reason}")

@@ -1,0 +1,1 @@
+"""Stock sshd: its configuration, its surroundings and its log."""

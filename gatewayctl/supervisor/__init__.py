@@ -1,0 +1,1 @@
+"""The process that starts and watches the others, and does what takes root."""

@@ -1,0 +1,1 @@
+"""The users, as sshd sees them."""

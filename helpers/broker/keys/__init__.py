@@ -1,0 +1,1 @@
+"""Which keys let a user in."""

@@ -1,0 +1,339 @@
+"""Where a user's authorized_keys come from, and for how long they are believed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from cachetools import TLRUCache, TTLCache
+
+from helpers.broker.keys.key_index import MAX_CONTENT_BYTES
+from helpers.broker.keys.refusal_timing import Pacing
+from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
+from helpers.broker.remote.pool import Completed, Ran
+from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError
+
+CACHE_MAX_BYTES = 32 * 1024 * 1024
+"""Most key files, in bytes, that are remembered; the ones not used for longest are forgotten."""
+
+MAX_FAILURES = 20_000
+"""Most failures that are remembered, about 200 bytes each: strangers' invented names push out one another, never
+the keys of users."""
+
+UNREACHABLE_TTL_S = 5.0
+"""Seconds for which a remote that could not be reached is not asked again for the same user: short, since the
+network's failures are no verdict on the user."""
+
+REFRESHED_USERS = 100
+"""For how many users keys are kept fresh at most: those who were here last. Each costs a fetch in three quarters
+of a TTL."""
+
+REFRESHED_AFTER = 0.7
+"""Share of the TTL after which they are fetched anew; looked at eight times a TTL, so that a failure is tried again."""
+
+REFRESHED_TTL_S = 10.0
+"""Smallest GATEWAY_CACHE_TTL, in seconds, with which they are: below it the remote would be asked all the time."""
+
+_AT_ONCE = 4
+"""Fetches at once that nobody waits for: few beside the pool's threads, which logins need."""
+
+KILLED_STATUSES = range(128 + 1, 128 + 64 + 1)
+"""Exit statuses by which a shell says that a signal ended what it waited for (POSIX sh; signal(7))."""
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """A user's authorized_keys.
+
+    Attributes:
+        content: The file; empty where there is none, None where any key will do.
+        source: ``remote``, ``path``, ``content`` or ``any``.
+        fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
+        read_s: When reading it began, on the source's clock: what is changed after that is not in it for sure.
+        problems: Why some of it, or all, does not count; one sentence each.
+    """
+
+    content: bytes | None
+    source: str
+    fetch_ms: float = 0.0
+    read_s: float = field(default=0.0, compare=False)
+    problems: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def why_no_line(self) -> str:
+        """Say in the log why no line of it permits a key."""
+        return "; ".join(self.problems) or "no line for this key"
+
+
+class KeySource(Protocol):
+    """Answers with a user's authorized_keys."""
+
+    async def read(self, user: str) -> KeyFile:
+        """Find them; raises `GatewayError` where nobody may log in as this user now."""
+        ...
+
+
+class AnyKey:
+    """Any key will do: the remote judges the forwarded agent, or GATEWAY_ACCEPT_ANY_KEY says so."""
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer so, whoever the user is."""
+        del user
+        return KeyFile(None, "any")
+
+
+class ContentKeys:
+    """GATEWAY_AUTHORIZED_KEYS_CONTENT: the same keys for every user, as the settings hold them.
+
+    Args:
+        content: An authorized_keys file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Keep the content."""
+        self._file = KeyFile(content, "content")
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer with the content, whoever the user is."""
+        del user
+        return self._file
+
+
+class PathKeys:
+    """GATEWAY_AUTHORIZED_KEYS_PATH: the same keys for every user, from a file that is read at each login.
+
+    Args:
+        path: An authorized_keys file that the broker's uid can read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Remember the path."""
+        self._path = path
+
+    async def read(self, user: str) -> KeyFile:
+        """Read the file.
+
+        Raises:
+            PermissionDeniedError: It cannot be read or is too large; it never means "any key".
+        """
+        del user
+        try:
+            content = _read_now(self._path)
+        except OSError as exc:
+            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} cannot be read by the gateway ({exc.strerror})"
+            raise PermissionDeniedError(msg) from exc
+        if len(content) > MAX_CONTENT_BYTES:
+            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_CONTENT_BYTES} bytes"
+            raise PermissionDeniedError(msg)
+        return KeyFile(content, "path")
+
+
+def _read_now(path: Path) -> bytes:
+    """Read a file, a byte more than `MAX_CONTENT_BYTES` at most, without waiting.
+
+    On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return file.read(MAX_CONTENT_BYTES + 1)
+
+
+class Pool(Protocol):
+    """What is needed of `helpers.broker.remote.pool.Connections`."""
+
+    async def run(
+        self,
+        user: str,
+        command: Callable[[str], str],
+        *,
+        max_bytes: int,
+        until: Callable[[bytes], object] | None = None,
+    ) -> Ran:
+        """Run a command as a user."""
+        ...
+
+    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+        """Run a command over a warm connection on the gateway's own behalf."""
+
+    def expected(self, most: int) -> list[str]:
+        """List the users who will probably be back."""
+        ...
+
+    def forget(self, user: str) -> None:
+        """Close a user's connection."""
+
+    def age_s(self, user: str) -> float | None:
+        """Tell how old it is."""
+
+
+class RemoteKeys:
+    """The user's own ``~/.ssh/authorized_keys`` on the remote, remembered for a while.
+
+    Args:
+        pool: The connections to the remote.
+        ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
+        own_key: The gateway's public key in base64, as a line of the file would hold it.
+        sources: Where the remote has its users' keys.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        pacing: Told how long fetches over new connections take.
+        on_file: Told whose file was fetched, and what is believed now: an empty one for whom the remote refuses.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        ttl_s: float,
+        own_key: bytes,
+        sources: AuthorizedKeysSources,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start with nothing remembered."""
+        self._pool, self._ttl_s, self._own_key, self._sources, self._clock = pool, ttl_s, own_key, sources, clock
+        self.pacing = Pacing(clock)
+        self.on_file: Callable[[str, KeyFile], None] = lambda *_: None
+        self._files: TLRUCache[str, KeyFile] = TLRUCache(
+            CACHE_MAX_BYTES,
+            lambda _, file, __: file.read_s + ttl_s,
+            clock,
+            getsizeof=lambda file: 512 + len(file.content or b""),
+        )
+        self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
+        self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
+        self._fetches: dict[str, asyncio.Task[KeyFile]] = {}
+
+    async def read(self, user: str) -> KeyFile:
+        """Answer from memory, or fetch: one fetch at a time for a user, whose askers all get its answer.
+
+        Raises:
+            GatewayError: The remote lets the gateway in as no such user, or cannot be reached.
+        """
+        file = self._files.get(user)
+        if file is not None:
+            return file
+        error = self._refusals.get(user) or self._outages.get(user)
+        if error is not None:
+            raise _anew(error)
+        return await asyncio.shield(self.fetch(user))
+
+    def fetch(self, user: str) -> asyncio.Task[KeyFile]:
+        """Start to fetch, or join the fetch that is under way."""
+        task = self._fetches.get(user)
+        if task is None:
+            task = asyncio.create_task(self._fetch(user))
+            self._fetches[user] = task
+            task.add_done_callback(lambda done: self._fetched(user, done))
+        return task
+
+    def prefetch(self, user: str) -> None:
+        """Start to fetch what is not remembered, for a login that has only told its name so far."""
+        self.pacing.looked_up(user)
+        if user not in self._files and user not in self._refusals and user not in self._outages:
+            self.fetch(user)
+
+    def _fetched(self, user: str, task: asyncio.Task[KeyFile]) -> None:
+        self._fetches.pop(user, None)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; a prefetch has nobody to tell
+
+    async def _fetch(self, user: str) -> KeyFile:
+        age_s, began = self._pool.age_s(user), self._clock()
+        command = self._sources.command_line(user)
+        try:
+            ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
+            keys = self._parse(user, ran.completed)
+            if ran.connect_ms == 0.0 and self._must_prove_anew(keys.content, age_s):
+                self._pool.forget(user)
+                ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
+                keys = self._parse(user, ran.completed)
+        except PermissionDeniedError as error:
+            self._refusals[user] = _anew(error)
+            self.on_file(user, KeyFile(b"", "remote"))
+            raise
+        except GatewayError as error:
+            self._outages[user] = _anew(error)
+            raise
+        if ran.connect_ms > 0.0:
+            self.pacing.fetched(user, self._clock() - began)
+        read_s = self._clock() - ran.run_ms / 1000
+        file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
+        return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
+
+    def _parse(self, user: str, completed: Completed) -> AuthorizedKeys:
+        """Take the keys from what the remote said.
+
+        Raises:
+            RemoteLostError: It was cut short.
+        """
+        if completed.status is None or completed.status in KILLED_STATUSES:
+            raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
+        return self._sources.parse(user, completed.stdout, completed.marker, completed.status)
+
+    def _believe(self, user: str, file: KeyFile) -> KeyFile:
+        self._files[user] = file
+        self.on_file(user, file)
+        return file
+
+    def left_s(self, file: KeyFile) -> float:
+        """Tell for how many seconds a file is believed yet."""
+        return max(0.0, file.read_s + self._ttl_s - self._clock())
+
+    async def keep_fresh(self) -> None:
+        """Refresh every now and then, until cancelled."""
+        while self._ttl_s >= REFRESHED_TTL_S:
+            await asyncio.sleep(self._ttl_s / 8)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Fetch what will be forgotten soon, for users who will probably be back: their login then waits for no fetch.
+
+        It changes nothing in what is believed, and for how long.
+        """
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def refresh(user: str) -> None:
+            async with turns:
+                read_s = self._clock()
+                command = self._sources.command_line(user)
+                done = await self._pool.run_unused(user, command, max_bytes=MAX_OUTPUT_BYTES)
+            if done is None:
+                return
+            with suppress(RemoteLostError):
+                keys = self._parse(user, done)
+                # Without the gateway's own key, whether the gateway may still be there is a login's to find out.
+                if self._own_key in keys.content:
+                    self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
+
+        now = self._clock()
+        due = [
+            user
+            for user in self._pool.expected(REFRESHED_USERS)
+            if (file := self._files.get(user)) is None or now - file.read_s >= self._ttl_s * REFRESHED_AFTER
+        ]
+        await asyncio.gather(*map(refresh, due))
+
+    def _must_prove_anew(self, content: bytes, age_s: float | None) -> bool:
+        """Whether a warm connection outlived the gateway's own permission to be there.
+
+        A user who takes the gateway's key out of authorized_keys wants it out; the connection that is still open
+        would not notice. One whose permission comes from elsewhere (a certificate) is renewed once in a TTL.
+        """
+        return self._own_key not in content and age_s is not None and age_s >= self._ttl_s
+
+
+def _anew(error: GatewayError) -> GatewayError:
+    """Copy an error without its traceback, which holds connections, and grows each time that it is raised."""
+    return type(error)(error.message)

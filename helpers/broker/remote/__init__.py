@@ -1,0 +1,1 @@
+"""The way to the remote host; paramiko is used here alone."""

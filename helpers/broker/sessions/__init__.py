@@ -1,0 +1,1 @@
+"""The sessions on the remote host."""

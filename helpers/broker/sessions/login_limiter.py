@@ -1,0 +1,115 @@
+"""Agent pass-through: which logins on the remote are under way, since the users' own ssh makes them.
+
+A stranger with any key may come that far: without a limit strangers could turn the gateway against the remote, and with
+one limit for all they could keep everyone else out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from contextlib import AsyncExitStack
+
+from helpers.broker.fair_share import Places
+from helpers.broker.peer_credentials import end_of
+from helpers.protocol.errors import RemoteTimeoutError
+
+MAX_LOGINS = 10
+"""Logins under way at once: sshd's MaxStartups begins to drop unauthenticated connections at 10 (sshd_config(5))."""
+
+MAX_STRANGERS = 7
+"""How many of these may be strangers': the rest is for users who have logged in before."""
+
+MAX_FOR_SOURCE = 5
+"""How many turns of either kind one source may have while no other has any; fewer while many are taken
+(`helpers.broker.fair_share`)."""
+
+IPV6_PREFIX = 64
+"""Bits by which IPv6 addresses are one: so many say whose network it is, as for sshd (60-abuse.conf)."""
+
+MAX_WAITING, MAX_WAITING_FOR_SOURCE = 100, 20
+"""Strangers' logins that may wait for a turn, and those of one source: each waits in a process. One more is refused."""
+
+WAIT_S = 12.0
+"""Longest wait for a turn, in seconds: below the helpers' own patience."""
+
+LOGIN_S = 60.0
+"""Longest time, in seconds, that a login may take: some agents ask their user, or wait for a key's touch. A stranger
+has all of it while no other has a turn, and less the fewer turns are free."""
+
+_BUSY = "the gateway is busy with other logins; try again in a moment"
+
+
+class Logins:
+    """Counts the logins by the processes that watch over them; a turn ends with its process."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._turns, self._strangers = Places(MAX_LOGINS, MAX_FOR_SOURCE), Places(MAX_STRANGERS, MAX_FOR_SOURCE)
+        self._waiting: Counter[str] = Counter()
+        self._held: set[asyncio.Task[None]] = set()
+
+    async def take_turn(self, pid: int, source: str, *, known: bool) -> float:
+        """Wait for a turn.
+
+        Args:
+            pid: The process for whose life it lasts.
+            source: From where the login comes, see `source_of`.
+            known: Whether its user has logged in before, by the same key or from the same address.
+
+        Returns:
+            How many seconds the login may take.
+
+        Raises:
+            RemoteTimeoutError: The turn does not come in time, or too many wait for theirs.
+            OSError: There is no such process.
+        """
+        async with AsyncExitStack() as stack:
+            ended = await stack.enter_async_context(end_of(pid))
+            if known:
+                await self._take(stack, source, self._turns)
+            elif self._waiting[source] >= MAX_WAITING_FOR_SOURCE or self._waiting.total() >= MAX_WAITING:
+                raise RemoteTimeoutError(_BUSY)
+            else:
+                self._waiting[source] += 1
+                try:
+                    await self._take(stack, source, self._strangers, self._turns)
+                finally:
+                    self._waiting[source] -= 1
+                    self._waiting += Counter()  # keeps those that are above zero
+            task = asyncio.create_task(_hold(ended, stack.pop_all()))
+            self._held.add(task)
+            task.add_done_callback(self._held.discard)
+        return LOGIN_S if known else LOGIN_S * (self._strangers.free + 1) / MAX_STRANGERS
+
+    @staticmethod
+    async def _take(stack: AsyncExitStack, source: str, *turns: Places) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                for places in turns:
+                    await places.take(source)
+                    stack.callback(places.release, source)
+        except TimeoutError:
+            raise RemoteTimeoutError(_BUSY) from None
+
+
+async def _hold(ended: asyncio.Event, turn: AsyncExitStack) -> None:
+    async with turn:
+        await ended.wait()
+
+
+def source_of(address: str | None, user: str) -> str:
+    """Name what counts as one for the limits.
+
+    Args:
+        address: The client's address; None where it is a proxy's, which is everyone's, or the key has proved who comes.
+        user: The user's name, by which clients are told apart then.
+
+    Returns:
+        The IPv4 address; the network of an IPv6 address, of which one stranger has 2**64; or the user.
+    """
+    if address is None:
+        return f"user {user}"
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return address if ip.version == 4 else str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False))  # noqa: PLR2004

@@ -1,0 +1,286 @@
+"""Starts sessions on the remote: a mosh-server for a terminal, the way for ssh for everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from helpers import mosh
+from helpers.broker.remote.addresses import Addresses, numeric
+from helpers.broker.remote.pool import Connections
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import GatewayError, NoLocaleError, ProtocolError
+from helpers.protocol.messages import MAX_COLORS, is_locale_value
+from helpers.ssh.authorized_keys import decode_command
+from helpers.ssh.known_hosts import KnownHosts
+
+MOSH_OUTPUT_MAX_BYTES = 64 * 1024
+"""Most output, in bytes, that a login shell may write before mosh-server's line."""
+
+MAX_COMMAND_CHARS = 40_000
+"""Longest command, in characters, that is carried: in base64 it is still one argument (128 KiB on Linux)."""
+
+SFTP_REQUEST = "gateway-subsystem-sftp"
+"""What sshd says for a client's request of the subsystem sftp: see ``sshd_config.d``."""
+
+SFTP_COMMAND = "internal-sftp"
+"""What SSH_ORIGINAL_COMMAND is then told on the remote, where a key's ``command=`` rules: the name by which scripts
+know sftp on every host, since the path of its program differs."""
+
+_SFTP_ALONE = "echo This service allows sftp connections only.; exit 1"
+"""What sshd does for everything but sftp where a key has ``command="internal-sftp"`` (session.c, do_child)."""
+
+_SFTP_SERVER = (
+    "exec env PATH=/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh:/usr/libexec/ssh:/usr/libexec:/usr/lib/misc"
+    " sftp-server"
+)
+"""Runs sftp-server where the systems that have OpenSSH put it; a line that means the same in every shell."""
+
+_SFTP_OPTIONS = re.compile(r"[A-Za-z0-9._/%+=:, -]*", re.ASCII)
+
+_LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What a session wants, checked.
+
+    Attributes:
+        terminal: What mosh needs to know; None for a request that mosh cannot carry.
+        command: The command that rules, a key's or else the client's; None for a login shell.
+        original_command: What the client asked for, where a key's ``command=`` rules; None otherwise.
+        forced: Whether a key's ``command=`` rules.
+        window: Whether the terminal has a size. Where it has none, a program asked for it (Ansible) and reads what the
+            command writes.
+    """
+
+    terminal: mosh.Terminal | None
+    command: str | None
+    original_command: str | None
+    forced: bool
+    window: bool = True
+
+    @property
+    def subsystem(self) -> str | None:
+        """The subsystem to ask the remote for; None for a command or a shell."""
+        return "sftp" if self.command == SFTP_REQUEST and not self.forced else None
+
+
+def parse_request(request: Mapping[str, Any]) -> SessionRequest:
+    """Check a session helper's request.
+
+    Args:
+        request: ``terminal``: None, or an object with ``colors`` (0-256), ``locale`` and ``window``; ``command``: a
+            key's, as `helpers.ssh.authorized_keys.encode_command` wrote it, or None; ``original_command``: the
+            client's, or None.
+
+    Raises:
+        ProtocolError: It is not whole.
+    """
+    carried, original = request.get("command"), request.get("original_command")
+    for text in (original, carried):
+        if text is not None:
+            _check_command(text)
+    terminal = request.get("terminal")
+    checked = None if terminal is None else _terminal(terminal)
+    window = terminal is None or terminal["window"]
+    if carried is None:
+        return SessionRequest(checked, original, None, forced=False, window=window)
+    sftp = original == SFTP_REQUEST
+    command = _as_the_remote_has_it(decode_command(carried), sftp=sftp)
+    return SessionRequest(checked, command, SFTP_COMMAND if sftp else original, forced=True, window=window)
+
+
+def _as_the_remote_has_it(command: str, *, sftp: bool) -> str:
+    """Put a program in the place of ``internal-sftp``, sshd's own sftp server, by which no shell knows one.
+
+    Args:
+        command: A key's ``command=``. The options that follow the name, such as ``-R``, are those of sftp-server(8).
+        sftp: Whether the client asked for the subsystem sftp.
+
+    Raises:
+        ProtocolError: An option has a character that a shell might read; sshd itself would show it to none.
+    """
+    name, options = command[: len(SFTP_COMMAND)], command[len(SFTP_COMMAND) :]
+    if name != SFTP_COMMAND or options[:1].strip(" \t"):
+        return command
+    options = options.replace("\t", " ")
+    if not _SFTP_OPTIONS.fullmatch(options):
+        msg = "the options that the key gives internal-sftp are not ones that this gateway carries"
+        raise ProtocolError(msg)
+    return _SFTP_SERVER + options if sftp else _SFTP_ALONE
+
+
+def _check_command(text: object) -> None:
+    if not isinstance(text, str) or len(text) > MAX_COMMAND_CHARS:
+        msg = f"the command is longer than {MAX_COMMAND_CHARS} characters"
+        raise ProtocolError(msg)
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")  # as the environment holds bytes that are no UTF-8
+    except UnicodeEncodeError as exc:
+        msg = "the command is no text"
+        raise ProtocolError(msg) from exc
+    if b"\0" in encoded:
+        msg = "the command has a NUL in it"
+        raise ProtocolError(msg)
+
+
+def _terminal(terminal: object) -> mosh.Terminal:
+    given = terminal if isinstance(terminal, dict) else {}
+    colors, locale = given.get("colors"), given.get("locale")
+    if (
+        not isinstance(colors, int)
+        or isinstance(colors, bool)
+        or not 0 <= colors <= MAX_COLORS
+        or not isinstance(locale, dict)
+        or not isinstance(given.get("window"), bool)
+    ):
+        msg = "the session's terminal is not whole"
+        raise ProtocolError(msg)
+    for name, value in locale.items():
+        if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and is_locale_value(value)):
+            msg = "the session's locale is none"
+            raise ProtocolError(msg)
+    return mosh.Terminal(colors, locale)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A session that can begin.
+
+    Attributes:
+        answer: What the session helper needs to know.
+        log: What the log is told.
+    """
+
+    answer: dict[str, Any]
+    log: dict[str, object]
+
+    @property
+    def transport(self) -> str:
+        """What the session runs over: ``mosh`` or ``ssh``."""
+        return "mosh" if self.answer["transport"] == "mosh" or "mosh" in self.answer else "ssh"
+
+
+class Sessions:
+    """Starts sessions.
+
+    Args:
+        config: The broker's settings.
+        connections: The connections to the remote.
+        known_hosts: Where the remote's host keys are looked up; None where any will do.
+        addresses: The remote's addresses.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, connections: Connections, known_hosts: KnownHosts | None, addresses: Addresses
+    ) -> None:
+        """Take the collaborators."""
+        self._config, self._connections, self._known_hosts = config, connections, known_hosts
+        self._addresses = addresses
+
+    async def start(self, user: str, request: SessionRequest) -> Started:
+        """Start a session.
+
+        Args:
+            user: The name that owns the session's uid.
+            request: What it wants.
+
+        Raises:
+            GatewayError: The remote has no session for it; the sentence says why.
+        """
+        if request.terminal is None or self._config.ssh_key is None or not self._mosh_carries(request):
+            return await self._ssh(user, request)
+        return await self._mosh(user, request, request.terminal)
+
+    def _mosh_carries(self, request: SessionRequest) -> bool:
+        """Whether a terminal goes over mosh: a shell's always; a command's unless its output or status is wanted."""
+        by_ssh = request.forced or not request.window or self._config.pty_commands == "ssh"
+        return request.command is None or not by_ssh
+
+    async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
+        """Start a mosh-server, in the first locale that the remote knows."""
+        config = self._config
+        failure: GatewayError | None = None
+        for locale in terminal.locales:
+            command = functools.partial(self._mosh_command, request, terminal.colors, locale)
+            ran = await self._connections.run(
+                user, command, max_bytes=MOSH_OUTPUT_MAX_BYTES, until=mosh.parse_mosh_connect
+            )
+            completed = ran.completed
+            endpoint = mosh.find_mosh_connect(completed.stdout, completed.marker)
+            if endpoint is not None:
+                times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
+                where: dict[str, Any] = {"address": ran.address, "port": endpoint.port}
+                answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.mosh_predict}
+                return Started(answer, {"remote": ran.address, "udp_port": endpoint.port, **times})
+            failure = mosh.failure(
+                completed.status, completed.stdout, completed.stderr, completed.marker, config.mosh_server
+            )
+            if not isinstance(failure, NoLocaleError):
+                break
+        assert failure is not None  # noqa: S101 - there is always one locale to try
+        raise failure
+
+    def _mosh_command(self, request: SessionRequest, colors: int, locale: Mapping[str, str], address: str) -> str:
+        return mosh.server_command(
+            mosh.Terminal(colors, locale),
+            address=address,
+            program=self._config.mosh_server,
+            ports=self._config.mosh_ports,
+            silence_timeout_s=self._config.session_timeout_s,
+            run=_run(request),
+        )
+
+    async def _ssh(self, user: str, request: SessionRequest) -> Started:
+        """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
+        if self._config.ssh_key is not None:
+            self._connections.check_refusal(user)
+        connection = self._connections.connection(user)
+        addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
+        # Which of them ssh reaches is not known yet; a mosh-server on :: serves IPv4 as well on Linux and macOS.
+        address = next((each for each in addresses if ":" in each), addresses[0])
+        terminal = request.terminal if self._mosh_carries(request) else None
+        run = _run(request) if request.forced else None
+        answer = {
+            "transport": "ssh",
+            "address": addresses[0],
+            "addresses": addresses,
+            "host": self._config.remote_host,
+            "port": self._config.remote_port,
+            "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
+            "known_hosts": self._config.known_hosts,
+            # Without a key of the gateway's, the agent is the one that the user forwarded.
+            "agent": self._config.agent_socket if self._config.ssh_key is not None else None,
+            "user": user,
+            # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
+            "share": self._config.ssh_key is not None,
+            # Only where the remote has completed a login so: where it asks for a password, no answer is a failed login.
+            "interactive": connection is not None and connection.interactive,
+            "subsystem": request.subsystem,
+            "command": run.line if run else None if request.subsystem else request.command,
+            "pty": request.terminal is not None and terminal is None,
+        }
+        if terminal is not None:
+            answer["mosh"] = {
+                "commands": [
+                    self._mosh_command(request, terminal.colors, locale, address) for locale in terminal.locales
+                ],
+                "program": self._config.mosh_server,
+                "predict": self._config.mosh_predict,
+            }
+        # Its own connection is ssh's to check, and is not checked where nothing is.
+        unchecked = {} if self._known_hosts else {"host_key": "ignored"}
+        return Started(answer, {"remote": ",".join(addresses), **unchecked})
+
+    async def _resolve(self) -> list[str]:
+        found = await asyncio.get_running_loop().run_in_executor(None, self._addresses.resolve)
+        return [numeric(address) for address in found]
+
+
+def _run(request: SessionRequest) -> mosh.RunCommand | None:
+    return None if request.command is None else mosh.RunCommand(request.command, request.original_command)

@@ -1,0 +1,205 @@
+"""What is said to mosh-server, and what it says (mosh 1.4.0, mosh-server(1) and scripts/mosh.pl)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from helpers.protocol.errors import (
+    GatewayError,
+    HostKeyError,
+    MoshServerError,
+    NoCommonAlgorithmError,
+    NoLocaleError,
+    NoMoshServerError,
+    PermissionDeniedError,
+    RemoteLostError,
+)
+from helpers.remote_command import marked, marked_lines, printable, why_not_run
+
+MAX_LINE_BYTES = 512
+"""Longest line, in bytes, that may be MOSH CONNECT; it is 45 bytes or fewer."""
+
+LOCALE_FALLBACKS = ({"LANG": "C.UTF-8"}, {"LANG": "en_US.UTF-8"})
+"""Tried in turn where the remote has no UTF-8 locale of its own and knows none of the client's: Debian and Fedora
+have the first, macOS the second."""
+
+_CONNECT = re.compile(rb"MOSH CONNECT ([1-9][0-9]{0,4}) ([A-Za-z0-9/+]{22})\r?")
+_NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not found
+
+_START = (
+    'gw_out=$(exec "$@"); gw_status=$?; echo; echo "$gw_mark MOSH CONNECT ${gw_out##*MOSH CONNECT }"; exit $gw_status'
+)
+"""Starts mosh-server and passes its line on behind the marker: see `helpers.remote_command`."""
+
+_RUN_COMMAND = (
+    'sh -c \'SSH_ORIGINAL_COMMAND=$(printf %s "$GATEWAY_ORIGINAL" | base64 -d);'
+    ' test -z "$GATEWAY_ORIGINAL" || export SSH_ORIGINAL_COMMAND;'
+    ' command=$(printf %s "$GATEWAY_COMMAND" | base64 -d); unset GATEWAY_COMMAND GATEWAY_ORIGINAL;'
+    ' exec "${SHELL:-/bin/sh}" -c "$command"\''
+)
+"""What runs a `RunCommand` there; a constant, in whose single quotes nothing means anything to any shell."""
+
+
+@dataclass(frozen=True)
+class MoshEndpoint:
+    """Where a mosh-server listens.
+
+    Attributes:
+        port: Its UDP port, 1-65535.
+        key: The 22-character session key (base64 of 128 bits): a secret.
+    """
+
+    port: int
+    key: str
+
+    def __repr__(self) -> str:
+        """Leave the key out."""
+        return f"MoshEndpoint(port={self.port})"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What mosh-server is told of the client's terminal.
+
+    Attributes:
+        colors: Its colours, 0-256.
+        locale: LANG and LC_*, names and values already known to be plain words; mosh-server uses them only where the
+            remote has no UTF-8 locale of its own.
+    """
+
+    colors: int
+    locale: Mapping[str, str]
+
+    @property
+    def locales(self) -> tuple[Mapping[str, str], ...]:
+        """What to offer in turn: the client's, if it has one, then the fallbacks."""
+        return (self.locale, *LOCALE_FALLBACKS) if self.locale else LOCALE_FALLBACKS
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """A command for the user's own shell on the remote, as sshd would run it (sshd(8)).
+
+    What a client or a key file wrote travels as base64 in the environment, so that no shell, POSIX or not, reads any of
+    it on the way.
+
+    Attributes:
+        command: The command.
+        original_command: What the client asked for, when a key's ``command=`` rules; None otherwise.
+    """
+
+    command: str
+    original_command: str | None = None
+
+    @property
+    def variables(self) -> list[str]:
+        """The words that carry it, for env(1)."""
+        carried = {"GATEWAY_COMMAND": self.command, "GATEWAY_ORIGINAL": self.original_command or ""}
+        return [f"{name}={_base64(text)}" for name, text in carried.items()]
+
+    @property
+    def line(self) -> str:
+        """The command line that runs it."""
+        return f"exec env {' '.join(self.variables)} {_RUN_COMMAND}"
+
+
+def server_command(
+    terminal: Terminal, *, address: str, program: str, ports: str, silence_timeout_s: int, run: RunCommand | None
+) -> str:
+    """Write the command line that the remote user's shell is to run.
+
+    Args:
+        terminal: The client's terminal.
+        address: The remote's numeric address, which tells the family of addresses to bind to: mosh-server would
+            take IPv4 by itself. Not the address proper, which may be that of a proxy or a NAT.
+        program: REMOTE_MOSH_SERVER.
+        ports: REMOTE_MOSH_PORTS, ``P`` or ``P:P2``.
+        silence_timeout_s: Seconds without a word from the client after which mosh-server ends.
+        run: What to run instead of a login shell; None for the shell.
+
+    Returns:
+        One line that means the same in every shell: no word of it needs quoting but constants. It wants a marker on
+        standard input (`helpers.remote_command`).
+    """
+    variables = " ".join([f"MOSH_SERVER_NETWORK_TMOUT={silence_timeout_s}", *(run.variables if run else ())])
+    locales = "".join(f" -l {name}={value}" for name, value in terminal.locale.items())
+    bind = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - on the remote, where mosh binds so by itself
+    options = f"-i {bind} -c {terminal.colors} -p {ports}{locales}"
+    return marked(_START, f"env {variables} {program} new {options}{f' -- {_RUN_COMMAND}' if run else ''}")
+
+
+def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
+    """Read one line of mosh-server's output.
+
+    Args:
+        line: What stands behind the marker, without its newline; anything over 512 bytes is no match.
+
+    Returns:
+        The endpoint, or None if the line is something else.
+    """
+    match = _CONNECT.fullmatch(line) if len(line) <= MAX_LINE_BYTES else None
+    if match is None or int(match[1]) > 65535:  # noqa: PLR2004 - the largest port there is
+        return None
+    return MoshEndpoint(int(match[1]), match[2].decode("ascii"))
+
+
+def find_mosh_connect(output: bytes, marker: bytes) -> MoshEndpoint | None:
+    """Find MOSH CONNECT behind the marker, whatever a start-up file of the user's printed."""
+    return next(filter(None, map(parse_mosh_connect, marked_lines(output, marker))), None)
+
+
+def failure(status: int | None, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
+    """Say why mosh-server gave no session.
+
+    Args:
+        status: The command's exit status, None if the remote told none: a signal ended it.
+        output: What it wrote to standard output, unchecked.
+        stderr: What it wrote to standard error, unchecked.
+        marker: Its marker.
+        program: REMOTE_MOSH_SERVER.
+    """
+    if not any(True for _ in marked_lines(output, marker)):
+        return PermissionDeniedError(why_not_run(status, output or stderr))
+    if b"UTF-8 native locale" in stderr:
+        return NoLocaleError("the remote host has no UTF-8 locale, which mosh needs; install C.UTF-8 or en_US.UTF-8")
+    if status in _NOT_FOUND_STATUSES:
+        return NoMoshServerError(
+            f"the remote host has no {program}; install mosh there, or set REMOTE_MOSH_SERVER to where it is"
+        )
+    reason = printable(stderr) or ("it was killed by a signal" if status is None else f"exit status {status}")
+    return MoshServerError(f"mosh-server gave no session on the remote host: {reason}")
+
+
+def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
+    """Say why ssh, started with the user's own agent, brought no session.
+
+    Args:
+        status: ssh's exit status; 255 is its own, the rest mosh-server's (ssh(1)).
+        output: What mosh-server wrote to standard output, unchecked.
+        stderr: What both wrote to standard error, unchecked.
+        marker: The command's marker.
+        program: REMOTE_MOSH_SERVER.
+    """
+    if status != 255:  # noqa: PLR2004
+        return failure(status, output, stderr, marker, program)
+    reason = printable(stderr) or "no reason given"
+    if b"Host key verification failed" in stderr:
+        return HostKeyError(f"the remote host's key is not the one that the gateway knows: {reason}")
+    if b"Unable to negotiate with" in stderr:
+        return NoCommonAlgorithmError(f"the remote host and the gateway have no algorithm in common: {reason}")
+    methods = re.search(rb"Permission denied \(([!-'*-~]+)\)", stderr)
+    if methods is not None and b"publickey" not in methods[1].split(b","):
+        wanted = methods[1].decode("ascii")
+        return PermissionDeniedError(f"the remote host wants {wanted} beside or instead of your agent's key: {reason}")
+    if b"Permission denied" in stderr:
+        return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
+    if stderr.startswith(b"gateway: "):  # `helpers.happy_eyeballs`, before ssh said a word to the remote
+        reason = printable(stderr.partition(b"\n")[0].rpartition(b" reached: ")[2])
+    return RemoteLostError(f"the remote host cannot be reached: {reason}")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")

@@ -1,0 +1,1 @@
+"""What the gateway's processes say to each other, and what all of them share."""

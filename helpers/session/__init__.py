@@ -1,0 +1,1 @@
+"""The session helper: sshd's ForceCommand."""

@@ -1,0 +1,1 @@
+"""Formats of SSH and OpenSSH: pure, without I/O."""
