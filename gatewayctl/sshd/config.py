@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import helpers
 from gatewayctl.runtime.directory import Runtime
 from helpers.broker.accounts.userdb import AUTH_USER
+from helpers.protocol.access_mode import AccessMode
 from helpers.protocol.errors import GatewayError, SettingsError
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
     runtime = Runtime(settings.gateway_runtime_dir)
     has_key = settings.gateway_ssh_key_path is not None or settings.gateway_ssh_key_content is not None
     local = settings.gateway_authorized_keys_path is not None or settings.gateway_authorized_keys_content is not None
+    mode = AccessMode.of(has_key=has_key, has_local_keys=local, accepts_any_key=settings.gateway_accept_any_key)
     launch = (sys.executable, *PYTHON_OPTIONS, str(Path(helpers.__file__).resolve().parent / "launch.py"))
     socket = str(runtime.broker_socket)
     return SshdContext(
@@ -116,8 +118,8 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
         password_authentication=settings.gateway_password_auth,
         trusted_proxies=settings.gateway_trusted_proxies,
         syslog=settings.gateway_log == "syslog",
-        agent_forwarding=not has_key,
-        any_key=settings.gateway_accept_any_key or not (has_key or local),
+        agent_forwarding=mode.passes_agent_through,
+        any_key=mode.any_key_passes,
         pid_file=runtime.pid_file,
     )
 

@@ -32,7 +32,7 @@ _MESSAGE = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class Relay:
+class SyslogRelay:
     """Relays syslog messages.
 
     Args:

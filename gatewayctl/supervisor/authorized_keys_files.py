@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class RememberedKeys:
+class AuthorizedKeysFiles:
     """The directory of them.
 
     Args:

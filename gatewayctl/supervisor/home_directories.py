@@ -21,7 +21,7 @@ UNUSED_S = 60.0
 owner may be about to have one."""
 
 
-class Homes:
+class HomeDirectories:
     """The directory of homes.
 
     Args:

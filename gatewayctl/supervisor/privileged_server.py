@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gatewayctl.supervisor.authorized_keys_files import RememberedKeys
-from gatewayctl.supervisor.home_directories import Homes
+from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
+from gatewayctl.supervisor.home_directories import HomeDirectories
 from gatewayctl.supervisor.unproved_connections import Clients
 from helpers.broker.keys.sshd_key_cache import LONGEST_S
 from helpers.protocol.errors import ProtocolError
@@ -23,7 +23,7 @@ SWEEP_S = 10.0
 """Seconds between looks for homes that nobody needs."""
 
 
-class Errands:
+class PrivilegedServer:
     """Runs them, for one broker or for two of which one is about to go.
 
     Args:
@@ -34,7 +34,11 @@ class Errands:
     """
 
     def __init__(
-        self, homes: Homes, keys: RememberedKeys, clients: Clients, clock: Callable[[], float] = time.monotonic
+        self,
+        homes: HomeDirectories,
+        keys: AuthorizedKeysFiles,
+        clients: Clients,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Heed no broker yet."""
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock

@@ -18,11 +18,11 @@ from gatewayctl.runtime import processes
 from gatewayctl.runtime.directory import Runtime
 from gatewayctl.settings.cross_checks import ANYONE
 from gatewayctl.sshd import config, listener, namespace
-from gatewayctl.sshd.syslog_relay import Relay
+from gatewayctl.sshd.syslog_relay import SyslogRelay
 from gatewayctl.supervisor import sd_notify, shutdown_notice
-from gatewayctl.supervisor.authorized_keys_files import RememberedKeys
-from gatewayctl.supervisor.home_directories import Homes
-from gatewayctl.supervisor.privileged_server import Errands
+from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
+from gatewayctl.supervisor.home_directories import HomeDirectories
+from gatewayctl.supervisor.privileged_server import PrivilegedServer
 from gatewayctl.supervisor.unproved_connections import Clients
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import GatewayError
@@ -94,11 +94,13 @@ class Supervisor:
         self._sockets = runtime.listen(private=self._private)
         uids = range(self._plan.broker.uid_start, self._plan.broker.uid_stop)
         clients = Clients(lambda: self._sshd, lambda: self._plan.broker.trusted_proxies)
-        self._errands = Errands(Homes(runtime.home, uids), RememberedKeys(runtime.authorized_keys), clients)
+        self._errands = PrivilegedServer(
+            HomeDirectories(runtime.home, uids), AuthorizedKeysFiles(runtime.authorized_keys), clients
+        )
         self._log_socket = None if self._plan.broker.syslog else runtime.listen_log(private=self._private)
         self._relay: threading.Thread | None = None
         if self._log_socket is not None:
-            relay = Relay(self._log_socket, log.relay)
+            relay = SyslogRelay(self._log_socket, log.relay)
             self._relay = threading.Thread(target=relay.serve, daemon=True)
         self._broker = self._sshd = 0
         self._draining: set[int] = set()

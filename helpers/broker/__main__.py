@@ -16,14 +16,17 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from helpers.broker.accounts.uid_table import UserTable
-from helpers.broker.broker import Broker
-from helpers.broker.keys.cached_remote_keys import AnyKey, ContentKeys, KeySource, PathKeys, RemoteKeys
+from helpers.broker.accounts.uid_table import UidTable
+from helpers.broker.keys.cached_remote_keys import RemoteKeys
+from helpers.broker.keys.local_keys import ContentKeys, PathKeys
 from helpers.broker.keys.remote_authorized_keys import AuthorizedKeysSources
-from helpers.broker.privileged_client import Errands
+from helpers.broker.keys.sources import AnyKeySource, KeySource, LocalKeySource, RemoteKeySource
+from helpers.broker.keys.sshd_key_cache import SshdKeyCache
+from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.connection import Remote, identity, load_key, silence_paramiko
 from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Server
+from helpers.broker.services import Services, Surroundings
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import GatewayError, SettingsError
 from helpers.protocol.event_log import EventLog
@@ -32,7 +35,7 @@ from helpers.protocol.messages import encode, error_answer
 from helpers.ssh.known_hosts import KnownHosts
 
 LISTENING_FDS = (3, 4, 5)
-ERRANDS_FD = 6
+PRIVILEGED_FD = 6
 STATUS_FD = 7
 
 SWEEP_S = 30.0
@@ -42,42 +45,70 @@ DRAIN_S = 22.0
 """Longest time, in seconds, that a broker told to end goes on for logins it has begun."""
 
 
-def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connections]:
-    """Put the broker's parts together.
+def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
+    """Put together what the broker's services work with.
 
     Raises:
         SettingsError: The gateway's key, or a file that the settings name, cannot be used.
         GatewayError: There is no space for the table of users.
     """
     key = None if config.ssh_key is None else load_key(config.ssh_key, config.ssh_certificate)
-    known_hosts = None
-    if config.known_hosts is not None:
-        known_hosts = KnownHosts(Path(config.known_hosts), config.remote_host, config.remote_port)
-        try:
-            known = known_hosts.keys()
-        except GatewayError as exc:
-            raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc
-        if not known.trusted:
-            log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
-    else:
-        log.warning("host_key_ignored", remote=config.remote_host, reason="REMOTE_IGNORE_HOST_KEY=true")
+    own_key = b"" if key is None else key.get_base64().encode("ascii")
+    known_hosts = _known_hosts(config, log)
 
     def unchecked(host_key: str) -> None:
         log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
+    uids = _uid_table(config)
+    connections = Connections(remote.connect, known=uids.had_session, refusal_ttl_s=config.cache_ttl_s)
+    privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
+    return Surroundings(
+        config=config,
+        uids=uids,
+        source=_key_source(config, uids, connections, privileged, own_key),
+        connections=connections,
+        addresses=remote.addresses,
+        known_hosts=known_hosts,
+        identity=None if key is None else identity(key),
+        privileged=privileged,
+        log=log,
+        supervisor=os.getppid(),
+    )
+
+
+def _known_hosts(config: BrokerConfig, log: EventLog) -> KnownHosts | None:
+    if config.known_hosts is None:
+        log.warning("host_key_ignored", remote=config.remote_host, reason="REMOTE_IGNORE_HOST_KEY=true")
+        return None
+    known_hosts = KnownHosts(Path(config.known_hosts), config.remote_host, config.remote_port)
+    try:
+        known = known_hosts.keys()
+    except GatewayError as exc:
+        raise SettingsError(f"REMOTE_KNOWN_HOSTS: {exc.message}") from exc
+    if not known.trusted:
+        log.warning("host_key_unknown", remote=known_hosts.name, known_hosts=config.known_hosts)
+    return known_hosts
+
+
+def _uid_table(config: BrokerConfig) -> UidTable:
     try:
         uids = range(config.uid_start, config.uid_stop)
-        users = UserTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
+        return UidTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
     except sqlite3.Error as exc:
         msg = f"the table of users {config.users_path} cannot be used ({exc})"
         # What may pass is no wrong setting: systemd tries again.
         raise (GatewayError if exc.sqlite_errorcode == sqlite3.SQLITE_FULL else SettingsError)(msg) from exc
-    connections = Connections(remote.connect, known=users.had_session, refusal_ttl_s=config.cache_ttl_s)
-    keys: KeySource
+
+
+def _key_source(
+    config: BrokerConfig, uids: UidTable, connections: Connections, privileged: PrivilegedClient, own_key: bytes
+) -> KeySource:
+    if config.access_mode.any_key_passes:
+        return AnyKeySource(privileged)
     if config.authorized_keys_content is not None:
-        keys = ContentKeys(config.authorized_keys_content.encode("utf-8"))
-    elif config.authorized_keys_path is not None:
+        return LocalKeySource(ContentKeys(config.authorized_keys_content.encode("utf-8")), privileged)
+    if config.authorized_keys_path is not None:
         path = Path(config.authorized_keys_path)
         if not os.access(path, os.R_OK):
             msg = (
@@ -85,37 +116,23 @@ def make_broker(config: BrokerConfig, log: EventLog) -> tuple[Broker, Connection
                 f"it holds public keys: chmod 0644 {path}, and let everyone enter its directory"
             )
             raise SettingsError(msg)
-        keys = PathKeys(path)
-    elif config.accept_any_key or key is None:
-        keys = AnyKey()
-    else:
-        sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.authorized_keys_command)
-        keys = RemoteKeys(connections, config.cache_ttl_s, key.get_base64().encode("ascii"), sources)
-    errands = Errands(socket.socket(fileno=ERRANDS_FD), lambda: signal.raise_signal(signal.SIGTERM))
-    broker = Broker(
-        config,
-        users,
-        keys,
-        connections,
-        known_hosts,
-        None if key is None else identity(key),
-        errands,
-        log,
-        os.getppid(),
-        remote.addresses,
-    )
-    return broker, connections
+        return LocalKeySource(PathKeys(path), privileged)
+    sshd_keys = SshdKeyCache(privileged, lambda user: uids.uid_of(user, allocate=False))
+    sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.authorized_keys_command)
+    keys = RemoteKeys(connections, config.cache_ttl_s, own_key, sources, on_file=sshd_keys.fetched)
+    return RemoteKeySource(keys, sshd_keys, privileged)
 
 
-async def serve(broker: Broker, connections: Connections, log: EventLog) -> None:
+async def serve(given: Surroundings) -> None:
     """Serve until SIGTERM; then finish what was begun and leave."""
-    server = Server(broker.handlers, broker.account, broker.sign, log)
+    services, connections = Services(given), given.connections
+    server = Server(services.handlers, services.accounts.account, services.signing.answer, given.log)
     servers = await server.listen(*(socket.socket(fileno=fd) for fd in LISTENING_FDS))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     os.write(STATUS_FD, encode({"result": {}}))
     os.close(STATUS_FD)
-    fresh = asyncio.create_task(broker.keep_fresh())
+    fresh = asyncio.create_task(services.keys.run())
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
@@ -145,11 +162,11 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     silence_paramiko()
     try:
-        broker, connections = make_broker(config, log)
+        given = surroundings(config, log)
     except GatewayError as error:
         os.write(STATUS_FD, encode(error_answer(error)))
         return error.status
-    asyncio.run(serve(broker, connections, log))
+    asyncio.run(serve(given))
     # paramiko's threads may be waiting for a remote that does not answer; they have nothing left to do.
     sys.stderr.flush()
     os._exit(0)

@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter
 
 
-class Places:
+class FairShare:
     """A number of places. Everything here runs on the event loop's thread.
 
     Args:

@@ -14,7 +14,7 @@ ANSWER_TIMEOUT_S = 2.0
 """Longest wait, in seconds: the supervisor makes one directory, and writes one file."""
 
 
-class Errands:
+class PrivilegedClient:
     """The way to the supervisor.
 
     Args:

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from helpers.protocol.access_mode import AccessMode
+
 KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
 """What a sentence about the key begins with, whoever finds fault with it."""
 
@@ -83,6 +85,14 @@ class BrokerConfig:
     syslog: bool
     listen_address: str
     listen_port: int
+
+    @property
+    def access_mode(self) -> AccessMode:
+        """How the gateway decides who may log in."""
+        local = self.authorized_keys_path is not None or self.authorized_keys_content is not None
+        return AccessMode.of(
+            has_key=self.ssh_key is not None, has_local_keys=local, accepts_any_key=self.accept_any_key
+        )
 
     @property
     def users_path(self) -> Path:

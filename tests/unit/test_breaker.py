@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.remote.circuit_breaker import FAILURES, JITTER, PAUSES_S, Breaker
+from helpers.broker.remote.circuit_breaker import FAILURES, JITTER, PAUSES_S, CircuitBreaker
 from helpers.protocol.errors import RemoteRefusedError
 
 _DOWN = RemoteRefusedError("the remote host refuses connections")
@@ -17,8 +17,8 @@ class _Clock:
         return self.now_s
 
 
-def _open(clock: _Clock, failures: int = FAILURES, spread: float = 0.0) -> Breaker:
-    breaker = Breaker(clock, lambda: spread)
+def _open(clock: _Clock, failures: int = FAILURES, spread: float = 0.0) -> CircuitBreaker:
+    breaker = CircuitBreaker(clock, lambda: spread)
     for number in range(failures):
         if number >= FAILURES:
             clock.now_s += PAUSES_S[-1]
@@ -28,7 +28,7 @@ def _open(clock: _Clock, failures: int = FAILURES, spread: float = 0.0) -> Break
 
 def test_a_new_breaker_lets_connections_be_tried() -> None:
     """Nothing has failed yet."""
-    Breaker(_Clock()).check()
+    CircuitBreaker(_Clock()).check()
 
 
 def test_one_failure_may_be_chance() -> None:

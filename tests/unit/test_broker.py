@@ -14,17 +14,24 @@ from typing import Any
 
 import pytest
 
-from helpers.broker import broker as broker_module
-from helpers.broker.accounts.uid_table import UserTable
+from helpers.broker import remote_deadline
+from helpers.broker.accounts.uid_table import UidTable
 from helpers.broker.accounts.userdb import AUTH_USER
-from helpers.broker.broker import Broker, _endpoint, _key_fingerprint
-from helpers.broker.keys.cached_remote_keys import AnyKey, ContentKeys, KeyFile, KeySource, PathKeys, RemoteKeys
-from helpers.broker.keys.refusal_timing import Pacing
+from helpers.broker.clients import _endpoint, _key_fingerprint
+from helpers.broker.keys.cached_remote_keys import RemoteKeys
+from helpers.broker.keys.local_keys import ContentKeys, PathKeys
+from helpers.broker.keys.refusal_timing import RefusalTiming
 from helpers.broker.keys.remote_authorized_keys import AuthorizedKeysSources
+from helpers.broker.keys.sources import AnyKeySource, KeySource, LocalKeySource, RemoteKeySource, Verdict
+from helpers.broker.keys.sshd_key_cache import SshdKeyCache
 from helpers.broker.peer_credentials import Peer
-from helpers.broker.privileged_client import Errands
+from helpers.broker.privileged_client import PrivilegedClient
+from helpers.broker.remote.addresses import Addresses
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.pool import Completed, Connections
+from helpers.broker.remote_deadline import REMOTE_TIMEOUT_S
+from helpers.broker.server import WORK_TIMEOUT_S
+from helpers.broker.services import Services, Surroundings
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (
     MoshServerError,
@@ -37,7 +44,7 @@ from helpers.protocol.errors import (
 from helpers.protocol.event_log import EventLog
 from helpers.remote_command import marked_lines
 from helpers.ssh import agent
-from helpers.ssh.authorized_keys import encode_command
+from helpers.ssh.authorized_keys import OfferedKey, encode_command
 from helpers.ssh.known_hosts import fingerprint
 from lab.answers import MARKER, authorized_keys, mosh_connect
 
@@ -104,7 +111,7 @@ class FakeConnection:
         return outcome
 
 
-class FakeErrands(Errands):
+class FakePrivilegedClient(PrivilegedClient):
     """The supervisor, for a room."""
 
     def __init__(self, room: Room) -> None:
@@ -124,12 +131,12 @@ class FakeErrands(Errands):
         return await self.make_home(user, uid)
 
 
-class BrokenKeys:
+class BrokenSource(AnyKeySource):
     """A source of keys that is away."""
 
-    async def read(self, user: str) -> KeyFile:
+    async def judge(self, user: str, offered: OfferedKey) -> Verdict:
         """Fail."""
-        del user
+        del user, offered
         msg = "away"
         raise RemoteLostError(msg)
 
@@ -156,7 +163,7 @@ class Room:
         remembered: What sshd was to know by itself: who, which lines and for how long.
     """
 
-    def __init__(self, keys: KeySource | None = None, **settings: Any) -> None:
+    def __init__(self, source: Callable[[PrivilegedClient], KeySource] | None = None, **settings: Any) -> None:
         """Make a broker."""
         self.lines: list[str] = []
         self.outcomes = [_STARTED]
@@ -165,7 +172,7 @@ class Room:
         self.home_is_made = True
         self.refuses = False
         self.remembered: list[tuple[str, list[bytes], float]] = []
-        self.errands = FakeErrands(self)
+        self.privileged = FakePrivilegedClient(self)
         values: dict[str, Any] = {
             "remote_host": "remote.example",
             "remote_port": 22,
@@ -202,10 +209,26 @@ class Room:
         config = BrokerConfig(**(values | settings))
         self.config = config
         self.log = Recorder()
-        self.users = UserTable(":memory:", _UIDS)
+        self.users = UidTable(":memory:", _UIDS)
         self.connections = Connections(self._connect)
-        source = keys or ContentKeys(f"ssh-ed25519 {_KEY} alice\n".encode())
-        self.broker = Broker(config, self.users, source, self.connections, None, None, self.errands, self.log, 1)
+        self.serve((source or _content(f"ssh-ed25519 {_KEY} alice\n"))(self.privileged))
+
+    def serve(self, source: KeySource) -> None:
+        """Have a broker whose keys are from a source."""
+        self.broker = Services(
+            Surroundings(
+                config=self.config,
+                uids=self.users,
+                source=source,
+                connections=self.connections,
+                addresses=Addresses(self.config.remote_host, self.config.remote_port),
+                known_hosts=None,
+                identity=None,
+                privileged=self.privileged,
+                log=self.log,
+                supervisor=1,
+            )
+        )
 
     def _connect(self, user: str, command: Callable[[str], str] | None, attempt: Attempt) -> FakeConnection:
         del command, attempt
@@ -217,20 +240,25 @@ class Room:
 
     def login(self, name: str) -> Peer:
         """Let sshd look a user up, and be a process of that user's."""
-        account = self.broker.account(_SSHD, name)
+        account = self.broker.accounts.account(_SSHD, name)
         assert account is not None
         return Peer(1, account.uid)
 
     async def keys(self, user: str = "alice", key: str = _KEY, peer: Peer = _AUTH, **words: Any) -> list[str]:
         """Ask for the lines of a key."""
         request = {"user": user, "key_type": "ssh-ed25519", "key": key} | words
-        text = await self.broker.authorized_keys(peer, request)
+        text = await self.broker.keys.authorized_keys(peer, request)
         assert text[-1:] in {b"", b"\n"}
         return text.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
     async def session(self, peer: Peer, **words: Any) -> dict[str, Any]:
         """Ask for a session."""
-        return await self.broker.session(peer, _SESSION | words)
+        return await self.broker.sessions.session(peer, _SESSION | words)
+
+
+def _content(text: str) -> Callable[[PrivilegedClient], KeySource]:
+    """Make a source of the settings' own keys."""
+    return lambda privileged: LocalKeySource(ContentKeys(text.encode()), privileged)
 
 
 _SESSION: dict[str, Any] = {
@@ -270,7 +298,7 @@ def test_sshd_makes_a_name_known(room: Room) -> None:
     assert peer.uid in _UIDS
     for asker in (_SSHD, _AUTH, Peer(5, 1000)):
         for key in ("alice", peer.uid):
-            account = room.broker.account(asker, key)
+            account = room.broker.accounts.account(asker, key)
             assert account is not None
             assert (account.name, account.uid, account.home) == ("alice", peer.uid, f"/homes/{peer.uid}")
 
@@ -278,38 +306,38 @@ def test_sshd_makes_a_name_known(room: Room) -> None:
 @pytest.mark.parametrize("uid", [1000, _AUTH_UID, _UIDS[0]])
 def test_nobody_else_does(uid: int, room: Room) -> None:
     """A lookup by anybody but root adds no name, and counts as none."""
-    assert room.broker.account(Peer(5, uid), "alice") is None
-    assert room.broker.account(_SSHD, _UIDS[0]) is None
-    assert room.broker.counters.lookups == 0
+    assert room.broker.accounts.account(Peer(5, uid), "alice") is None
+    assert room.broker.accounts.account(_SSHD, _UIDS[0]) is None
+    assert room.broker.accounts.lookups == 0
 
 
 @pytest.mark.parametrize("name", ["root", "nobody", "sshd", "", "a b", "x" * 65, "-\n", "gateway"])
 def test_names_that_are_not_ours_to_answer(name: str, room: Room) -> None:
     """Reserved names and what is no name are not found, for sshd neither; gateway is a name like any other."""
-    assert (room.broker.account(_SSHD, name) is None) == (name != "gateway")
+    assert (room.broker.accounts.account(_SSHD, name) is None) == (name != "gateway")
 
 
 def test_names_without_a_uid_left_are_told_of(room: Room) -> None:
     """Once every uid is somebody's, the operator hears why new names are refused; what is no name is no news."""
     for number in range(len(_UIDS)):
         room.login(f"name{number}")
-    assert room.broker.account(_SSHD, "root") is room.broker.account(_SSHD, "a b") is None
+    assert room.broker.accounts.account(_SSHD, "root") is room.broker.accounts.account(_SSHD, "a b") is None
     assert room.log.events == []
-    assert room.broker.account(_SSHD, "alice") is None
+    assert room.broker.accounts.account(_SSHD, "alice") is None
     assert [event for event, _ in room.log.events] == ["refused"]
 
 
 @pytest.mark.parametrize("uid", [0, -1, 1000, _BROKER_UID, _UIDS[0], _UIDS.stop, 2**70])
 def test_uids_that_are_nobodys(uid: int, room: Room) -> None:
     """No uid is anybody's before it is given away: not root's, not the broker's."""
-    assert room.broker.account(_SSHD, uid) is None
+    assert room.broker.accounts.account(_SSHD, uid) is None
 
 
 def test_the_key_helpers_account(room: Room) -> None:
     """It exists for everyone, has no shell, no password, and no home of a user's."""
     for asker in (_SSHD, Peer(5, 1000)):
         for key in (AUTH_USER, _AUTH_UID):
-            account = room.broker.account(asker, key)
+            account = room.broker.accounts.account(asker, key)
             assert account is not None
             assert (account.name, account.uid, account.shell) == (AUTH_USER, _AUTH_UID, "/usr/sbin/nologin")
             assert account.password is None
@@ -321,12 +349,12 @@ def test_a_password_is_for_roots_eyes() -> None:
     async def scenario() -> None:
         peer = room.login("bob")
         asked = [
-            room.broker.account(asker, key)
+            room.broker.accounts.account(asker, key)
             for asker in (_SSHD, _AUTH, peer, Peer(5, 1000))
             for key in ("bob", peer.uid)
         ]
         assert [account.password for account in asked if account] == ["$6$bob"] * 2 + [None] * 6
-        alice = room.broker.account(_SSHD, "alice")
+        alice = room.broker.accounts.account(_SSHD, "alice")
         assert alice is not None
         assert alice.password == room.config.no_passwords[0]
 
@@ -338,13 +366,13 @@ def test_roots_own_uid_has_a_name_that_nobody_logs_in_by() -> None:
     """Ssh runs as no uid without an account; by name there is none, as nss-systemd answers for root by itself."""
 
     async def scenario() -> None:
-        uid = (await room.broker.root(_SSHD, {}))["uid"]
+        uid = (await room.broker.accounts.root(_SSHD, {}))["uid"]
         assert uid in _UIDS
-        account = room.broker.account(_SSHD, uid)
+        account = room.broker.accounts.account(_SSHD, uid)
         assert account is not None
         assert (account.name, account.uid, account.password) == ("gateway+root", uid, room.config.no_passwords[0])
-        assert room.broker.account(_SSHD, "root") is None
-        assert room.broker.account(_SSHD, "gateway+root") is None
+        assert room.broker.accounts.account(_SSHD, "root") is None
+        assert room.broker.accounts.account(_SSHD, "gateway+root") is None
 
     room = Room(permit_root=True)
     _run(room, scenario)
@@ -367,7 +395,7 @@ def test_a_permitted_key_gets_its_lines() -> None:
         assert fields["source"] == "content"
         assert "reason" not in fields
         assert room.homes == [peer.uid]
-        assert (room.broker.counters.keys_offered, room.broker.counters.keys_permitted) == (1, 1)
+        assert (room.broker.keys.offered, room.broker.keys.permitted) == (1, 1)
 
     room = Room()
     _run(room, scenario)
@@ -410,11 +438,21 @@ def test_keys_of_nobody(user: str) -> None:
         assert await room.keys(user=user) == []
         assert [event for event, _ in room.log.events] == ["key_refused"]
 
-    room = Room(AnyKey(), accept_any_key=True)
+    room = Room(AnyKeySource, accept_any_key=True)
     _run(room, scenario)
 
 
-class RecordedPacing(Pacing):
+def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
+    """Give a room's broker keys from its remote, which has one file after the other."""
+    cache = SshdKeyCache(room.privileged, lambda user: room.users.uid_of(user, allocate=False))
+    keys = RemoteKeys(room.connections, ttl_s, b"AAAA", AuthorizedKeysSources(), on_file=cache.fetched)
+    if contents:
+        room.outcomes = [_answers(authorized_keys(content, None)) for content in contents]
+    room.serve(RemoteKeySource(keys, cache, room.privileged))
+    return keys
+
+
+class RecordedPacing(RefusalTiming):
     """Says when it was asked, and lets nobody wait.
 
     Attributes:
@@ -435,20 +473,20 @@ class RecordedPacing(Pacing):
 def test_every_refusal_is_paced_alike() -> None:
     """A wrong key, a user without keys, an unknown name and root wait for the same time; who gets in does not."""
     room = Room()
-    keys = RemoteKeys(room.connections, 60.0, b"AAAA", AuthorizedKeysSources())
-    keys.pacing = pacing = RecordedPacing()
-    broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
+    keys = _remote_keys(room)
+    keys.refusal_timing = pacing = RecordedPacing()
+    broker = room.broker
     room.outcomes = [_answers(authorized_keys(f"ssh-ed25519 {_KEY}\n".encode(), None)), _NO_FILE]
 
     async def scenario() -> None:
         for user in ("alice", "bob"):
-            broker.account(_SSHD, user)
+            broker.accounts.account(_SSHD, user)
             await keys.fetch(user)
         asked = [("alice", _KEY), ("alice", _OTHER_KEY), ("bob", _KEY), ("root", _KEY), ("a b", _KEY)]
         for user, key in asked:
             connection = "192.0.2.7 50000 192.0.2.8 22"
             request = {"user": user, "key_type": "ssh-ed25519", "key": key, "connection": connection}
-            await broker.authorized_keys(_AUTH, request)
+            await broker.keys.authorized_keys(_AUTH, request)
         assert pacing.refused == ["alice", "bob", "root", "a b"]
 
     _run(room, scenario)
@@ -461,17 +499,17 @@ def test_every_refusal_is_paced_alike() -> None:
 def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
     """Behind GATEWAY_TRUSTED_PROXIES one user's session does not make strangers' refusals quicker than others'."""
     room = Room(trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
-    keys = RemoteKeys(room.connections, 60.0, b"AAAA", AuthorizedKeysSources())
-    keys.pacing = pacing = RecordedPacing()
-    broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
+    keys = _remote_keys(room)
+    keys.refusal_timing = pacing = RecordedPacing()
+    broker = room.broker
     room.outcomes = [_STARTED]
 
     async def scenario() -> None:
-        await broker.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
+        await broker.sessions.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
         for user in ("alice", "bob"):
             connection = f"{client} 50001 192.0.2.8 22"
             request = {"user": user, "key_type": "ssh-ed25519", "key": _OTHER_KEY, "connection": connection}
-            await broker.authorized_keys(_AUTH, request)
+            await broker.keys.authorized_keys(_AUTH, request)
         assert pacing.refused == (["bob"] if familiar else ["alice", "bob"])
 
     _run(room, scenario)
@@ -479,13 +517,13 @@ def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
 
 def test_a_name_has_had_a_session_when_the_remote_has_let_it_in() -> None:
     """With agent pass-through the session's own ssh hears that; until then it is a stranger's name."""
-    room = Room(AnyKey(), ssh_key=None, remote_host="192.0.2.1")
+    room = Room(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
 
     async def scenario() -> None:
         peer = room.login("alice")
-        await room.broker.session(peer, _SESSION)
+        await room.broker.sessions.session(peer, _SESSION)
         assert not room.users.had_session("alice")
-        await room.broker.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
+        await room.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
         assert room.users.had_session("alice")
 
     _run(room, scenario)
@@ -494,34 +532,26 @@ def test_a_name_has_had_a_session_when_the_remote_has_let_it_in() -> None:
 @pytest.mark.parametrize("uid", [0, _AUTH_UID, _BROKER_UID, _UIDS.stop - 1])
 def test_who_is_no_user_has_not_logged_in(uid: int) -> None:
     """A uid that no name has, and the gateway's own."""
-    room = Room(AnyKey(), ssh_key=None)
+    room = Room(AnyKeySource, ssh_key=None)
 
     async def scenario() -> None:
         with pytest.raises(PermissionDeniedError):
-            await room.broker.logged_in(Peer(77, uid), {})
+            await room.broker.sessions.logged_in(Peer(77, uid), {})
 
     _run(room, scenario)
 
 
 def test_with_a_key_of_its_own_the_gateway_needs_no_ones_word() -> None:
     """A process of the user's cannot make the name one that has had a session."""
-    room = Room(AnyKey())
+    room = Room(AnyKeySource)
 
     async def scenario() -> None:
         peer = room.login("alice")
         with pytest.raises(PermissionDeniedError):
-            await room.broker.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22"})
+            await room.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22"})
         assert not room.users.had_session("alice")
 
     _run(room, scenario)
-
-
-def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
-    """Give a room's broker keys from its remote, which has one file after the other."""
-    keys = RemoteKeys(room.connections, ttl_s, b"AAAA", AuthorizedKeysSources())
-    room.outcomes = [_answers(authorized_keys(content, None)) for content in contents]
-    room.broker = Broker(room.config, room.users, keys, room.connections, None, None, room.errands, room.log, 1)
-    return keys
 
 
 _OWN = b"ssh-ed25519 AAAA gateway\n"
@@ -533,7 +563,7 @@ _MANY = _OWN + "".join(f"restrict ssh-ed25519 {key} another\n" for key in _WRONG
 
 
 async def _files_read(room: Room) -> int:
-    return int((await room.broker.status(_SSHD, {}))["key_files_read"])
+    return int((await room.broker.status.status(_SSHD, {}))["key_files_read"])
 
 
 async def _offer_wrong_keys(room: Room) -> None:
@@ -574,7 +604,7 @@ def test_a_file_is_read_once_however_many_keys_are_offered(content: bytes) -> No
 )
 def test_a_line_that_is_not_taken_is_named_in_the_log(lines: str, reason: str) -> None:
     """A key whose line OpenSSH may well accept is not refused with the words for a key that has none."""
-    room = Room(ContentKeys(lines.replace("{}", f"ssh-ed25519 {_KEY}").encode()))
+    room = Room(_content(lines.replace("{}", f"ssh-ed25519 {_KEY}")))
 
     async def scenario() -> None:
         room.login("alice")
@@ -589,7 +619,7 @@ def test_a_line_that_is_not_taken_is_named_in_the_log(lines: str, reason: str) -
 def test_a_path_is_read_into_an_index_when_its_bytes_change(tmp_path: Path) -> None:
     """A key that goes from the file is refused at once; the same bytes, written again, are not read again."""
     path = tmp_path / "authorized_keys"
-    room = Room(PathKeys(path))
+    room = Room(lambda privileged: LocalKeySource(PathKeys(path), privileged))
     line = f"ssh-ed25519 {_KEY}"
 
     async def scenario() -> None:
@@ -644,10 +674,12 @@ def test_sshd_knows_nothing_of_who_was_refused() -> None:
     _run(room, scenario)
 
 
-@pytest.mark.parametrize("keys", [None, AnyKey()], ids=["keys of the settings", "any key"])
-def test_sshd_knows_nothing_that_is_not_the_remotes(keys: KeySource | None) -> None:
+@pytest.mark.parametrize("source", [None, AnyKeySource], ids=["keys of the settings", "any key"])
+def test_sshd_knows_nothing_that_is_not_the_remotes(
+    source: Callable[[PrivilegedClient], KeySource] | None,
+) -> None:
     """Local keys are read at each login, and any key is any key: sshd asks."""
-    room = Room(keys)
+    room = Room(source)
 
     async def scenario() -> None:
         room.login("alice")
@@ -697,7 +729,7 @@ def test_roots_keys_are_renewed_where_nothing_can_be_written(tmp_path: Path) -> 
     """A table of users on a full disk fails no fetch, and so not the task that keeps everybody's keys fresh."""
     room = Room(permit_root=True)
     room.users.close()
-    room.users = UserTable(tmp_path / "users", _UIDS)
+    room.users = UidTable(tmp_path / "users", _UIDS)
     keys = _remote_keys(room, _BOTH)
 
     async def scenario() -> None:
@@ -740,8 +772,11 @@ def test_root_has_keys_where_root_is_permitted() -> None:
     _run(room, scenario)
 
 
-@pytest.mark.parametrize(("source", "made"), [(BrokenKeys(), True), (None, False)])
-def test_whatever_fails_lets_nobody_in(source: KeySource | None, made: bool) -> None:  # noqa: FBT001 - a parameter
+@pytest.mark.parametrize(("source", "made"), [(BrokenSource, True), (None, False)])
+def test_whatever_fails_lets_nobody_in(
+    source: Callable[[PrivilegedClient], KeySource] | None,
+    made: bool,  # noqa: FBT001 - a parameter
+) -> None:
     """A remote that is away and a home that cannot be made are no lines and a reason in the log."""
 
     async def scenario() -> None:
@@ -779,7 +814,7 @@ def test_what_is_no_key_is_refused_and_logged(words: dict[str, Any]) -> None:
         assert lines == []
         assert [event for event, _ in room.log.events] == ["key_refused"]
 
-    room = Room(AnyKey(), accept_any_key=True)
+    room = Room(AnyKeySource, accept_any_key=True)
     _run(room, scenario)
 
 
@@ -791,7 +826,7 @@ def test_a_request_for_keys_must_be_whole(missing: str) -> None:
         request = {"user": "alice", "key_type": "ssh-ed25519", "key": _KEY}
         del request[missing]
         with pytest.raises(KeyError):
-            await room.broker.authorized_keys(_SSHD, request)
+            await room.broker.keys.authorized_keys(_SSHD, request)
 
     room = Room()
     _run(room, scenario)
@@ -805,7 +840,7 @@ def test_any_key_is_the_offered_key_alone() -> None:
         assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
         assert await room.keys(key=_OTHER_KEY) == [f"ssh-ed25519 {_OTHER_KEY}"]
 
-    room = Room(AnyKey(), accept_any_key=True)
+    room = Room(AnyKeySource, accept_any_key=True)
     _run(room, scenario)
 
 
@@ -1006,7 +1041,7 @@ def test_without_a_key_of_the_gateways_the_users_agent_opens_the_way() -> None:
         ]
         assert (room.connected, room.lines) == ([], [])
 
-    room = Room(AnyKey(), ssh_key=None, remote_host="192.0.2.1")
+    room = Room(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
     _run(room, scenario)
 
 
@@ -1064,7 +1099,7 @@ def test_a_mosh_server_that_fails(outcome: Completed) -> None:
         assert len(room.lines) == 1
         ((event, fields),) = room.log.events
         assert (event, fields["outcome"]) == ("session_failed", "mosh_server")
-        assert room.broker.counters.failures == 1
+        assert room.broker.sessions.failed == 1
 
     room = Room()
     _run(room, scenario)
@@ -1072,14 +1107,14 @@ def test_a_mosh_server_that_fails(outcome: Completed) -> None:
 
 def test_a_remote_that_takes_too_long_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long each step takes that the remote is given: a refusal and a failure are in the log, once each."""
-    monkeypatch.setattr(broker_module, "REMOTE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(remote_deadline, "REMOTE_TIMEOUT_S", 0.05)
 
     async def scenario() -> None:
         async def never(*_: object, **__: object) -> Any:
             await asyncio.Event().wait()
 
         peer = room.login("alice")
-        monkeypatch.setattr(room.broker._keys, "read", never)
+        monkeypatch.setattr(room.broker.keys._source, "judge", never)
         monkeypatch.setattr(room.connections, "run", never)
         assert await room.keys() == []
         with pytest.raises(RemoteTimeoutError, match="did not answer in time"):
@@ -1106,12 +1141,11 @@ def test_keys_are_kept_fresh_whatever_happens(monkeypatch: pytest.MonkeyPatch) -
                 raise RuntimeError(msg)
 
         monkeypatch.setattr(keys, "keep_fresh", keep_fresh)
-        await room.broker.keep_fresh()
+        await room.broker.keys.run()
         assert [(event, fields["op"]) for event, fields in room.log.events] == [("fault", "keep_fresh")] * 2
 
-    connections = Connections(lambda *_: FakeConnection(room))
-    keys = RemoteKeys(connections, 60.0, b"AAAAgateway", AuthorizedKeysSources())
-    room = Room(keys)
+    room = Room()
+    keys = _remote_keys(room)
     _run(room, scenario)
 
 
@@ -1154,7 +1188,7 @@ def test_who_may_not_become_roots_session(uid: int, permitted: bool) -> None:  #
 
     async def scenario() -> None:
         with pytest.raises(PermissionDeniedError):
-            await room.broker.root(Peer(1, uid), {})
+            await room.broker.accounts.root(Peer(1, uid), {})
 
     room = Room(permit_root=permitted)
     _run(room, scenario)
@@ -1166,11 +1200,11 @@ def test_the_status_is_roots_to_ask_for() -> None:
     async def scenario() -> None:
         peer = room.login("alice")
         await room.session(peer)
-        status = await room.broker.status(_SSHD, {})
+        status = await room.broker.status.status(_SSHD, {})
         assert (status["lookups"], status["sessions"], status["failures"], status["connections"]) == (1, 1, 0, 1)
         for uid in (peer.uid, _AUTH_UID, 1000):
             with pytest.raises(PermissionDeniedError):
-                await room.broker.status(Peer(1, uid), {})
+                await room.broker.status.status(Peer(1, uid), {})
 
     room = Room()
     _run(room, scenario)
@@ -1181,7 +1215,7 @@ def test_signatures_for_nobody(uid: int, room: Room) -> None:
     """Without a user behind the uid, or without a key of the gateway's, the agent fails."""
     if uid == _UIDS[0]:
         room.login("alice")
-    assert room.broker.sign(Peer(1, uid), b"\x0b") == agent.FAILURE
+    assert room.broker.signing.answer(Peer(1, uid), b"\x0b") == agent.FAILURE
     assert "agent_refused" in [event for event, _ in room.log.events]
 
 

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytest
 
-from gatewayctl.supervisor.authorized_keys_files import RememberedKeys
-from gatewayctl.supervisor.home_directories import UNUSED_S, Homes
-from gatewayctl.supervisor.privileged_server import SWEEP_S
-from gatewayctl.supervisor.privileged_server import Errands as RootsErrands
+from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
+from gatewayctl.supervisor.home_directories import UNUSED_S, HomeDirectories
+from gatewayctl.supervisor.privileged_server import SWEEP_S, PrivilegedServer
 from gatewayctl.supervisor.unproved_connections import Clients
-from helpers.broker.privileged_client import Errands
+from helpers.broker.privileged_client import PrivilegedClient
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode
 
 _UID = 70_001
@@ -49,9 +48,9 @@ class Place:
         for path in (self.homes, self.files):
             path.mkdir()
         self.stack = stack
-        homes = Homes(self.homes, range(70_000, 70_010), self._busy, self._epoch)
-        self.errands = RootsErrands(
-            homes, RememberedKeys(self.files, self._now), Clients(os.getpid, lambda: ""), self._now
+        homes = HomeDirectories(self.homes, range(70_000, 70_010), self._busy, self._epoch)
+        self.errands = PrivilegedServer(
+            homes, AuthorizedKeysFiles(self.files, self._now), Clients(os.getpid, lambda: ""), self._now
         )
         self.way = self.broker(heeded=True)
 
@@ -82,11 +81,11 @@ class Place:
         self.stack.callback(end)
         return ours
 
-    def ask(self, scenario: Callable[[Errands], Any], way: socket.socket | None = None) -> Any:
+    def ask(self, scenario: Callable[[PrivilegedClient], Any], way: socket.socket | None = None) -> Any:
         """Be a broker."""
 
         async def run() -> Any:
-            return await scenario(Errands(way or self.way, lambda: None))
+            return await scenario(PrivilegedClient(way or self.way, lambda: None))
 
         return asyncio.run(run())
 
@@ -119,7 +118,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_the_broker_has_homes_made(place: Place) -> None:
     """One after the other, and is told which could not be."""
 
-    async def ask(errands: Errands) -> list[str | None]:
+    async def ask(errands: PrivilegedClient) -> list[str | None]:
         return [await errands.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
 
     assert place.ask(ask) == [None, "no home directory could be made (uid 1 may have none)", None]
@@ -130,7 +129,7 @@ def test_the_broker_has_homes_made(place: Place) -> None:
 def test_homes_go_while_others_come(place: Place) -> None:
     """Logins that never let up keep nobody else's home there."""
 
-    async def ask(errands: Errands) -> None:
+    async def ask(errands: PrivilegedClient) -> None:
         assert await errands.make_home("alice", _UID) is None
         place.later_s = UNUSED_S + SWEEP_S
         # What was answered before the second of these was swept after.
@@ -212,7 +211,7 @@ def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
             theirs.close()
         else:
             asyncio.get_running_loop().add_reader(theirs, theirs.close)
-        return await Errands(ours, gone.set).make_home("alice", _UID)
+        return await PrivilegedClient(ours, gone.set).make_home("alice", _UID)
 
     with ours:
         assert asyncio.run(ask()) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.sessions.known_clients import FAMILIAR_S, MAX_LOGINS, Familiar
+from helpers.broker.known_clients import FAMILIAR_S, MAX_LOGINS, KnownClients
 
 _KEY, _OTHER_KEY = "SHA256:a", "SHA256:b"
 
@@ -36,7 +36,7 @@ class Clock:
 )
 def test_a_user_is_known_by_address_or_key(user: str, marks: tuple[str | None, ...], *, known: bool) -> None:
     """Neither another user with the same marks is, nor the same name with others."""
-    familiar = Familiar()
+    familiar = KnownClients()
     familiar.note("alice", "192.0.2.7", _KEY)
     familiar.note("bob", None, None)
     assert familiar.knows(user, *marks) is known
@@ -45,7 +45,7 @@ def test_a_user_is_known_by_address_or_key(user: str, marks: tuple[str | None, .
 def test_a_login_is_forgotten_after_a_day() -> None:
     """An address goes to others, and a key is lost."""
     clock = Clock()
-    familiar = Familiar(clock)
+    familiar = KnownClients(clock)
     familiar.note("alice", "192.0.2.7")
     clock.now += FAMILIAR_S - 1
     assert familiar.knows("alice", "192.0.2.7")
@@ -55,7 +55,7 @@ def test_a_login_is_forgotten_after_a_day() -> None:
 
 def test_memory_is_bounded() -> None:
     """However many log in, no more pairs are kept than there is room for."""
-    familiar = Familiar()
+    familiar = KnownClients()
     for number in range(MAX_LOGINS + 10):
         familiar.note(f"user{number}", "192.0.2.7")
     assert len(familiar._logins) == MAX_LOGINS

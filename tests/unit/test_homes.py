@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayctl.supervisor.home_directories import UNUSED_S, Homes
+from gatewayctl.supervisor.home_directories import UNUSED_S, HomeDirectories
 
 _UID = 70_001
 
@@ -24,7 +24,7 @@ class Place:
         """Begin with nobody busy."""
         self.root, self.busy = root, set[int]()
         self.later_s = 0.0
-        self.homes = Homes(root, range(70_000, 70_010), lambda: self.busy, self._now)
+        self.homes = HomeDirectories(root, range(70_000, 70_010), lambda: self.busy, self._now)
 
     def _now(self) -> float:
         return time.time() + self.later_s
@@ -47,8 +47,8 @@ def test_a_home_that_is_there_takes_no_capability_more(tmp_path: Path) -> None:
     """Who has it made again is its owner by then, and root in a container may not do all that an owner may."""
     code = f"""
 from pathlib import Path
-from gatewayctl.supervisor.home_directories import Homes
-homes = Homes(Path({str(tmp_path)!r}), range(70_000, 70_010))
+from gatewayctl.supervisor.home_directories import HomeDirectories
+homes = HomeDirectories(Path({str(tmp_path)!r}), range(70_000, 70_010))
 for _ in range(2):
     homes.make({_UID})
 """

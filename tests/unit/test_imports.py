@@ -20,9 +20,9 @@ _ROOT = Path(helpers.__file__).parent
 _LAUNCH = _ROOT / "launch.py"
 _STANDARD_LIBRARY_ALONE = [
     ".".join(path.relative_to(_ROOT.parent).with_suffix("").parts)
-    for room in ("", "protocol", "session", "ssh", "broker", "broker/accounts")
+    for room in ("", "protocol", "session", "ssh", "broker/accounts")
     for path in sorted((_ROOT / room).glob("*.py"))
-    if path.stem not in {"__init__", "__main__", "launch", "broker", "service"}
+    if path.stem not in {"__init__", "launch", "service"}
 ]
 _EXPENSIVE = {"asyncio", "ctypes", "dataclasses", "hashlib", "inspect", "logging", "pathlib", "subprocess", "tempfile"}
 _EXPENSIVE |= {"collections", "contextlib", "curses", "enum", "functools", "json", "re", "signal", "socket", "typing"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import os
+import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +19,14 @@ from helpers.broker.keys.cached_remote_keys import (
     REFRESHED_TTL_S,
     REFRESHED_USERS,
     UNREACHABLE_TTL_S,
-    AnyKey,
-    ContentKeys,
-    KeyFile,
-    PathKeys,
     RemoteKeys,
 )
+from helpers.broker.keys.key_file import KeyFile
 from helpers.broker.keys.key_index import MAX_CONTENT_BYTES
+from helpers.broker.keys.local_keys import ContentKeys, PathKeys
 from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeysSources
+from helpers.broker.keys.sources import AnyKeySource, LocalKeySource
+from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.pool import Completed, Ran
 from helpers.protocol.errors import (
     GatewayError,
@@ -33,12 +35,15 @@ from helpers.protocol.errors import (
     RemoteLostError,
     RemoteTimeoutError,
 )
+from helpers.ssh.authorized_keys import parse_offered_key
 from lab.answers import MARKER, authorized_keys
 
 _OWN_KEY = b"AAAAgateway"
 _FILE = b"ssh-ed25519 AAAAalice\nssh-ed25519 AAAAgateway\n"
 _SOURCES = AuthorizedKeysSources()
 _TTL_S = 60.0
+
+_KEY = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32)).decode()
 
 
 class Clock:
@@ -119,7 +124,7 @@ class FakePool:
 def _keys(*outcomes: bytes | int | GatewayError, ttl_s: float = _TTL_S) -> tuple[RemoteKeys, FakePool, Clock]:
     clock = Clock()
     pool = FakePool(clock, *outcomes)
-    return RemoteKeys(pool, ttl_s, _OWN_KEY, _SOURCES, clock), pool, clock
+    return RemoteKeys(pool, ttl_s, _OWN_KEY, _SOURCES, clock=clock), pool, clock
 
 
 async def _refused(keys: RemoteKeys, user: str = "alice") -> GatewayError:
@@ -451,7 +456,7 @@ def test_a_remembered_failure_holds_no_connection() -> None:
                     raise PermissionDeniedError(msg) from exc
 
         clock = Clock()
-        keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, _SOURCES, clock)
+        keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, _SOURCES, clock=clock)
         await _refused(keys)
         await _refused(keys)
         await _turns()  # what the event loop itself holds is gone with its next turn
@@ -580,10 +585,15 @@ def test_a_path_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_any_key_is_no_empty_file() -> None:
-    """That any key will do is said by no content at all, which no file has."""
+def test_an_empty_file_is_not_any_key() -> None:
+    """Where there is no key, none passes."""
+    offered = parse_offered_key("ssh-ed25519", _KEY)
+    ours, theirs = socket.socketpair()
 
     async def scenario() -> None:
-        assert await AnyKey().read("alice") == KeyFile(None, "any")
+        privileged = PrivilegedClient(ours, lambda: None)
+        assert (await LocalKeySource(ContentKeys(b""), privileged).judge("alice", offered)).lines == []
+        assert (await AnyKeySource(privileged).judge("alice", offered)).lines == [f"ssh-ed25519 {_KEY}".encode()]
 
-    asyncio.run(scenario())
+    with ours, theirs:
+        asyncio.run(scenario())

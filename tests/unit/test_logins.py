@@ -18,7 +18,7 @@ from helpers.broker.sessions.login_limiter import (
     MAX_WAITING,
     MAX_WAITING_FOR_SOURCE,
     WAIT_S,
-    Logins,
+    LoginLimiter,
     source_of,
 )
 from helpers.protocol.errors import RemoteTimeoutError
@@ -38,11 +38,11 @@ class Crowd:
         return started
 
 
-def _run(scenario: Callable[[Logins, Crowd], Coroutine[Any, Any, None]]) -> None:
+def _run(scenario: Callable[[LoginLimiter, Crowd], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
         with ExitStack() as stack:
             async with asyncio.timeout(30):
-                await scenario(Logins(), Crowd(stack))
+                await scenario(LoginLimiter(), Crowd(stack))
 
     asyncio.run(run())
 
@@ -55,7 +55,7 @@ async def _waits(task: asyncio.Task[float]) -> bool:
 def test_one_source_leaves_turns_for_others() -> None:
     """Of seven turns for strangers the fourth of one source waits, while another has one at once."""
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         first = crowd.process()
         await turns.take_turn(first.pid, "192.0.2.1", known=False)
         for _ in range(2):
@@ -73,7 +73,7 @@ def test_one_source_leaves_turns_for_others() -> None:
 def test_strangers_leave_turns_for_users_who_have_logged_in() -> None:
     """From however many sources they come; the turns for the others are ten together."""
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         strangers = [crowd.process() for _ in range(MAX_STRANGERS)]
         for number, process in enumerate(strangers):
             await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
@@ -94,7 +94,7 @@ def test_strangers_leave_turns_for_users_who_have_logged_in() -> None:
 def test_strangers_have_less_time_the_fewer_turns_are_free() -> None:
     """Who is alone may take a minute to find the token; the last turn is soon free again."""
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         seconds = [
             await turns.take_turn(crowd.process().pid, f"192.0.2.{number}", known=False)
             for number in range(MAX_STRANGERS)
@@ -123,7 +123,7 @@ def test_what_counts_as_one_source(address: str | None, source: str) -> None:
 def test_sources_are_forgotten() -> None:
     """Addresses that came once take no memory, and their turns are free again."""
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         for number in range(MAX_STRANGERS + MAX_LOGINS):
             process = crowd.process()
             await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
@@ -138,7 +138,7 @@ def test_sources_are_forgotten() -> None:
 def test_a_process_that_has_ended_takes_no_turn() -> None:
     """Clients leave."""
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         gone = crowd.process()
         gone.kill()
         gone.wait()
@@ -152,7 +152,7 @@ def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user is told to try again; and whoever waits in vain holds nothing afterwards."""
     monkeypatch.setattr(login_limiter, "WAIT_S", 0.05)
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         for number in range(MAX_LOGINS):
             await turns.take_turn(crowd.process().pid, f"user {number}", known=True)
         with pytest.raises(RemoteTimeoutError, match="busy with other logins"):
@@ -166,7 +166,7 @@ def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one source twenty may wait, of all a hundred; one more is told so at once, and waiting ends with the wait."""
     monkeypatch.setattr(login_limiter, "WAIT_S", 0.3)
 
-    async def scenario(turns: Logins, crowd: Crowd) -> None:
+    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         pid = crowd.process().pid
         for number in range(MAX_STRANGERS):
             await turns.take_turn(pid, f"192.0.2.{number}", known=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.keys.refusal_timing import MAX_S, SAMPLES, Pacing
+from helpers.broker.keys.refusal_timing import MAX_S, SAMPLES, RefusalTiming
 
 
 class Clock:
@@ -26,36 +26,36 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pacing(clock: Clock) -> Pacing:
+def pacing(clock: Clock) -> RefusalTiming:
     """Make one that has seen a fetch of 0.8 s."""
-    made = Pacing(clock)
+    made = RefusalTiming(clock)
     made.fetched("alice", 0.8)
     return made
 
 
 def test_before_the_first_fetch_nothing_waits(clock: Clock) -> None:
     """There is nothing to compare with."""
-    fresh = Pacing(clock)
+    fresh = RefusalTiming(clock)
     fresh.looked_up("alice")
     assert fresh.left_s("alice") == 0.0
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.3, 0.79])
-def test_a_quick_refusal_waits_for_the_time_of_a_fetch(pacing: Pacing, clock: Clock, took_s: float) -> None:
+def test_a_quick_refusal_waits_for_the_time_of_a_fetch(pacing: RefusalTiming, clock: Clock, took_s: float) -> None:
     """Whatever it took, the answer leaves 0.8 s after the login's beginning."""
     pacing.looked_up("alice")
     clock.now += took_s
     assert pacing.left_s("alice") == pytest.approx(0.8 - took_s)
 
 
-def test_a_slow_refusal_does_not_wait(pacing: Pacing, clock: Clock) -> None:
+def test_a_slow_refusal_does_not_wait(pacing: RefusalTiming, clock: Clock) -> None:
     """Nor does the second wrong key of one login."""
     pacing.looked_up("alice")
     clock.now += 0.9
     assert pacing.left_s("alice") == 0.0
 
 
-def test_who_keeps_a_login_waiting_gains_nothing(pacing: Pacing, clock: Clock) -> None:
+def test_who_keeps_a_login_waiting_gains_nothing(pacing: RefusalTiming, clock: Clock) -> None:
     """A second login of the name, while the first has learned in secret what there is, takes as long."""
     pacing.looked_up("alice")
     clock.now += 10
@@ -63,7 +63,7 @@ def test_who_keeps_a_login_waiting_gains_nothing(pacing: Pacing, clock: Clock) -
     assert pacing.left_s("alice") == pytest.approx(0.8)
 
 
-def test_a_name_without_a_lookup_waits_all_the_same(pacing: Pacing) -> None:
+def test_a_name_without_a_lookup_waits_all_the_same(pacing: RefusalTiming) -> None:
     """Root is not looked up."""
     assert pacing.left_s("root") == pytest.approx(0.8)
 
@@ -83,13 +83,13 @@ def test_a_name_without_a_lookup_waits_all_the_same(pacing: Pacing) -> None:
 )
 def test_the_slowest_of_the_last_fetches_counts(clock: Clock, fetches_s: list[float], paced_s: float) -> None:
     """It counts twice the median at the most."""
-    pacing = Pacing(clock)
+    pacing = RefusalTiming(clock)
     for number, fetch_s in enumerate(fetches_s):
         pacing.fetched(f"user{number}", fetch_s)
     assert pacing.left_s("alice") == pytest.approx(paced_s)
 
 
-def test_a_user_counts_once(pacing: Pacing) -> None:
+def test_a_user_counts_once(pacing: RefusalTiming) -> None:
     """Whoever is fetched again and again is one of the last users, with the last fetch."""
     for _ in range(3 * SAMPLES):
         pacing.fetched("mallory", 4.9)

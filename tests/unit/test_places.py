@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from helpers.broker.fair_share import Places
+from helpers.broker.fair_share import FairShare
 from helpers.broker.remote.pool import MAX_FOR_USER, MAX_RUNNING
 
 
-async def _crowd(places: Places, users: int, each: int) -> list[asyncio.Task[None]]:
+async def _crowd(places: FairShare, users: int, each: int) -> list[asyncio.Task[None]]:
     """Have users ask for places, and keep those that they are given."""
     asking = [asyncio.create_task(places.take(f"user{user}")) for user in range(users) for _ in range(each)]
     for _ in range(3):
@@ -29,7 +29,7 @@ def test_a_crowd_leaves_room(users: int, taken: int) -> None:
     """However many places each asks for and never gives back, the next user has one at once."""
 
     async def scenario() -> None:
-        places = Places(MAX_RUNNING, MAX_FOR_USER)
+        places = FairShare(MAX_RUNNING, MAX_FOR_USER)
         asking = await _crowd(places, users, 20)
         assert (sum(task.done() for task in asking), MAX_RUNNING - places._free) == (taken, taken)
         assert places.has_room("alice")
@@ -43,7 +43,7 @@ def test_there_are_no_more_places_than_there_are() -> None:
     """Of more users than places, each of whom asks for one, the rest wait."""
 
     async def scenario() -> None:
-        places = Places(MAX_RUNNING, MAX_FOR_USER)
+        places = FairShare(MAX_RUNNING, MAX_FOR_USER)
         asking = await _crowd(places, MAX_RUNNING + 2, 1)
         assert sum(task.done() for task in asking) == MAX_RUNNING
         places.release("user0")
@@ -58,7 +58,7 @@ def test_a_place_that_is_given_back_goes_to_the_first_who_may_have_it() -> None:
     """Who has as many as the free ones allow is passed over, and keeps the place in the queue."""
 
     async def scenario() -> None:
-        places = Places(4, 4)  # as many as are free
+        places = FairShare(4, 4)  # as many as are free
         for user in ("alice", "alice", "bob"):
             await places.take(user)
         waiting = [asyncio.create_task(places.take(user)) for user in ("alice", "bob", "carol")]
@@ -80,7 +80,7 @@ def test_a_place_that_comes_as_its_asker_leaves_is_not_lost() -> None:
     """It goes to the next, or is free again."""
 
     async def scenario() -> None:
-        places = Places(4, 1)
+        places = FairShare(4, 1)
         await places.take("alice")
         waiting = asyncio.create_task(places.take("alice"))
         await asyncio.sleep(0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayctl.sshd.syslog_relay import LOOK_AFTER, Relay
+from gatewayctl.sshd.syslog_relay import LOOK_AFTER, SyslogRelay
 
 _Line = tuple[str, str, int, str]
 
@@ -20,7 +20,7 @@ def _relayed(*messages: bytes) -> list[_Line]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     lines: list[_Line] = []
     with ours, theirs:
-        relay = Relay(ours, lambda *line: lines.append(line))
+        relay = SyslogRelay(ours, lambda *line: lines.append(line))
         thread = threading.Thread(target=relay.serve)
         thread.start()
         for message in messages:
@@ -73,7 +73,7 @@ def test_of_others_only_sshds_own_children_are_relayed(*, announced: bool) -> No
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     lines: list[_Line] = []
     with ours, theirs:
-        relay = Relay(ours, lambda *line: lines.append(line))
+        relay = SyslogRelay(ours, lambda *line: lines.append(line))
         _say_as(4711, theirs, b"<38>sshd[1]: Accepted publickey for root", announced)
         thread = threading.Thread(target=relay.serve)
         thread.start()
@@ -88,7 +88,7 @@ def test_sessions_that_are_over_are_forgotten() -> None:
     last = first + 20 * LOOK_AFTER
     most = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        relay = Relay(sock, lambda *_: None)
+        relay = SyslogRelay(sock, lambda *_: None)
         for pid in (alive, *range(first, last + 1)):
             relay._relay(b"<38>sshd[1]: User child is on pid %d" % pid, 1, root=True)
             most = max(most, len(relay._children))

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from helpers.broker.keys.sshd_key_cache import MAX_KEYS, MAX_LINES_BYTES, MAX_USERS, Remembered
+from helpers.broker.keys.sshd_key_cache import MAX_KEYS, MAX_LINES_BYTES, MAX_USERS, PermittedLines
 from helpers.ssh.authorized_keys import OfferedKey
 from helpers.ssh.certificate import Certificate
 
@@ -27,8 +27,8 @@ def _line(key: OfferedKey) -> bytes:
 _ALICE = _key("alice")
 
 
-def _knowing(*keys: OfferedKey, content: bytes = _FILE) -> Remembered:
-    remembered = Remembered(lambda: _NOW_S)
+def _knowing(*keys: OfferedKey, content: bytes = _FILE) -> PermittedLines:
+    remembered = PermittedLines(lambda: _NOW_S)
     for key in keys or (_ALICE,):
         remembered.add("alice", content, key, [_line(key)])
     return remembered
@@ -41,7 +41,7 @@ def test_a_line_ends_with_what_is_believed() -> None:
 
 def test_options_stay() -> None:
     """An end is added to those that a line has, among them one that is sooner."""
-    remembered = Remembered(lambda: _NOW_S)
+    remembered = PermittedLines(lambda: _NOW_S)
     line = b'expiry-time="20270101Z",from="192.0.2.0/24" ' + _line(_ALICE)
     remembered.add("alice", _FILE, _ALICE, [line])
     assert remembered.lines("alice", 58) == [b'expiry-time="20270115080059Z",' + line]
@@ -95,7 +95,7 @@ def test_a_key_of_another_file_ends_what_was_known() -> None:
 
 def test_certificates_are_not_remembered() -> None:
     """Theirs is a line for whoever signed them, which would let in others' certificates too."""
-    remembered = Remembered(lambda: _NOW_S)
+    remembered = PermittedLines(lambda: _NOW_S)
     signed = OfferedKey("ssh-ed25519-cert-v01@openssh.com", b"blob", Certificate(_ALICE.blob, None))
     remembered.add("alice", _FILE, signed, [b"cert-authority " + _line(_ALICE)])
     assert remembered.lines("alice", 60) == []
@@ -111,7 +111,7 @@ def test_a_certificate_of_another_file_ends_what_was_known() -> None:
 
 def test_what_users_write_takes_no_memory() -> None:
     """Neither the largest files nor the longest lines are kept: they are the users' own to write."""
-    remembered = Remembered(lambda: _NOW_S)
+    remembered = PermittedLines(lambda: _NOW_S)
     tracemalloc.start()
     for number in range(20):
         long = b"permitopen=%d" % number + bytes(MAX_LINES_BYTES)

@@ -17,7 +17,7 @@ from helpers.broker.accounts.uid_table import (
     RESERVED_NAMES,
     REUSE_AFTER_S,
     STRANGER_REUSE_AFTER_S,
-    UserTable,
+    UidTable,
     uids_with_processes,
 )
 
@@ -46,11 +46,11 @@ class World:
     def __init__(self, path: Path) -> None:
         """Begin with nobody running anything."""
         self.path, self.clock, self.busy = path, Clock(), set[int]()
-        self._tables: list[UserTable] = []
+        self._tables: list[UidTable] = []
 
-    def table(self, uids: range = _UIDS) -> UserTable:
+    def table(self, uids: range = _UIDS) -> UidTable:
         """Open the table."""
-        table = UserTable(self.path, uids, self.clock, lambda: self.busy)
+        table = UidTable(self.path, uids, self.clock, lambda: self.busy)
         self._tables.append(table)
         return table
 
@@ -68,7 +68,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def _fill(table: UserTable, names: str = "abcd") -> list[int | None]:
+def _fill(table: UidTable, names: str = "abcd") -> list[int | None]:
     return [table.uid_of(name, allocate=True) for name in names]
 
 
@@ -264,7 +264,7 @@ def test_two_brokers_at_the_same_moment(world: World) -> None:
     others: list[int | None] = []
 
     def other_broker() -> None:
-        with closing(UserTable(world.path, _UIDS)) as table:
+        with closing(UidTable(world.path, _UIDS)) as table:
             others.append(table.uid_of("eve", allocate=True))
 
     thread = threading.Thread(target=other_broker)
@@ -277,7 +277,7 @@ def test_two_brokers_at_the_same_moment(world: World) -> None:
             thread.join(0.2)
         return world.clock()
 
-    with closing(UserTable(world.path, _UIDS, clock, lambda: ())) as table:
+    with closing(UidTable(world.path, _UIDS, clock, lambda: ())) as table:
         ours = table.uid_of("bob", allocate=True)
         thread.join()
         assert ours is not None
@@ -318,7 +318,7 @@ def test_a_changed_range_locks_nobody_out(world: World) -> None:
 def test_no_history_mixes_two_names(steps: list[tuple[str, str]]) -> None:
     """Whatever happens in whichever order: a uid has one name, a name one uid, all of them in the range."""
     clock = Clock()
-    with closing(UserTable(":memory:", _UIDS, clock, lambda: {_UIDS[1]})) as table:
+    with closing(UidTable(":memory:", _UIDS, clock, lambda: {_UIDS[1]})) as table:
         first_busy_owner = None
         for step, name in steps:
             if step == "wait":
@@ -340,7 +340,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     bad.write_text("not a database, and long enough to be seen as none" * 100)
     for path in (bad, tmp_path / "missing" / "users.sqlite3"):
         with pytest.raises(sqlite3.Error):
-            UserTable(path, _UIDS)
+            UidTable(path, _UIDS)
 
 
 def test_who_runs_something(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_hidden_processes_are_not_taken_for_none(tmp_path: Path) -> None:
         return uids_with_processes(tmp_path)
 
     now_s = [1000.0]
-    with closing(UserTable(":memory:", range(70_000, 70_001), lambda: now_s[0], busy)) as table:
+    with closing(UidTable(":memory:", range(70_000, 70_001), lambda: now_s[0], busy)) as table:
         assert table.uid_of("a", allocate=True) == 70_000
         now_s[0] += 10 * REUSE_AFTER_S
         assert table.uid_of("b", allocate=True) is None

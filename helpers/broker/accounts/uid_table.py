@@ -62,7 +62,7 @@ def uids_with_processes(proc: Path = Path("/proc")) -> set[int]:
     return uids
 
 
-class UserTable:
+class UidTable:
     """The names and their uids.
 
     Args:

@@ -1,22 +1,18 @@
-"""Where a user's authorized_keys come from, and for how long they are believed."""
+"""The user's own authorized_keys on the remote: fetched once for all who ask, and believed for a while."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Protocol
 
 from cachetools import TLRUCache, TTLCache
 
-from helpers.broker.keys.key_index import MAX_CONTENT_BYTES
-from helpers.broker.keys.refusal_timing import Pacing
+from helpers.broker.keys.key_file import KeyFile
+from helpers.broker.keys.refusal_timing import RefusalTiming
 from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
 from helpers.broker.remote.pool import Completed, Ran
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError
@@ -47,107 +43,6 @@ _AT_ONCE = 4
 
 KILLED_STATUSES = range(128 + 1, 128 + 64 + 1)
 """Exit statuses by which a shell says that a signal ended what it waited for (POSIX sh; signal(7))."""
-
-
-@dataclass(frozen=True)
-class KeyFile:
-    """A user's authorized_keys.
-
-    Attributes:
-        content: The file; empty where there is none, None where any key will do.
-        source: ``remote``, ``path``, ``content`` or ``any``.
-        fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
-        read_s: When reading it began, on the source's clock: what is changed after that is not in it for sure.
-        problems: Why some of it, or all, does not count; one sentence each.
-    """
-
-    content: bytes | None
-    source: str
-    fetch_ms: float = 0.0
-    read_s: float = field(default=0.0, compare=False)
-    problems: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def why_no_line(self) -> str:
-        """Say in the log why no line of it permits a key."""
-        return "; ".join(self.problems) or "no line for this key"
-
-
-class KeySource(Protocol):
-    """Answers with a user's authorized_keys."""
-
-    async def read(self, user: str) -> KeyFile:
-        """Find them; raises `GatewayError` where nobody may log in as this user now."""
-        ...
-
-
-class AnyKey:
-    """Any key will do: the remote judges the forwarded agent, or GATEWAY_ACCEPT_ANY_KEY says so."""
-
-    async def read(self, user: str) -> KeyFile:
-        """Answer so, whoever the user is."""
-        del user
-        return KeyFile(None, "any")
-
-
-class ContentKeys:
-    """GATEWAY_AUTHORIZED_KEYS_CONTENT: the same keys for every user, as the settings hold them.
-
-    Args:
-        content: An authorized_keys file.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        """Keep the content."""
-        self._file = KeyFile(content, "content")
-
-    async def read(self, user: str) -> KeyFile:
-        """Answer with the content, whoever the user is."""
-        del user
-        return self._file
-
-
-class PathKeys:
-    """GATEWAY_AUTHORIZED_KEYS_PATH: the same keys for every user, from a file that is read at each login.
-
-    Args:
-        path: An authorized_keys file that the broker's uid can read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Remember the path."""
-        self._path = path
-
-    async def read(self, user: str) -> KeyFile:
-        """Read the file.
-
-        Raises:
-            PermissionDeniedError: It cannot be read or is too large; it never means "any key".
-        """
-        del user
-        try:
-            content = _read_now(self._path)
-        except OSError as exc:
-            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} cannot be read by the gateway ({exc.strerror})"
-            raise PermissionDeniedError(msg) from exc
-        if len(content) > MAX_CONTENT_BYTES:
-            msg = f"GATEWAY_AUTHORIZED_KEYS_PATH {self._path} is larger than {MAX_CONTENT_BYTES} bytes"
-            raise PermissionDeniedError(msg)
-        return KeyFile(content, "path")
-
-
-def _read_now(path: Path) -> bytes:
-    """Read a file, a byte more than `MAX_CONTENT_BYTES` at most, without waiting.
-
-    On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
-
-    Raises:
-        OSError: It cannot be read, or is no file.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
-        return file.read(MAX_CONTENT_BYTES + 1)
 
 
 class Pool(Protocol):
@@ -186,11 +81,12 @@ class RemoteKeys:
         ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
         own_key: The gateway's public key in base64, as a line of the file would hold it.
         sources: Where the remote has its users' keys.
+        on_file: Called when a user's file was fetched, with the user and what is believed now: an empty file for a user
+            whom the remote refuses.
         clock: Seconds, monotonic.
 
     Attributes:
-        pacing: Told how long fetches over new connections take.
-        on_file: Told whose file was fetched, and what is believed now: an empty one for whom the remote refuses.
+        refusal_timing: Hears how long fetches over new connections take.
     """
 
     def __init__(
@@ -199,17 +95,17 @@ class RemoteKeys:
         ttl_s: float,
         own_key: bytes,
         sources: AuthorizedKeysSources,
+        *,
+        on_file: Callable[[str, KeyFile], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start with nothing remembered."""
         self._pool, self._ttl_s, self._own_key, self._sources, self._clock = pool, ttl_s, own_key, sources, clock
-        self.pacing = Pacing(clock)
-        self.on_file: Callable[[str, KeyFile], None] = lambda *_: None
+        self.refusal_timing, self._on_file = RefusalTiming(clock), on_file
         self._files: TLRUCache[str, KeyFile] = TLRUCache(
             CACHE_MAX_BYTES,
-            lambda _, file, __: file.read_s + ttl_s,
+            lambda _, file, __: file.believed_until_s,
             clock,
-            getsizeof=lambda file: 512 + len(file.content or b""),
+            getsizeof=lambda file: 512 + len(file.content),
         )
         self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
         self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
@@ -240,7 +136,7 @@ class RemoteKeys:
 
     def prefetch(self, user: str) -> None:
         """Start to fetch what is not remembered, for a login that has only told its name so far."""
-        self.pacing.looked_up(user)
+        self.refusal_timing.looked_up(user)
         if user not in self._files and user not in self._refusals and user not in self._outages:
             self.fetch(user)
 
@@ -261,15 +157,15 @@ class RemoteKeys:
                 keys = self._parse(user, ran.completed)
         except PermissionDeniedError as error:
             self._refusals[user] = _anew(error)
-            self.on_file(user, KeyFile(b"", "remote"))
+            self._on_file(user, KeyFile(b"", "remote"))
             raise
         except GatewayError as error:
             self._outages[user] = _anew(error)
             raise
         if ran.connect_ms > 0.0:
-            self.pacing.fetched(user, self._clock() - began)
+            self.refusal_timing.fetched(user, self._clock() - began)
         read_s = self._clock() - ran.run_ms / 1000
-        file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
+        file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s + self._ttl_s, keys.problems))
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
 
     def _parse(self, user: str, completed: Completed) -> AuthorizedKeys:
@@ -284,12 +180,12 @@ class RemoteKeys:
 
     def _believe(self, user: str, file: KeyFile) -> KeyFile:
         self._files[user] = file
-        self.on_file(user, file)
+        self._on_file(user, file)
         return file
 
     def left_s(self, file: KeyFile) -> float:
         """Tell for how many seconds a file is believed yet."""
-        return max(0.0, file.read_s + self._ttl_s - self._clock())
+        return max(0.0, file.believed_until_s - self._clock())
 
     async def keep_fresh(self) -> None:
         """Refresh every now and then, until cancelled."""
@@ -315,13 +211,15 @@ class RemoteKeys:
                 keys = self._parse(user, done)
                 # Without the gateway's own key, whether the gateway may still be there is a login's to find out.
                 if self._own_key in keys.content:
-                    self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s, keys.problems))
+                    believed_until_s = read_s + self._ttl_s
+                    self._believe(user, KeyFile(keys.content, "remote", 0.0, believed_until_s, keys.problems))
 
         now = self._clock()
         due = [
             user
             for user in self._pool.expected(REFRESHED_USERS)
-            if (file := self._files.get(user)) is None or now - file.read_s >= self._ttl_s * REFRESHED_AFTER
+            if (file := self._files.get(user)) is None
+            or file.believed_until_s - now <= self._ttl_s * (1 - REFRESHED_AFTER)
         ]
         await asyncio.gather(*map(refresh, due))
 

@@ -33,7 +33,7 @@ LOOKUP_S = 60.0
 """Seconds for which a lookup is remembered: above LoginGraceTime (45 s)."""
 
 
-class Pacing:
+class RefusalTiming:
     """Remembers how long fetches take, and when each login began.
 
     Args:

@@ -6,6 +6,7 @@ for each login of somebody who was here a moment ago.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 
 from cachetools import LRUCache
 
+from helpers.broker.keys.key_file import KeyFile
+from helpers.broker.privileged_client import PrivilegedClient
 from helpers.ssh.authorized_keys import OfferedKey, with_expiry
 
 MAX_USERS = 1024
@@ -40,7 +43,7 @@ class _Known:
     lines: dict[bytes, list[bytes]] = field(default_factory=dict)
 
 
-class Remembered:
+class PermittedLines:
     """What was permitted to whom.
 
     Args:
@@ -48,7 +51,6 @@ class Remembered:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """Remember nobody."""
         self._clock = clock
         self._users: LRUCache[str, _Known] = LRUCache(MAX_USERS)
 
@@ -101,3 +103,53 @@ class Remembered:
 def _digest(content: bytes) -> bytes:
     """Tell files apart without keeping them: at most a MiB each, and more users than the cache may have files of."""
     return hashlib.sha256(content).digest()
+
+
+class SshdKeyCache:
+    """Has the supervisor write the files by which sshd knows keys itself.
+
+    Args:
+        privileged: The supervisor.
+        uid_of: Tells a user's uid; None where there is none.
+        clock: Seconds, monotonic, as `RemoteKeys` has it.
+    """
+
+    def __init__(
+        self,
+        privileged: PrivilegedClient,
+        uid_of: Callable[[str], int | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._privileged, self._uid_of, self._clock = privileged, uid_of, clock
+        self._lines = PermittedLines()
+        self._tasks: set[asyncio.Task[str | None]] = set()
+
+    async def add(self, user: str, uid: int, file: KeyFile, offered: OfferedKey, lines: Sequence[bytes]) -> str | None:
+        """Have a user's home made, and let sshd accept a key by itself for as long as its file is believed.
+
+        Args:
+            user: The user's name.
+            uid: The user's uid.
+            file: The file that permits the key.
+            offered: The key.
+            lines: The lines that permit it.
+
+        Returns:
+            Why the login must not go on; None where it may.
+        """
+        self._lines.add(user, file.content, offered, lines)
+        return await self._write(user, uid, file)
+
+    def fetched(self, user: str, file: KeyFile) -> None:
+        """Let sshd go on for as long as a file that was fetched is believed, or end what it permits no more."""
+        if not self._lines.renew(user, file.content):
+            return
+        uid = self._uid_of(user)
+        if uid is not None:
+            task = asyncio.ensure_future(self._write(user, uid, file))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, user: str, uid: int, file: KeyFile) -> str | None:
+        seconds = min(file.believed_until_s - self._clock(), LONGEST_S) - MARGIN_S
+        return await self._privileged.remember(user, uid, self._lines.lines(user, seconds), seconds)

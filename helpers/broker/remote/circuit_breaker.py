@@ -19,7 +19,7 @@ JITTER = 0.5
 """Each pause is longer or shorter by up to this share of it, so that gateways do not all come back at once."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Remembers how the last connections went.
 
     Args:

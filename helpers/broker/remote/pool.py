@@ -14,9 +14,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from helpers.broker.fair_share import Places
+from helpers.broker.fair_share import FairShare
 from helpers.broker.remote.attempt import Attempt
-from helpers.broker.remote.circuit_breaker import Breaker
+from helpers.broker.remote.circuit_breaker import CircuitBreaker
 from helpers.protocol.errors import (
     GatewayError,
     NoCommonAlgorithmError,
@@ -232,14 +232,14 @@ class Connections:
         """Start with no connection."""
         self._connect, self._clock, self._known, self._refusal_ttl_s = connect, clock, known, refusal_ttl_s
         self._refusals: dict[str, tuple[float, str]] = {}
-        self._breaker = Breaker(clock)
+        self._breaker = CircuitBreaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
         self._turns = asyncio.Semaphore(MAX_CONNECTING)
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
         self._runners = ThreadPoolExecutor(MAX_RUNNING, "run")
-        self._places = Places(MAX_RUNNING, MAX_FOR_USER)
+        self._places = FairShare(MAX_RUNNING, MAX_FOR_USER)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:

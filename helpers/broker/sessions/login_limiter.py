@@ -11,7 +11,7 @@ import ipaddress
 from collections import Counter
 from contextlib import AsyncExitStack
 
-from helpers.broker.fair_share import Places
+from helpers.broker.fair_share import FairShare
 from helpers.broker.peer_credentials import end_of
 from helpers.protocol.errors import RemoteTimeoutError
 
@@ -41,12 +41,12 @@ has all of it while no other has a turn, and less the fewer turns are free."""
 _BUSY = "the gateway is busy with other logins; try again in a moment"
 
 
-class Logins:
+class LoginLimiter:
     """Counts the logins by the processes that watch over them; a turn ends with its process."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._turns, self._strangers = Places(MAX_LOGINS, MAX_FOR_SOURCE), Places(MAX_STRANGERS, MAX_FOR_SOURCE)
+        self._turns, self._strangers = FairShare(MAX_LOGINS, MAX_FOR_SOURCE), FairShare(MAX_STRANGERS, MAX_FOR_SOURCE)
         self._waiting: Counter[str] = Counter()
         self._held: set[asyncio.Task[None]] = set()
 
@@ -84,7 +84,7 @@ class Logins:
         return LOGIN_S if known else LOGIN_S * (self._strangers.free + 1) / MAX_STRANGERS
 
     @staticmethod
-    async def _take(stack: AsyncExitStack, source: str, *turns: Places) -> None:
+    async def _take(stack: AsyncExitStack, source: str, *turns: FairShare) -> None:
         try:
             async with asyncio.timeout(WAIT_S):
                 for places in turns:

@@ -166,7 +166,7 @@ class Started:
         return "mosh" if self.answer["transport"] == "mosh" or "mosh" in self.answer else "ssh"
 
 
-class Sessions:
+class SessionStarter:
     """Starts sessions.
 
     Args:
@@ -181,7 +181,7 @@ class Sessions:
     ) -> None:
         """Take the collaborators."""
         self._config, self._connections, self._known_hosts = config, connections, known_hosts
-        self._addresses = addresses
+        self._addresses, self._by_agent = addresses, config.access_mode.passes_agent_through
 
     async def start(self, user: str, request: SessionRequest) -> Started:
         """Start a session.
@@ -193,7 +193,7 @@ class Sessions:
         Raises:
             GatewayError: The remote has no session for it; the sentence says why.
         """
-        if request.terminal is None or self._config.ssh_key is None or not self._mosh_carries(request):
+        if request.terminal is None or self._by_agent or not self._mosh_carries(request):
             return await self._ssh(user, request)
         return await self._mosh(user, request, request.terminal)
 
@@ -238,7 +238,7 @@ class Sessions:
 
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
-        if self._config.ssh_key is not None:
+        if not self._by_agent:
             self._connections.check_refusal(user)
         connection = self._connections.connection(user)
         addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
@@ -255,10 +255,10 @@ class Sessions:
             "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
             "known_hosts": self._config.known_hosts,
             # Without a key of the gateway's, the agent is the one that the user forwarded.
-            "agent": self._config.agent_socket if self._config.ssh_key is not None else None,
+            "agent": None if self._by_agent else self._config.agent_socket,
             "user": user,
             # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
-            "share": self._config.ssh_key is not None,
+            "share": not self._by_agent,
             # Only where the remote has completed a login so: where it asks for a password, no answer is a failed login.
             "interactive": connection is not None and connection.interactive,
             "subsystem": request.subsystem,

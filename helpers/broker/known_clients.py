@@ -14,7 +14,7 @@ MAX_LOGINS = 20_000
 """Most pairs that are remembered, with up to 400 bytes each (measured)."""
 
 
-class Familiar:
+class KnownClients:
     """Remembers logins that the remote let in. A name alone proves nothing: everyone can say it.
 
     Args:

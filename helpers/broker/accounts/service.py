@@ -1,0 +1,129 @@
+"""The gateway's accounts: answers nss-systemd, and tells whose a process is."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from helpers.broker.accounts import userdb
+from helpers.broker.accounts.uid_table import RESERVED_NAMES, UidTable
+from helpers.broker.peer_credentials import Peer
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import PermissionDeniedError
+from helpers.protocol.event_log import EventLog
+from helpers.protocol.free_space import is_full, is_short
+from helpers.protocol.messages import is_user_name
+
+NO_ROOM = "the runtime directory is full"
+
+
+class AccountService:
+    """Every user name has an account, as soon as sshd looks it up.
+
+    Args:
+        config: The broker's settings.
+        uids: Names and uids.
+        log: Where refusals go.
+        on_lookup: Called with a name and its uid when sshd looks a user up: a login begins.
+
+    Attributes:
+        lookups: How many logins began.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, uids: UidTable, log: EventLog, on_lookup: Callable[[str, int], None]
+    ) -> None:
+        self._config, self._uids, self._log, self._on_lookup = config, uids, log, on_lookup
+        self.lookups = 0
+
+    # For nss-systemd
+
+    def account(self, peer: Peer, key: str | int) -> userdb.Account | None:
+        """Find an account by name or uid. A new name becomes one when sshd, which is root, looks it up."""
+        if key in (userdb.AUTH_USER, self._config.auth_uid):
+            return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/", "/usr/sbin/nologin")
+        if isinstance(key, int):
+            name = self._uids.name_of(key)
+            if name == "root":
+                name = userdb.ROOT_USER
+            return None if name is None else self._record(name, key, secrets=peer.uid == 0)
+        if key == "root":
+            return None
+        uid = self._uids.uid_of(key, allocate=peer.uid == 0)
+        if uid is None:
+            if peer.uid == 0 and is_user_name(key) and key not in RESERVED_NAMES:
+                reason = NO_ROOM if is_short(self._config.state_dir) else "every uid of GATEWAY_UID_RANGE is in use"
+                self._log.warning("refused", op="lookup", user=key, reason=reason)
+            return None
+        if peer.uid == 0:
+            self.lookups += 1
+            self._on_lookup(key, uid)
+        return self._record(key, uid, secrets=peer.uid == 0)
+
+    def _record(self, name: str, uid: int, *, secrets: bool) -> userdb.Account:
+        password = (self._config.passwords.get(name) or self._no_password(name)) if secrets else None
+        return userdb.Account(name, uid, self.home(uid), password=password)
+
+    def _no_password(self, name: str) -> str:
+        """Choose the placeholder hash of a name without a password: always the same one, by a secret."""
+        number = hmac.digest(self._config.no_passwords_key.encode(), name.encode(), "sha256")
+        return self._config.no_passwords[int.from_bytes(number) % len(self._config.no_passwords)]
+
+    # For the helpers
+
+    async def root(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell root's session which uid to become.
+
+        Raises:
+            PermissionDeniedError: The peer is not root, or root may not log in.
+        """
+        del request
+        uid = self._uids.uid_of_root() if peer.uid == 0 and self._config.permit_root else None
+        if uid is None:
+            msg = "root is not permitted on this gateway"
+            raise PermissionDeniedError(msg)
+        return {"uid": uid}
+
+    def owner(self, peer: Peer, op: str) -> str:
+        """Find the user whose uid a peer has.
+
+        Args:
+            peer: The process that asks.
+            op: What it asks for, for the log.
+
+        Raises:
+            PermissionDeniedError: It is no user's.
+        """
+        user = self._uids.name_of(peer.uid)
+        if user is None or (user == "root" and not self._config.permit_root):
+            self._log.warning("refused", op=op, uid=peer.uid, pid=peer.pid)
+            msg = "this process belongs to no user of the gateway"
+            raise PermissionDeniedError(msg)
+        return user
+
+    # For the other services
+
+    def home(self, uid: int) -> str:
+        """Return the path of a user's home on the gateway."""
+        return f"{self._config.homes_dir}/{uid}"
+
+    def may_log_in(self, user: str) -> str | None:
+        """Tell why a name may not log in, whatever its key; None where it may."""
+        if user == "root":
+            return None if self._config.permit_root else "root is not permitted; see GATEWAY_PERMIT_ROOT"
+        if is_user_name(user) and self._uids.uid_of(user, allocate=False):
+            return None
+        return "no such user name"
+
+    def uid_for_login(self, user: str) -> int | None:
+        """Return the uid of a user whose key was permitted; None where it is gone."""
+        return self._uids.uid_of_root() if user == "root" else self._uids.uid_of(user, allocate=False)
+
+    def has_room_for(self, user: str) -> bool:
+        """Whether the runtime directory has room for a user's login; the last of it is for those who had a session."""
+        return not is_full(self._config.state_dir) or self._uids.had_session(user)
+
+    def note_session(self, uid: int) -> None:
+        """Note that the remote has let the owner of a uid in."""
+        self._uids.note_session(uid)

@@ -1,0 +1,207 @@
+"""The sources of keys: each decides which lines permit a key, and what sshd may keep of them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from helpers.broker.clients import Client
+from helpers.broker.keys.cached_remote_keys import RemoteKeys
+from helpers.broker.keys.key_file import KeyFile
+from helpers.broker.keys.key_index import KeyIndexes
+from helpers.broker.keys.local_keys import ContentKeys, PathKeys
+from helpers.broker.keys.sshd_key_cache import SshdKeyCache
+from helpers.broker.privileged_client import PrivilegedClient
+from helpers.ssh.authorized_keys import OfferedKey
+
+_ENDS_EARLY = (
+    "a line for this key is not taken, since versions of OpenSSH differ on it or its options are too long or odd"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a source says of one offered key.
+
+    Attributes:
+        lines: The lines of authorized_keys that permit it; none where it is not permitted.
+        file: The file that they are from.
+    """
+
+    lines: Sequence[bytes]
+    file: KeyFile
+
+
+class KeySource(Protocol):
+    """Where it is known which keys let a user in."""
+
+    @property
+    def files_read(self) -> int:
+        """How many files of keys were read into an index."""
+        ...
+
+    def prepare(self, user: str) -> None:
+        """A login as this user begins: sshd will ask for keys in a moment."""
+
+    async def judge(self, user: str, offered: OfferedKey) -> Verdict:
+        """Find the lines that permit a key; raises `GatewayError` where none lets this user in now."""
+        ...
+
+    async def admit(
+        self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
+    ) -> str | None:
+        """Have all made that the login by a permitted key needs.
+
+        Args:
+            user: The user's name.
+            uid: The user's uid.
+            offered: The key.
+            verdict: What `judge` said.
+            client: The client, where it is one that the remote has not let in yet.
+
+        Returns:
+            Why the login must not go on; None where it may.
+        """
+        ...
+
+    def refusal_delay_s(self, user: str) -> float:
+        """Tell after how many seconds a refusal may leave, so that its time tells no names."""
+        ...
+
+    async def run(self) -> None:
+        """Do what there is to do in the background, until cancelled."""
+
+
+class _Indexed:
+    """Looks keys up in files.
+
+    Args:
+        privileged: The supervisor.
+    """
+
+    def __init__(self, privileged: PrivilegedClient) -> None:
+        self._privileged, self._indexes = privileged, KeyIndexes()
+
+    @property
+    def files_read(self) -> int:
+        """How many files of keys were read into an index."""
+        return self._indexes.read
+
+    async def _look_up(self, file: KeyFile, offered: OfferedKey) -> Verdict:
+        index = await self._indexes.of(file.content)
+        lines = index.permitted_lines(offered)
+        if not lines and index.ends_early(offered):
+            file = replace(file, problems=(*file.problems, _ENDS_EARLY))
+        return Verdict(lines, file)
+
+
+class LocalKeySource(_Indexed):
+    """GATEWAY_AUTHORIZED_KEYS_PATH or _CONTENT: the same keys for every user.
+
+    Args:
+        keys: The file.
+        privileged: The supervisor.
+    """
+
+    def __init__(self, keys: ContentKeys | PathKeys, privileged: PrivilegedClient) -> None:
+        super().__init__(privileged)
+        self._keys = keys
+
+    def prepare(self, user: str) -> None:
+        """Nothing takes time."""
+
+    async def judge(self, user: str, offered: OfferedKey) -> Verdict:
+        """Look the key up in the file as it is now."""
+        return await self._look_up(await self._keys.read(user), offered)
+
+    async def admit(
+        self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
+    ) -> str | None:
+        """Have the user's home made."""
+        del offered, verdict, client
+        return await self._privileged.make_home(user, uid)
+
+    def refusal_delay_s(self, user: str) -> float:
+        """Return 0: all names have the same keys."""
+        del user
+        return 0.0
+
+    async def run(self) -> None:
+        """Do nothing."""
+
+
+class AnyKeySource:
+    """Any key passes: the remote judges the forwarded agent, or GATEWAY_ACCEPT_ANY_KEY is on.
+
+    Args:
+        privileged: The supervisor.
+    """
+
+    files_read = 0
+
+    def __init__(self, privileged: PrivilegedClient) -> None:
+        self._privileged = privileged
+
+    def prepare(self, user: str) -> None:
+        """Nothing takes time."""
+
+    async def judge(self, user: str, offered: OfferedKey) -> Verdict:
+        """Permit the key itself, without options; of a certificate the plain key, which is offered next."""
+        del user
+        line = f"{offered.key_type} {base64.b64encode(offered.blob).decode('ascii')}".encode("ascii")
+        return Verdict([] if offered.certificate else [line], KeyFile(b"", "any"))
+
+    async def admit(
+        self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
+    ) -> str | None:
+        """Have the user's home made, unless too many such clients are here."""
+        del offered, verdict
+        where = None if client is None or client.process is None else (client.process, client.address)
+        return await self._privileged.make_home(user, uid, where)
+
+    def refusal_delay_s(self, user: str) -> float:
+        """Return 0: all names are treated alike."""
+        del user
+        return 0.0
+
+    async def run(self) -> None:
+        """Do nothing."""
+
+
+class RemoteKeySource(_Indexed):
+    """The user's own authorized_keys on the remote.
+
+    Args:
+        keys: What is fetched, and for how long it is believed.
+        sshd_keys: What sshd may keep of it.
+        privileged: The supervisor.
+    """
+
+    def __init__(self, keys: RemoteKeys, sshd_keys: SshdKeyCache, privileged: PrivilegedClient) -> None:
+        super().__init__(privileged)
+        self._keys, self._sshd_keys = keys, sshd_keys
+
+    def prepare(self, user: str) -> None:
+        """Start to fetch while the SSH handshake with the client goes on."""
+        self._keys.prefetch(user)
+
+    async def judge(self, user: str, offered: OfferedKey) -> Verdict:
+        """Look the key up in the user's file."""
+        return await self._look_up(await self._keys.read(user), offered)
+
+    async def admit(
+        self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
+    ) -> str | None:
+        """Have the user's home made, and let sshd keep the lines for as long as the file is believed."""
+        del client
+        return await self._sshd_keys.add(user, uid, verdict.file, offered, verdict.lines)
+
+    def refusal_delay_s(self, user: str) -> float:
+        """Return what is left of the time that a fetch over a new connection takes."""
+        return self._keys.refusal_timing.left_s(user)
+
+    async def run(self) -> None:
+        """Keep the keys of users fresh who will probably be back."""
+        await self._keys.keep_fresh()

@@ -1,0 +1,115 @@
+"""Puts the broker's services together. Each believes the kernel's word on who asks, and no helper's."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from helpers.broker.accounts.service import AccountService
+from helpers.broker.accounts.uid_table import UidTable
+from helpers.broker.clients import Clients
+from helpers.broker.keys.service import KeyService
+from helpers.broker.keys.sources import KeySource
+from helpers.broker.privileged_client import PrivilegedClient
+from helpers.broker.remote.addresses import Addresses
+from helpers.broker.remote.pool import Connections
+from helpers.broker.server import Handler
+from helpers.broker.sessions.service import SessionService
+from helpers.broker.sessions.session_starter import SessionStarter
+from helpers.broker.sessions.signing import SigningService
+from helpers.broker.status import StatusService
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.event_log import EventLog
+from helpers.ssh import agent
+from helpers.ssh.known_hosts import KnownHosts
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the services work with.
+
+    Attributes:
+        config: The broker's settings.
+        uids: Names and uids.
+        source: Where keys come from.
+        connections: The connections to the remote.
+        addresses: The remote's addresses.
+        known_hosts: Where the remote's host keys are looked up; None where any will do.
+        identity: The gateway's key, to sign logins with; None where the gateway has none.
+        privileged: The supervisor, which does what takes root.
+        log: Where each decision goes.
+        supervisor: The process that started sshd, for session ids.
+    """
+
+    config: BrokerConfig
+    uids: UidTable
+    source: KeySource
+    connections: Connections
+    addresses: Addresses
+    known_hosts: KnownHosts | None
+    identity: agent.Identity | None
+    privileged: PrivilegedClient
+    log: EventLog
+    supervisor: int
+
+
+class Services:
+    """The broker's services.
+
+    Args:
+        given: What they work with.
+
+    Attributes:
+        accounts: Answers nss-systemd.
+        keys: Answers AuthorizedKeysCommand.
+        sessions: Answers the session helper.
+        signing: Answers sessions' ssh.
+        status: Answers ``gatewayctl``.
+    """
+
+    def __init__(self, given: Surroundings) -> None:
+        config, log = given.config, given.log
+        self._given = given
+        self._tasks: set[asyncio.Task[str | None]] = set()
+        clients = Clients(given.supervisor, config.trusted_proxies)
+        self.accounts = AccountService(config, given.uids, log, self._login_begins)
+        warm_up = _nothing if given.identity is None else given.connections.warm_up
+        self.keys = KeyService(config, self.accounts, given.source, clients, log, warm_up)
+        starter = SessionStarter(config, given.connections, given.known_hosts, given.addresses)
+        self.sessions = SessionService(config.access_mode, self.accounts, starter, clients, given.connections, log)
+        self.signing = SigningService(self.accounts, given.identity, given.known_hosts, log)
+        counters = {
+            "connections": lambda: len(given.connections),
+            "lookups": lambda: self.accounts.lookups,
+            "keys_offered": lambda: self.keys.offered,
+            "keys_permitted": lambda: self.keys.permitted,
+            "key_files_read": lambda: given.source.files_read,
+            "sessions": lambda: self.sessions.started,
+            "failures": lambda: self.sessions.failed,
+        }
+        self.status = StatusService(config, counters)
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What answers each request of the helpers."""
+        return {
+            "authorized_keys": self.keys.authorized_keys,
+            "session": self.sessions.session,
+            "login": self.sessions.login,
+            "logged_in": self.sessions.logged_in,
+            "root": self.accounts.root,
+            "status": self.status.status,
+        }
+
+    def _login_begins(self, user: str, uid: int) -> None:
+        """Use the time that the SSH handshake takes: sshd has just looked the name up, and asks for keys next."""
+        self._given.source.prepare(user)
+        if user in self._given.config.passwords:
+            # A password brings no key, by which a home is made otherwise.
+            task = asyncio.ensure_future(self._given.privileged.make_home(user, uid))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+def _nothing(user: str) -> None:
+    """Connect to nothing: without a key of its own the gateway cannot."""

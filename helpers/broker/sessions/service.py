@@ -1,0 +1,132 @@
+"""Sessions: starts them, and with agent pass-through lets their ssh log in by turns."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from helpers.broker.accounts.service import AccountService
+from helpers.broker.clients import Clients
+from helpers.broker.peer_credentials import Peer
+from helpers.broker.remote.logind import Logind
+from helpers.broker.remote.pool import Connections
+from helpers.broker.remote_deadline import in_time
+from helpers.broker.sessions.login_limiter import LoginLimiter, source_of
+from helpers.broker.sessions.session_starter import SessionStarter, parse_request
+from helpers.protocol.access_mode import AccessMode
+from helpers.protocol.errors import GatewayError, PermissionDeniedError
+from helpers.protocol.event_log import EventLog
+
+
+class SessionService:
+    """Answers the session helper.
+
+    Args:
+        mode: How the gateway decides who may log in.
+        accounts: The users.
+        starter: Starts sessions on the remote.
+        clients: The clients.
+        connections: The connections to the remote.
+        log: Where each session goes.
+
+    Attributes:
+        started: How many sessions were started.
+        failed: How many were not.
+    """
+
+    def __init__(  # noqa: PLR0917 - four collaborators, the mode and the log
+        self,
+        mode: AccessMode,
+        accounts: AccountService,
+        starter: SessionStarter,
+        clients: Clients,
+        connections: Connections,
+        log: EventLog,
+    ) -> None:
+        self._mode, self._accounts, self._starter, self._clients = mode, accounts, starter, clients
+        self._connections, self._log = connections, log
+        self._logins, self._logind = LoginLimiter(), Logind(connections, log)
+        self.started = self.failed = 0
+
+    async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Start a session for the user who owns the peer's uid.
+
+        Args:
+            peer: The session helper, as the user's own uid.
+            request: See `session_starter.parse_request`; ``connection`` and ``key`` for the log.
+
+        Returns:
+            ``transport`` and what that needs: for ``mosh``, where the mosh-server is and its key; for ``ssh``, where
+            the remote is and what to ask of it.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid.
+            GatewayError: The remote has no session; the sentence says why.
+        """
+        user = self._accounts.owner(peer, "session")
+        wanted = parse_request(request)
+        client = self._clients.read(peer, request)
+        login: dict[str, object] = {"sid": client.sid, "user": user, "client": client.endpoint, "key": client.key}
+        began = time.monotonic()
+        try:
+            started = await in_time(self._starter.start(user, wanted))
+        except GatewayError as error:
+            self.failed += 1
+            ms = (time.monotonic() - began) * 1000
+            self._log.error("session_failed", **login, outcome=error.code, reason=error.message, ms=ms)
+            raise
+        self.started += 1
+        if not self._mode.passes_agent_through:  # else the remote has not judged yet, see `logged_in`
+            self._accounts.note_session(peer.uid)
+            self._connections.keep(user)
+            self._clients.note_login(user, client)
+        if started.answer["transport"] == "mosh":
+            self._logind.session_started(user, peer.pid)
+        ms = (time.monotonic() - began) * 1000
+        self._log.info(
+            "session_started",
+            **login,
+            transport=started.transport,
+            **started.log,
+            forced_command=wanted.forced,
+            ms=ms,
+            outcome="ok",
+        )
+        return started.answer | {"home": self._accounts.home(peer.uid)}
+
+    async def login(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the user who owns the peer's uid a turn to log in on the remote by the user's own agent.
+
+        Args:
+            peer: The process that watches over the login; the turn is over when it ends.
+            request: ``connection`` as SSH_CONNECTION has it; ``key``, the first line of SSH_USER_AUTH's file.
+
+        Returns:
+            ``seconds``: how long the login may take.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid.
+            RemoteTimeoutError: Too many others are logging in.
+        """
+        user, client = self._accounts.owner(peer, "login"), self._clients.read(peer, request)
+        by_key = self._clients.knows_key(user, client)
+        source = source_of(None if by_key else client.own_address, user)
+        known = by_key or self._clients.knows_address(user, client)
+        return {"seconds": await self._logins.take_turn(peer.pid, source, known=known)}
+
+    async def logged_in(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Note that the remote has let the user who owns the peer's uid in, by the user's own agent.
+
+        A process with that uid is the gateway's own code, since a client has no other way to run anything here; and it
+        says so when ssh, which the remote has let in, runs its LocalCommand.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid, or it is not the agent that decides here.
+        """
+        user = self._accounts.owner(peer, "logged_in")
+        if not self._mode.passes_agent_through:
+            msg = "the gateway logs in with its own key"
+            raise PermissionDeniedError(msg)
+        self._accounts.note_session(peer.uid)
+        self._clients.note_login(user, self._clients.read(peer, request), by_key=True)
+        return {}

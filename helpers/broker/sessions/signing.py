@@ -1,0 +1,46 @@
+"""Signs the logins of sessions' own ssh, with the gateway's key."""
+
+from __future__ import annotations
+
+from helpers.broker.accounts.service import AccountService
+from helpers.broker.peer_credentials import Peer
+from helpers.protocol.errors import GatewayError, PermissionDeniedError
+from helpers.protocol.event_log import EventLog
+from helpers.ssh import agent
+from helpers.ssh.known_hosts import KnownHosts
+
+
+class SigningService:
+    """An agent for each user, which signs that user's own login on the remote and nothing else.
+
+    Args:
+        accounts: The users.
+        identity: The gateway's key; None where the gateway has none.
+        known_hosts: Where the remote's host keys are looked up; None where any will do.
+        log: Where refusals go.
+    """
+
+    def __init__(
+        self,
+        accounts: AccountService,
+        identity: agent.Identity | None,
+        known_hosts: KnownHosts | None,
+        log: EventLog,
+    ) -> None:
+        self._accounts, self._identity, self._known_hosts, self._log = accounts, identity, known_hosts, log
+
+    def answer(self, peer: Peer, message: bytes) -> bytes:
+        """Answer one message to the agent: see `helpers.ssh.agent`, for the user who owns the peer's uid."""
+        try:
+            user = self._accounts.owner(peer, "agent")
+            if self._identity is None:
+                msg = "the gateway has no key"
+                raise PermissionDeniedError(msg)
+            return agent.answer(message, user, self._identity, self._accept_host_key)
+        except GatewayError as error:
+            self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=error.message)
+            return agent.FAILURE
+
+    def _accept_host_key(self, key_type: str, blob: bytes) -> None:
+        if self._known_hosts is not None:
+            self._known_hosts.verify(key_type, blob)

@@ -1,0 +1,43 @@
+"""``gatewayctl status``: what the broker counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from helpers.broker.peer_credentials import Peer
+from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.errors import PermissionDeniedError
+
+
+class StatusService:
+    """Tells the operator what is going on.
+
+    Args:
+        config: The broker's settings.
+        counters: What is counted, by name.
+    """
+
+    def __init__(self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]]) -> None:
+        self._config, self._counters = config, counters
+        self._started = time.monotonic()
+
+    async def status(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the counters and what of the settings `gatewayctl` needs.
+
+        Raises:
+            PermissionDeniedError: The peer is not root.
+        """
+        del request
+        if peer.uid != 0:
+            msg = "only root may ask for the gateway's status"
+            raise PermissionDeniedError(msg)
+        return {
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            **{name: count() for name, count in self._counters.items()},
+            "accept_any_key": self._config.accept_any_key,
+            "listen_address": self._config.listen_address,
+            "listen_port": self._config.listen_port,
+            "auth_uid": self._config.auth_uid,
+        }
