@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +23,8 @@ from gatewayctl.settings.key_files import KeyFileError
 from gatewayctl.settings.model import Settings
 from gatewayctl.settings.passwords import hashed_passwords, unknown_passwords
 from gatewayctl.sshd import config
-from gatewayctl.supervisor.supervisor import Plan, Supervisor
+from gatewayctl.supervisor.plan import Plan
+from gatewayctl.supervisor.supervisor import Supervisor, make_parts
 from helpers.protocol.broker_config import KEY_SETTINGS, BrokerConfig
 from helpers.protocol.errors import GatewayError, SettingsError
 from helpers.protocol.event_log import EventLog
@@ -123,7 +126,7 @@ def run(load: Callable[[], Settings]) -> int:
 
             plan = make_plan(settings, runtime)
             del settings  # and with it the text of passwords
-            return Supervisor(runtime, plan, replan, log).run()
+            return Supervisor(runtime, plan, replan, make_parts(runtime, plan, log), log).run()
         finally:
             os.close(lock)
 
@@ -151,43 +154,29 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
     key, certificate = read_key(settings)
     secret = settings.gateway_passwords
     passwords = {} if secret is None else hashed_passwords(secret.get_secret_value())
-    lots = "" if secret is None else hashlib.sha256(secret.get_secret_value().encode()).hexdigest()
+    placeholder_key = "" if secret is None else hashlib.sha256(secret.get_secret_value().encode()).hexdigest()
     known_hosts = None if settings.remote_ignore_host_key else str(settings.remote_known_hosts)
-    local_keys = settings.gateway_authorized_keys_path
     sshd_program = Path(find("sshd", "openssh-server"))
     sshd = config.sshd_context(settings, config.sshd_version(sshd_program))
+    shared = {field.name for field in fields(BrokerConfig)} & set(Settings.model_fields)
+    values: dict[str, Any] = {name: getattr(settings, name) for name in shared}
+    values |= {name: str(value) for name, value in values.items() if isinstance(value, Path)}
     broker = BrokerConfig(
-        remote_host=settings.remote_host,
-        remote_port=settings.remote_port,
+        **values,
         known_hosts=known_hosts,
         ssh_key=key,
         ssh_certificate=certificate,
         authorized_keys_files=validators.authorized_keys_files(settings.remote_authorized_keys_file),
-        authorized_keys_command=settings.remote_authorized_keys_command,
-        authorized_keys_path=None if local_keys is None else str(local_keys),
-        authorized_keys_content=settings.gateway_authorized_keys_content,
-        accept_any_key=settings.gateway_accept_any_key,
         passwords=passwords,
         no_passwords=unknown_passwords(passwords.values()) or ["*"],
-        no_passwords_key=lots,
-        cache_ttl_s=settings.gateway_cache_ttl,
+        no_passwords_key=placeholder_key,
         state_dir=str(runtime.state),
         homes_dir=str(runtime.home),
         agent_socket=str(runtime.agent_socket),
         uid_start=first + 2,
         uid_stop=last + 1,
         auth_uid=first + 1,
-        permit_root=settings.gateway_permit_root,
-        mosh_server=settings.remote_mosh_server,
-        mosh_ports=settings.remote_mosh_ports,
-        pty_commands=settings.gateway_pty_commands,
-        mosh_predict=settings.gateway_mosh_predict,
-        session_timeout_s=settings.gateway_session_timeout,
-        trusted_proxies=settings.gateway_trusted_proxies,
-        log_level=settings.gateway_log_level,
         syslog=settings.gateway_log == "syslog",
-        listen_address=sshd.address,
-        listen_port=sshd.port,
     )
     return Plan(broker, sshd, first)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import HomeDirectories
-from gatewayctl.supervisor.unproved_connections import Clients
+from gatewayctl.supervisor.unproved_connections import UnprovedConnections
 from helpers.broker.keys.sshd_key_cache import LONGEST_S
 from helpers.protocol.errors import ProtocolError
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode, is_user_name
@@ -37,23 +37,25 @@ class PrivilegedServer:
         self,
         homes: HomeDirectories,
         keys: AuthorizedKeysFiles,
-        clients: Clients,
+        clients: UnprovedConnections,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Heed no broker yet."""
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
         self._lock = threading.Lock()
-        self._heeded: socket.socket | None = None
+        self._active: socket.socket | None = None
         self._owners: dict[int, str] = {}
 
-    def heed(self, sock: socket.socket) -> None:
-        """Take the word of one broker alone on keys from now on, and forget what another one said.
+    def set_active_broker(self, sock: socket.socket, trusted_proxies: str = "") -> None:
+        """Write keys for one broker alone from now on, and remove what another one had written.
 
         Args:
             sock: Our end of its SOCK_SEQPACKET pair.
+            trusted_proxies: GATEWAY_TRUSTED_PROXIES as that broker has it.
         """
+        self._clients.trusted_proxies = trusted_proxies
         with self._lock:
-            self._heeded = sock
+            self._active = sock
             self._keys.clear()
 
     def serve(self, sock: socket.socket) -> None:
@@ -82,7 +84,7 @@ class PrivilegedServer:
                 except OSError:
                     break
             with self._lock:
-                if self._heeded is sock:
+                if self._active is sock:
                     self._keys.clear()
 
     def _answer(self, sock: socket.socket, request: bytes) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class PrivilegedServer:
                 if trouble is None:
                     self._vacate(user, uid)
                     trouble = self._make_home(user, uid)
-                if lines is not None and self._heeded is sock:
+                if lines is not None and self._active is sock:
                     self._keys.write(user, uid, lines if trouble is None else [], seconds)
         return {"number": number, "trouble": trouble}
 

@@ -32,20 +32,22 @@ _PROVED = {"mosh-client", "ssh"}
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Clients:
+class UnprovedConnections:
     """Counts the connections that asked to come in by any key, and that the remote has not let in.
 
     Args:
         sshd: Tells the process id of the sshd that listens.
-        proxies: Tells GATEWAY_TRUSTED_PROXIES, from where everyone may come.
+        trusted_proxies: GATEWAY_TRUSTED_PROXIES: networks with commas between, from where everyone may come.
         clock: Seconds, monotonic.
+
+    Attributes:
+        trusted_proxies: The same, which a reload may change.
     """
 
     def __init__(
-        self, sshd: Callable[[], int], proxies: Callable[[], str], clock: Callable[[], float] = time.monotonic
+        self, sshd: Callable[[], int], trusted_proxies: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Know of none."""
-        self._sshd, self._proxies, self._clock = sshd, proxies, clock
+        self._sshd, self.trusted_proxies, self._clock = sshd, trusted_proxies, clock
         self._looked_s = -LOOK_S
         self._sources: dict[int, str | None] = {}
         self._proved: set[int] = set()
@@ -72,7 +74,7 @@ class Clients:
     def _source(self, pid: int, address: str | None) -> str | None:
         """Name the source of a connection; None where it is a proxy, or cannot be seen."""
         ip = _peer(pid) if address is None else ipaddress.ip_address(address.partition("%")[0])
-        if ip is None or any(ip in ipaddress.ip_network(text) for text in self._proxies().split(",") if text):
+        if ip is None or any(ip in ipaddress.ip_network(text) for text in self.trusted_proxies.split(",") if text):
             return None
         return str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False)) if ip.version == IPV6 else str(ip)
 

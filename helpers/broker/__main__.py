@@ -61,7 +61,7 @@ def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
     uids = _uid_table(config)
-    connections = Connections(remote.connect, known=uids.had_session, refusal_ttl_s=config.cache_ttl_s)
+    connections = Connections(remote.connect, known=uids.had_session, refusal_ttl_s=config.gateway_cache_ttl)
     privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
     return Surroundings(
         config=config,
@@ -106,10 +106,10 @@ def _key_source(
 ) -> KeySource:
     if config.access_mode.any_key_passes:
         return AnyKeySource(privileged)
-    if config.authorized_keys_content is not None:
-        return LocalKeySource(ContentKeys(config.authorized_keys_content.encode("utf-8")), privileged)
-    if config.authorized_keys_path is not None:
-        path = Path(config.authorized_keys_path)
+    if config.gateway_authorized_keys_content is not None:
+        return LocalKeySource(ContentKeys(config.gateway_authorized_keys_content.encode("utf-8")), privileged)
+    if config.gateway_authorized_keys_path is not None:
+        path = Path(config.gateway_authorized_keys_path)
         if not os.access(path, os.R_OK):
             msg = (
                 f"GATEWAY_AUTHORIZED_KEYS_PATH {path} cannot be read by the gateway's own user; "
@@ -118,8 +118,8 @@ def _key_source(
             raise SettingsError(msg)
         return LocalKeySource(PathKeys(path), privileged)
     sshd_keys = SshdKeyCache(privileged, lambda user: uids.uid_of(user, allocate=False))
-    sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.authorized_keys_command)
-    keys = RemoteKeys(connections, config.cache_ttl_s, own_key, sources, on_file=sshd_keys.fetched)
+    sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.remote_authorized_keys_command)
+    keys = RemoteKeys(connections, config.gateway_cache_ttl, own_key, sources, on_file=sshd_keys.fetched)
     return RemoteKeySource(keys, sshd_keys, privileged)
 
 
@@ -153,7 +153,7 @@ async def serve(given: Surroundings) -> None:
 def main() -> int:
     """Run the broker; returns an exit status."""
     config = BrokerConfig.from_json(sys.stdin.buffer.read())
-    log = EventLog("broker", config.log_level, syslog=config.syslog)
+    log = EventLog("broker", config.gateway_log_level, syslog=config.syslog)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # one for each warm connection

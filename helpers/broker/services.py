@@ -71,7 +71,7 @@ class Services:
         config, log = given.config, given.log
         self._given = given
         self._tasks: set[asyncio.Task[str | None]] = set()
-        clients = Clients(given.supervisor, config.trusted_proxies)
+        clients = Clients(given.supervisor, config.gateway_trusted_proxies)
         self.accounts = AccountService(config, given.uids, log, self._login_begins)
         warm_up = _nothing if given.identity is None else given.connections.warm_up
         self.keys = KeyService(config, self.accounts, given.source, clients, log, warm_up)

@@ -36,8 +36,8 @@ class StatusService:
         return {
             "uptime_s": round(time.monotonic() - self._started, 1),
             **{name: count() for name, count in self._counters.items()},
-            "accept_any_key": self._config.accept_any_key,
-            "listen_address": self._config.listen_address,
-            "listen_port": self._config.listen_port,
+            "accept_any_key": self._config.gateway_accept_any_key,
+            "listen_address": self._config.gateway_host,
+            "listen_port": self._config.gateway_port,
             "auth_uid": self._config.auth_uid,
         }

@@ -180,31 +180,31 @@ class Room:
             "ssh_key": "a secret",
             "ssh_certificate": None,
             "authorized_keys_files": [".ssh/authorized_keys", ".ssh/authorized_keys2"],
-            "authorized_keys_command": "",
-            "authorized_keys_path": None,
-            "authorized_keys_content": None,
-            "accept_any_key": False,
+            "remote_authorized_keys_command": "",
+            "gateway_authorized_keys_path": None,
+            "gateway_authorized_keys_content": None,
+            "gateway_accept_any_key": False,
             "passwords": {"bob": "$6$bob"},
             "no_passwords": ["*"],
             "no_passwords_key": "",
-            "cache_ttl_s": 60.0,
+            "gateway_cache_ttl": 60.0,
             "state_dir": "/nowhere",
             "homes_dir": "/homes",
             "agent_socket": "/run/agent.sock",
             "uid_start": _UIDS.start,
             "uid_stop": _UIDS.stop,
             "auth_uid": _AUTH_UID,
-            "permit_root": False,
-            "mosh_server": "mosh-server",
-            "mosh_ports": "60001:60999",
-            "pty_commands": "mosh",
-            "mosh_predict": "adaptive",
-            "session_timeout_s": 600,
-            "trusted_proxies": "",
-            "log_level": "info",
+            "gateway_permit_root": False,
+            "remote_mosh_server": "mosh-server",
+            "remote_mosh_ports": "60001:60999",
+            "gateway_pty_commands": "mosh",
+            "gateway_mosh_predict": "adaptive",
+            "gateway_session_timeout": 600,
+            "gateway_trusted_proxies": "",
+            "gateway_log_level": "info",
             "syslog": False,
-            "listen_address": "192.0.2.8",
-            "listen_port": 2222,
+            "gateway_host": "192.0.2.8",
+            "gateway_port": 2222,
         }
         config = BrokerConfig(**(values | settings))
         self.config = config
@@ -374,7 +374,7 @@ def test_roots_own_uid_has_a_name_that_nobody_logs_in_by() -> None:
         assert room.broker.accounts.account(_SSHD, "root") is None
         assert room.broker.accounts.account(_SSHD, "gateway+root") is None
 
-    room = Room(permit_root=True)
+    room = Room(gateway_permit_root=True)
     _run(room, scenario)
 
 
@@ -438,7 +438,7 @@ def test_keys_of_nobody(user: str) -> None:
         assert await room.keys(user=user) == []
         assert [event for event, _ in room.log.events] == ["key_refused"]
 
-    room = Room(AnyKeySource, accept_any_key=True)
+    room = Room(AnyKeySource, gateway_accept_any_key=True)
     _run(room, scenario)
 
 
@@ -498,7 +498,7 @@ def test_every_refusal_is_paced_alike() -> None:
 )
 def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
     """Behind GATEWAY_TRUSTED_PROXIES one user's session does not make strangers' refusals quicker than others'."""
-    room = Room(trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
+    room = Room(gateway_trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
     keys = _remote_keys(room)
     keys.refusal_timing = pacing = RecordedPacing()
     broker = room.broker
@@ -727,7 +727,7 @@ def test_a_file_that_is_fetched_again_is_news_to_sshd(later: Completed, *, known
 
 def test_roots_keys_are_renewed_where_nothing_can_be_written(tmp_path: Path) -> None:
     """A table of users on a full disk fails no fetch, and so not the task that keeps everybody's keys fresh."""
-    room = Room(permit_root=True)
+    room = Room(gateway_permit_root=True)
     room.users.close()
     room.users = UidTable(tmp_path / "users", _UIDS)
     keys = _remote_keys(room, _BOTH)
@@ -768,7 +768,7 @@ def test_root_has_keys_where_root_is_permitted() -> None:
         assert await room.keys(user="root") == [f"ssh-ed25519 {_KEY}"]
         assert room.homes[0] in _UIDS
 
-    room = Room(permit_root=True)
+    room = Room(gateway_permit_root=True)
     _run(room, scenario)
 
 
@@ -814,7 +814,7 @@ def test_what_is_no_key_is_refused_and_logged(words: dict[str, Any]) -> None:
         assert lines == []
         assert [event for event, _ in room.log.events] == ["key_refused"]
 
-    room = Room(AnyKeySource, accept_any_key=True)
+    room = Room(AnyKeySource, gateway_accept_any_key=True)
     _run(room, scenario)
 
 
@@ -840,7 +840,7 @@ def test_any_key_is_the_offered_key_alone() -> None:
         assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
         assert await room.keys(key=_OTHER_KEY) == [f"ssh-ed25519 {_OTHER_KEY}"]
 
-    room = Room(AnyKeySource, accept_any_key=True)
+    room = Room(AnyKeySource, gateway_accept_any_key=True)
     _run(room, scenario)
 
 
@@ -905,7 +905,7 @@ def test_roots_session_ends_with_roots_permission() -> None:
             await room.session(Peer(77, uid))
         assert room.connected == []
 
-    room = Room(permit_root=False)
+    room = Room(gateway_permit_root=False)
     _run(room, scenario)
 
 
@@ -998,7 +998,7 @@ def test_what_carries_a_command_with_a_terminal(setting: str, transport: str) ->
         assert answer["transport"] == transport
         assert answer.get("command", "htop") == "htop"
 
-    room = Room(pty_commands=setting)
+    room = Room(gateway_pty_commands=setting)
     _run(room, scenario)
 
 
@@ -1190,7 +1190,7 @@ def test_who_may_not_become_roots_session(uid: int, permitted: bool) -> None:  #
         with pytest.raises(PermissionDeniedError):
             await room.broker.accounts.root(Peer(1, uid), {})
 
-    room = Room(permit_root=permitted)
+    room = Room(gateway_permit_root=permitted)
     _run(room, scenario)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gatewayctl.runtime import processes
-from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, Clients, _peer
+from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, UnprovedConnections, _peer
 from lab.waiting import wait_until
 
 
@@ -28,7 +28,7 @@ class Sshd:
         """Have no connection."""
         self._stack = stack
         self.later_s = 0.0
-        self.clients = Clients(os.getpid, lambda: proxies, lambda: self.later_s)
+        self.clients = UnprovedConnections(os.getpid, proxies, lambda: self.later_s)
 
     def connect(self, argv: tuple[str, ...] = ("cat",), stdout: int | None = None) -> subprocess.Popen[bytes]:
         """Start a process for a connection, which waits until it is ended."""

@@ -21,7 +21,7 @@ import pytest
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import UNUSED_S, HomeDirectories
 from gatewayctl.supervisor.privileged_server import SWEEP_S, PrivilegedServer
-from gatewayctl.supervisor.unproved_connections import Clients
+from gatewayctl.supervisor.unproved_connections import UnprovedConnections
 from helpers.broker.privileged_client import PrivilegedClient
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode
 
@@ -50,9 +50,9 @@ class Place:
         self.stack = stack
         homes = HomeDirectories(self.homes, range(70_000, 70_010), self._busy, self._epoch)
         self.errands = PrivilegedServer(
-            homes, AuthorizedKeysFiles(self.files, self._now), Clients(os.getpid, lambda: ""), self._now
+            homes, AuthorizedKeysFiles(self.files, self._now), UnprovedConnections(os.getpid), self._now
         )
-        self.way = self.broker(heeded=True)
+        self.way = self.broker(active=True)
 
     def _busy(self) -> list[int]:
         if self.failure is not None:
@@ -65,11 +65,11 @@ class Place:
     def _epoch(self) -> float:
         return time.time() + self.later_s
 
-    def broker(self, *, heeded: bool) -> socket.socket:
+    def broker(self, *, active: bool) -> socket.socket:
         """Have another broker, and return its end."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if heeded:
-            self.errands.heed(theirs)
+        if active:
+            self.errands.set_active_broker(theirs)
         thread = threading.Thread(target=self.errands.serve, args=(theirs,))
         thread.start()
 
@@ -308,7 +308,7 @@ def test_keys_go_whatever_else_fails(place: Place) -> None:
     assert place.remember("alice", _UID, _LINE)
     for number in range(16):
         (place.files / f"+{number}").mkdir()
-    place.broker(heeded=True)
+    place.broker(active=True)
     assert not (place.files / "alice").exists()
 
 
@@ -324,7 +324,7 @@ def test_time_without_end_is_none(place: Place, seconds: int) -> None:
 def test_the_word_of_one_broker_counts(place: Place) -> None:
     """After a reload only the new one's: the old one, which may have had another remote, makes no more than homes."""
     assert place.remember("alice", _UID, _LINE)
-    new = place.broker(heeded=True)
+    new = place.broker(active=True)
     assert place.known == {}
     assert place.remember("alice", _UID, _LINE)
     assert place.known == {}
@@ -334,7 +334,7 @@ def test_the_word_of_one_broker_counts(place: Place) -> None:
 
 def test_a_broker_that_fails_to_begin_changes_nothing(place: Place) -> None:
     """A reload that fails leaves the word to the old one."""
-    new = place.broker(heeded=False)
+    new = place.broker(active=False)
     assert place.remember("bob", _UID + 1, _LINE, way=new)
     assert place.remember("alice", _UID, _LINE)
     assert list(place.known) == ["alice"]

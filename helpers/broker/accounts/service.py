@@ -79,7 +79,7 @@ class AccountService:
             PermissionDeniedError: The peer is not root, or root may not log in.
         """
         del request
-        uid = self._uids.uid_of_root() if peer.uid == 0 and self._config.permit_root else None
+        uid = self._uids.uid_of_root() if peer.uid == 0 and self._config.gateway_permit_root else None
         if uid is None:
             msg = "root is not permitted on this gateway"
             raise PermissionDeniedError(msg)
@@ -96,7 +96,7 @@ class AccountService:
             PermissionDeniedError: It is no user's.
         """
         user = self._uids.name_of(peer.uid)
-        if user is None or (user == "root" and not self._config.permit_root):
+        if user is None or (user == "root" and not self._config.gateway_permit_root):
             self._log.warning("refused", op=op, uid=peer.uid, pid=peer.pid)
             msg = "this process belongs to no user of the gateway"
             raise PermissionDeniedError(msg)
@@ -111,7 +111,7 @@ class AccountService:
     def may_log_in(self, user: str) -> str | None:
         """Tell why a name may not log in, whatever its key; None where it may."""
         if user == "root":
-            return None if self._config.permit_root else "root is not permitted; see GATEWAY_PERMIT_ROOT"
+            return None if self._config.gateway_permit_root else "root is not permitted; see GATEWAY_PERMIT_ROOT"
         if is_user_name(user) and self._uids.uid_of(user, allocate=False):
             return None
         return "no such user name"

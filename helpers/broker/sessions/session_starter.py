@@ -199,7 +199,7 @@ class SessionStarter:
 
     def _mosh_carries(self, request: SessionRequest) -> bool:
         """Whether a terminal goes over mosh: a shell's always; a command's unless its output or status is wanted."""
-        by_ssh = request.forced or not request.window or self._config.pty_commands == "ssh"
+        by_ssh = request.forced or not request.window or self._config.gateway_pty_commands == "ssh"
         return request.command is None or not by_ssh
 
     async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
@@ -216,10 +216,10 @@ class SessionStarter:
             if endpoint is not None:
                 times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
                 where: dict[str, Any] = {"address": ran.address, "port": endpoint.port}
-                answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.mosh_predict}
+                answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.gateway_mosh_predict}
                 return Started(answer, {"remote": ran.address, "udp_port": endpoint.port, **times})
             failure = mosh.failure(
-                completed.status, completed.stdout, completed.stderr, completed.marker, config.mosh_server
+                completed.status, completed.stdout, completed.stderr, completed.marker, config.remote_mosh_server
             )
             if not isinstance(failure, NoLocaleError):
                 break
@@ -230,9 +230,9 @@ class SessionStarter:
         return mosh.server_command(
             mosh.Terminal(colors, locale),
             address=address,
-            program=self._config.mosh_server,
-            ports=self._config.mosh_ports,
-            silence_timeout_s=self._config.session_timeout_s,
+            program=self._config.remote_mosh_server,
+            ports=self._config.remote_mosh_ports,
+            silence_timeout_s=self._config.gateway_session_timeout,
             run=_run(request),
         )
 
@@ -270,8 +270,8 @@ class SessionStarter:
                 "commands": [
                     self._mosh_command(request, terminal.colors, locale, address) for locale in terminal.locales
                 ],
-                "program": self._config.mosh_server,
-                "predict": self._config.mosh_predict,
+                "program": self._config.remote_mosh_server,
+                "predict": self._config.gateway_mosh_predict,
             }
         # Its own connection is ssh's to check, and is not checked where nothing is.
         unchecked = {} if self._known_hosts else {"host_key": "ignored"}

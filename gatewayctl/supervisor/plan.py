@@ -1,0 +1,23 @@
+"""What the settings come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gatewayctl.sshd import config
+from helpers.protocol.broker_config import BrokerConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the settings come to, ready to be started.
+
+    Attributes:
+        broker: The broker's settings.
+        sshd: The context of sshd's templates.
+        broker_uid: The uid that the broker runs as.
+    """
+
+    broker: BrokerConfig
+    sshd: config.SshdContext
+    broker_uid: int
