@@ -38,7 +38,7 @@ TURNS_TO_BEGIN = 10
 
 _NO_THREAD = "can't start new thread"  # as CPython words it
 
-Handler = Callable[[Peer, dict[str, Any]], Awaitable[dict[str, Any] | bytes]]
+Handler = Callable[[Peer, dict[str, Any]], Awaitable[Mapping[str, object] | bytes]]
 """Answers a request, with a result to be put into JSON or with bytes that leave as they are."""
 
 

@@ -253,7 +253,7 @@ class Room:
 
     async def session(self, peer: Peer, **words: Any) -> dict[str, Any]:
         """Ask for a session."""
-        return await self.broker.sessions.session(peer, _SESSION | words)
+        return dict(await self.broker.sessions.session(peer, _SESSION | words))
 
 
 def _content(text: str) -> Callable[[PrivilegedClient], KeySource]:

@@ -23,12 +23,14 @@ import helpers
 from gatewayctl.sshd.config import PYTHON_OPTIONS
 from helpers.protocol.errors import BrokerUnavailableError, GatewayError, HostKeyError, PermissionDeniedError
 from helpers.protocol.messages import decode, encode, error_answer
-from helpers.session.main import NUDGES_S, accepted_key, ssh_argv
+from helpers.session.main import accepted_key
+from helpers.session.mosh_client import NUDGES_S
+from helpers.session.ssh_client import ssh_argv
 
 _LAUNCH = Path(helpers.__file__).with_name("launch.py")
 _ROOTS_UID = 70_005
 _MOSH = {"transport": "mosh", "address": "192.0.2.1", "port": 60001, "key": "k" * 22, "predict": "always", "home": "/"}
-_SSH: dict[str, Any] = {
+_SSH: Any = {
     "transport": "ssh",
     "address": "192.0.2.1",
     "addresses": ["192.0.2.1"],
@@ -435,7 +437,7 @@ def test_which_key_was_accepted(tmp_path: Path) -> None:
     assert [accepted_key(name) for name in (str(path), str(tmp_path / "missing"), "")] == ["", "", ""]
 
 
-def _options(session: dict[str, Any]) -> dict[str, str]:
+def _options(session: Any) -> dict[str, str]:
     argv = ssh_argv(session)
     return dict(argv[index + 1].split("=", 1) for index, word in enumerate(argv) if word == "-o")
 
@@ -519,7 +521,7 @@ import os, select, signal, subprocess, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
 theirs, ours = os.pipe()
 waits = f"import os, time; time.sleep = lambda _: os.read({theirs}, 1)"
-code = f"{waits}; from helpers.session.main import nudge; nudge({os.getpid()})"
+code = f"{waits}; from helpers.session.mosh_client import nudge; nudge({os.getpid()})"
 subprocess.run([sys.executable, "-c", code], check=True, pass_fds=[theirs])
 os.close(theirs)
 for _ in range(7):
@@ -532,7 +534,7 @@ print(bool(gone.poll(20_000)), signal.SIGWINCH in signal.sigpending())
 
 
 def _nudging(pid: int) -> list[str]:
-    return [sys.executable, "-c", f"from helpers.session.main import nudge; nudge({pid})"]
+    return [sys.executable, "-c", f"from helpers.session.mosh_client import nudge; nudge({pid})"]
 
 
 def test_mosh_client_is_nudged() -> None:
@@ -554,7 +556,7 @@ def test_nudging_ends_with_mosh_client() -> None:
 
 _BECOMES_ANOTHER_PROGRAM = """
 import os, signal, sys
-from helpers.session.main import nudge
+from helpers.session.mosh_client import nudge
 signal.signal(signal.SIGWINCH, signal.SIG_IGN)
 nudge(os.getpid())
 os.execv(sys.executable, [sys.executable, "-I", "-c", sys.argv[1]])

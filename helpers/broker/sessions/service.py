@@ -16,6 +16,7 @@ from helpers.broker.sessions.session_starter import SessionStarter, parse_reques
 from helpers.protocol.access_mode import AccessMode
 from helpers.protocol.errors import GatewayError, PermissionDeniedError
 from helpers.protocol.event_log import EventLog
+from helpers.protocol.session_answer import SessionAnswer
 
 
 class SessionService:
@@ -48,7 +49,7 @@ class SessionService:
         self._logins, self._logind = LoginLimiter(), Logind(connections, log)
         self.started = self.failed = 0
 
-    async def session(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    async def session(self, peer: Peer, request: dict[str, Any]) -> SessionAnswer:
         """Start a session for the user who owns the peer's uid.
 
         Args:
@@ -56,8 +57,7 @@ class SessionService:
             request: See `session_starter.parse_request`; ``connection`` and ``key`` for the log.
 
         Returns:
-            ``transport`` and what that needs: for ``mosh``, where the mosh-server is and its key; for ``ssh``, where
-            the remote is and what to ask of it.
+            Where the mosh-server is, and its key; or the way to the remote, for ssh.
 
         Raises:
             PermissionDeniedError: No user owns the peer's uid.
@@ -92,7 +92,8 @@ class SessionService:
             ms=ms,
             outcome="ok",
         )
-        return started.answer | {"home": self._accounts.home(peer.uid)}
+        started.answer["home"] = self._accounts.home(peer.uid)
+        return started.answer
 
     async def login(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Give the user who owns the peer's uid a turn to log in on the remote by the user's own agent.

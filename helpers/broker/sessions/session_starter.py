@@ -15,6 +15,7 @@ from helpers.broker.remote.pool import Connections
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import GatewayError, NoLocaleError, ProtocolError
 from helpers.protocol.messages import MAX_COLORS, is_locale_value
+from helpers.protocol.session_answer import MoshAnswer, SessionAnswer, SshAnswer
 from helpers.ssh.authorized_keys import decode_command
 from helpers.ssh.known_hosts import KnownHosts
 
@@ -157,7 +158,7 @@ class Started:
         log: What the log is told.
     """
 
-    answer: dict[str, Any]
+    answer: SessionAnswer
     log: dict[str, object]
 
     @property
@@ -215,8 +216,13 @@ class SessionStarter:
             endpoint = mosh.find_mosh_connect(completed.stdout, completed.marker)
             if endpoint is not None:
                 times = {"connect_ms": ran.connect_ms, "mosh_server_ms": ran.run_ms}
-                where: dict[str, Any] = {"address": ran.address, "port": endpoint.port}
-                answer = {"transport": "mosh", **where, "key": endpoint.key, "predict": config.gateway_mosh_predict}
+                answer: MoshAnswer = {
+                    "transport": "mosh",
+                    "address": ran.address,
+                    "port": endpoint.port,
+                    "key": endpoint.key,
+                    "predict": config.gateway_mosh_predict,
+                }
                 return Started(answer, {"remote": ran.address, "udp_port": endpoint.port, **times})
             failure = mosh.failure(
                 completed.status, completed.stdout, completed.stderr, completed.marker, config.remote_mosh_server
@@ -246,7 +252,7 @@ class SessionStarter:
         address = next((each for each in addresses if ":" in each), addresses[0])
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
-        answer = {
+        answer: SshAnswer = {
             "transport": "ssh",
             "address": addresses[0],
             "addresses": addresses,

@@ -1,0 +1,86 @@
+"""The broker's answer to a session: what the session helper needs to become mosh-client or ssh."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class MoshAnswer(TypedDict):
+    """A mosh-server that waits on the remote.
+
+    Attributes:
+        transport: What the session runs over.
+        address: The remote's numeric address.
+        port: The mosh-server's UDP port.
+        key: Its key, MOSH_KEY.
+        predict: GATEWAY_MOSH_PREDICT.
+        home: The user's home on the gateway.
+    """
+
+    transport: Literal["mosh"]
+    address: str
+    port: int
+    key: str
+    predict: str
+    home: NotRequired[str]
+
+
+class MoshByAgent(TypedDict):
+    """How the session itself starts a mosh-server over ssh, where the gateway has no key.
+
+    Attributes:
+        commands: Command lines, to try in turn.
+        program: REMOTE_MOSH_SERVER, for messages.
+        predict: GATEWAY_MOSH_PREDICT.
+    """
+
+    commands: list[str]
+    program: str
+    predict: str
+
+
+class SshAnswer(TypedDict):
+    """The way to the remote, for the session's own ssh.
+
+    Attributes:
+        transport: What the session runs over.
+        address: The first of the remote's numeric addresses.
+        addresses: All of them, in the order in which they are to be tried.
+        host: REMOTE_HOST.
+        port: REMOTE_PORT.
+        host_key_alias: The name by which the host key is looked up (ssh_config(5), HostKeyAlias).
+        known_hosts: The file that holds it; None where any host key will do.
+        agent: The broker's agent; None where the user's own is used.
+        user: The user's name.
+        share: Whether sessions of the user may share a connection.
+        interactive: Whether the remote completes logins by keyboard-interactive authentication without a prompt.
+        subsystem: The subsystem to ask for; None for a command or a shell.
+        command: The command; None for a shell or a subsystem.
+        pty: Whether to ask for a terminal.
+        mosh: How to start a mosh-server, where ssh carries no more than that.
+        home: The user's home on the gateway.
+        options: What the session helper adds: options of ssh's.
+        identity: The same: ssh's IdentityFile.
+    """
+
+    transport: Literal["ssh"]
+    address: str
+    addresses: list[str]
+    host: str
+    port: int
+    host_key_alias: str
+    known_hosts: str | None
+    agent: str | None
+    user: str
+    share: bool
+    interactive: bool
+    subsystem: str | None
+    command: str | None
+    pty: bool
+    mosh: NotRequired[MoshByAgent]
+    home: NotRequired[str]
+    options: NotRequired[list[str]]
+    identity: NotRequired[str | None]
+
+
+SessionAnswer = MoshAnswer | SshAnswer
