@@ -28,6 +28,7 @@ from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Server
 from helpers.broker.services import Services, Surroundings
 from helpers.protocol.broker_config import BrokerConfig
+from helpers.protocol.deadlines import DRAIN_S
 from helpers.protocol.errors import GatewayError, SettingsError
 from helpers.protocol.event_log import EventLog
 from helpers.protocol.free_space import is_short
@@ -40,9 +41,6 @@ STATUS_FD = 7
 
 SWEEP_S = 30.0
 """Seconds between looks for idle connections."""
-
-DRAIN_S = 22.0
-"""Longest time, in seconds, that a broker told to end goes on for logins it has begun."""
 
 
 def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:

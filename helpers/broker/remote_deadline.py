@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from helpers.protocol.deadlines import REMOTE_TIMEOUT_S
 from helpers.protocol.errors import RemoteTimeoutError
-
-REMOTE_TIMEOUT_S = 20.0
-"""Longest wait for the remote, in seconds: below the server's WORK_TIMEOUT_S, so that the log hears how it ended."""
 
 _T = TypeVar("_T")
 

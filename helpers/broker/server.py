@@ -12,6 +12,7 @@ from typing import Any
 
 from helpers.broker.accounts import userdb
 from helpers.broker.peer_credentials import Peer, peer_of
+from helpers.protocol.deadlines import WORK_TIMEOUT_S
 from helpers.protocol.errors import GatewayError, ProtocolError, RemoteTimeoutError, local_error
 from helpers.protocol.event_log import EventLog, fault_of
 from helpers.protocol.messages import BACKLOG, MAX_REQUEST_BYTES, decode, encode, error_answer
@@ -19,9 +20,6 @@ from helpers.ssh.agent import MAX_MESSAGE_BYTES
 
 REQUEST_TIMEOUT_S = 5.0
 """Longest time, in seconds, that a peer may take to send its request: they send it at once."""
-
-WORK_TIMEOUT_S = 21.0
-"""Longest work on one request, in seconds: below the helpers' ANSWER_TIMEOUT_S, so that they hear why."""
 
 USERDB_IDLE_S = 30.0
 """Seconds after which a silent connection of nss-systemd's is closed; it makes one for each lookup."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import _socket as socket  # socket's own class adds nothing that is needed here, and takes a helper's start 5 ms
 import time
 
+from helpers.protocol.deadlines import ANSWER_TIMEOUT_S
 from helpers.protocol.errors import BrokerUnavailableError, ProtocolError
-from helpers.protocol.messages import ANSWER_TIMEOUT_S, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, decode, encode, result_of
+from helpers.protocol.messages import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, decode, encode, result_of
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
 if TYPE_CHECKING:

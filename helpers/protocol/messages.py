@@ -26,10 +26,6 @@ MAX_REQUEST_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 """Longest answer in JSON, in bytes: far above what a session is told, a key's ``command=`` included."""
 
-ANSWER_TIMEOUT_S = 22.0
-"""Longest wait for an answer, in seconds: above every deadline of the broker. sshd takes up to twice as long as the key
-command (auth2.c, ensure_minimum_time_since), so LoginGraceTime (45 s) is more than twice this."""
-
 MAX_STATUS = 255
 """Largest exit status (wait(2))."""
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from helpers import happy_eyeballs, mosh
 from helpers.protocol.broker_client import ask
+from helpers.protocol.deadlines import ANSWER_TIMEOUT_S
 from helpers.protocol.errors import (
     GatewayError,
     MoshServerError,
@@ -27,7 +28,7 @@ from helpers.protocol.errors import (
     RemoteTimeoutError,
     local_error,
 )
-from helpers.protocol.messages import ANSWER_TIMEOUT_S, decode, encode, error_answer, result_of
+from helpers.protocol.messages import decode, encode, error_answer, result_of
 from helpers.remote_command import new_marker, standard_input
 
 MAX_OUTPUT_BYTES = 64 * 1024

@@ -8,13 +8,10 @@ from itertools import pairwise
 from gatewayctl.sshd.config import template_directory
 from gatewayctl.supervisor import home_directories, privileged_server
 from helpers import happy_eyeballs
-from helpers.broker import __main__ as main
-from helpers.broker import broker, server
 from helpers.broker.accounts import uid_table
 from helpers.broker.keys import refusal_timing
-from helpers.broker.remote import connection, pool
-from helpers.broker.sessions import login_limiter
-from helpers.protocol import messages
+from helpers.broker.remote import pool
+from helpers.protocol import deadlines
 
 
 def _login_grace_time_s() -> float:
@@ -27,22 +24,22 @@ def test_each_outlasts_what_it_waits_for() -> None:
     chain = [
         # sshd takes up to twice what the key command took (auth2.c), and the client needs some time before that.
         _login_grace_time_s(),
-        2 * messages.ANSWER_TIMEOUT_S,
-        messages.ANSWER_TIMEOUT_S,
-        server.WORK_TIMEOUT_S,
-        broker.REMOTE_TIMEOUT_S,
-        connection.CONNECT_TIMEOUT_S,
+        2 * deadlines.ANSWER_TIMEOUT_S,
+        deadlines.ANSWER_TIMEOUT_S,
+        deadlines.WORK_TIMEOUT_S,
+        deadlines.REMOTE_TIMEOUT_S,
+        deadlines.CONNECT_TIMEOUT_S,
         sum(happy_eyeballs.TIMEOUTS_S),
     ]
     assert all(longer > shorter for longer, shorter in pairwise(chain))
-    assert connection.CONNECT_TIMEOUT_S > pool.RUN_TIMEOUT_S > pool.WARM_TIMEOUT_S
-    assert server.WORK_TIMEOUT_S > login_limiter.WAIT_S
-    assert main.DRAIN_S > server.WORK_TIMEOUT_S
+    assert deadlines.CONNECT_TIMEOUT_S > deadlines.RUN_TIMEOUT_S > deadlines.WARM_TIMEOUT_S
+    assert deadlines.WORK_TIMEOUT_S > deadlines.TURN_WAIT_S
+    assert deadlines.DRAIN_S > deadlines.WORK_TIMEOUT_S
 
 
 def test_a_rival_has_as_long_as_the_first() -> None:
     """Where the first one connects at once: it is tried a while later, and then has its own time."""
-    assert pool.RIVAL_AFTER_S + connection.CONNECT_TIMEOUT_S < broker.REMOTE_TIMEOUT_S
+    assert pool.RIVAL_AFTER_S + deadlines.CONNECT_TIMEOUT_S < deadlines.REMOTE_TIMEOUT_S
     assert happy_eyeballs.TIMEOUTS_S[0] < pool.RIVAL_AFTER_S
 
 

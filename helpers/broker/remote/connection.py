@@ -26,6 +26,7 @@ from helpers.broker.remote.pipelined_transport import PipelinedTransport, Prompt
 from helpers.broker.remote.pool import Completed, LoginLostError, LoginTimeoutError, NoRoomError
 from helpers.broker.remote.tcp_info import TcpInfo
 from helpers.protocol.broker_config import KEY_SETTINGS
+from helpers.protocol.deadlines import CONNECT_TIMEOUT_S
 from helpers.protocol.errors import (
     GatewayError,
     NoCommonAlgorithmError,
@@ -38,10 +39,6 @@ from helpers.protocol.errors import (
 from helpers.remote_command import behind_marker, new_marker, standard_input
 from helpers.ssh.agent import Identity
 from helpers.ssh.known_hosts import KnownHosts, fingerprint
-
-CONNECT_TIMEOUT_S = 15.0
-"""Longest time from the first packet to an authenticated connection, in seconds: below the broker's REMOTE_TIMEOUT_S
-with room for a rival that began later; 50 round trips of 300 ms."""
 
 KEEPALIVE_S = 15
 """Seconds of silence after which a keepalive is sent, so that a connection that died is noticed."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from helpers.broker.fair_share import FairShare
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.circuit_breaker import CircuitBreaker
+from helpers.protocol.deadlines import RUN_TIMEOUT_S, WARM_TIMEOUT_S
 from helpers.protocol.errors import (
     GatewayError,
     NoCommonAlgorithmError,
@@ -57,17 +58,11 @@ STRANGER_IDLE_S = 60.0
 MAX_AGE_S = 3600.0
 """Seconds after which a connection is no longer used, so that the remote decides anew who may log in."""
 
-RUN_TIMEOUT_S = 10.0
-"""Longest run of one command, in seconds."""
-
 ACKNOWLEDGE_S = 0.5
 """Seconds, on top of the round trip that was measured, after which the remote's kernel must have acknowledged what was
 sent over a warm connection, and ours has sent it again: Linux waits for 0.2 s before it does either. A connection on
 which it has not may have died, or be busy repeating what the network lost; a new one is tried beside it, and whichever
 answers first is as good."""
-
-WARM_TIMEOUT_S = 4.0
-"""The same for a remote whose kernel lives and whose programs do not answer."""
 
 RIVAL_AFTER_S = 3.0
 """Seconds after which a new connection, or the first command over it, gets a rival where packets have been lost: the

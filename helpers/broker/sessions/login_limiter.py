@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 from helpers.broker.fair_share import FairShare
 from helpers.broker.peer_credentials import end_of
+from helpers.protocol.deadlines import TURN_WAIT_S
 from helpers.protocol.errors import RemoteTimeoutError
 
 MAX_LOGINS = 10
@@ -30,9 +31,6 @@ IPV6_PREFIX = 64
 
 MAX_WAITING, MAX_WAITING_FOR_SOURCE = 100, 20
 """Strangers' logins that may wait for a turn, and those of one source: each waits in a process. One more is refused."""
-
-WAIT_S = 12.0
-"""Longest wait for a turn, in seconds: below the helpers' own patience."""
 
 LOGIN_S = 60.0
 """Longest time, in seconds, that a login may take: some agents ask their user, or wait for a key's touch. A stranger
@@ -86,7 +84,7 @@ class LoginLimiter:
     @staticmethod
     async def _take(stack: AsyncExitStack, source: str, *turns: FairShare) -> None:
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(TURN_WAIT_S):
                 for places in turns:
                     await places.take(source)
                     stack.callback(places.release, source)

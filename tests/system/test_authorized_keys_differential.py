@@ -78,7 +78,7 @@ STRICTER = {
 but the first are where versions or machines differ; so are certificates that have no principal, an empty one, or one
 with a comma.
 
-Beyond what is generated here (see tests/unit/test_keyline.py): files over 1 MiB, commands over 24 KiB, more than 256
+Beyond what is generated here (see tests/unit/test_authorized_keys.py): files over 1 MiB, commands over 24 KiB, more than 256
 lines for one key, DSA keys and authorities, and certificates whose own type has another of OpenSSH's names for it.
 """
 

@@ -29,8 +29,6 @@ from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.addresses import Addresses
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.pool import Completed, Connections
-from helpers.broker.remote_deadline import REMOTE_TIMEOUT_S
-from helpers.broker.server import WORK_TIMEOUT_S
 from helpers.broker.services import Services, Surroundings
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (

@@ -17,10 +17,10 @@ from helpers.broker.sessions.login_limiter import (
     MAX_STRANGERS,
     MAX_WAITING,
     MAX_WAITING_FOR_SOURCE,
-    WAIT_S,
     LoginLimiter,
     source_of,
 )
+from helpers.protocol.deadlines import TURN_WAIT_S
 from helpers.protocol.errors import RemoteTimeoutError
 
 
@@ -100,7 +100,7 @@ def test_strangers_have_less_time_the_fewer_turns_are_free() -> None:
             for number in range(MAX_STRANGERS)
         ]
         assert (seconds[0], seconds) == (LOGIN_S, sorted(seconds, reverse=True))
-        assert seconds[-1] < WAIT_S
+        assert seconds[-1] < TURN_WAIT_S
 
     _run(scenario)
 
@@ -150,7 +150,7 @@ def test_a_process_that_has_ended_takes_no_turn() -> None:
 
 def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user is told to try again; and whoever waits in vain holds nothing afterwards."""
-    monkeypatch.setattr(login_limiter, "WAIT_S", 0.05)
+    monkeypatch.setattr(login_limiter, "TURN_WAIT_S", 0.05)
 
     async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         for number in range(MAX_LOGINS):
@@ -164,7 +164,7 @@ def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one source twenty may wait, of all a hundred; one more is told so at once, and waiting ends with the wait."""
-    monkeypatch.setattr(login_limiter, "WAIT_S", 0.3)
+    monkeypatch.setattr(login_limiter, "TURN_WAIT_S", 0.3)
 
     async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
         pid = crowd.process().pid

@@ -21,7 +21,6 @@ from helpers.broker.remote.pool import (
     MAX_STRANGERS,
     MAX_WAITING,
     MAX_WARM,
-    RUN_TIMEOUT_S,
     STRANGER_IDLE_S,
     Completed,
     Connections,
@@ -31,6 +30,7 @@ from helpers.broker.remote.pool import (
     Ran,
     _first,
 )
+from helpers.protocol.deadlines import RUN_TIMEOUT_S
 from helpers.protocol.errors import (
     GatewayError,
     MoshServerError,
