@@ -78,8 +78,9 @@ STRICTER = {
 but the first are where versions or machines differ; so are certificates that have no principal, an empty one, or one
 with a comma.
 
-Beyond what is generated here (see tests/unit/test_authorized_keys.py): files over 1 MiB, commands over 24 KiB, more than 256
-lines for one key, DSA keys and authorities, and certificates whose own type has another of OpenSSH's names for it.
+Beyond what is generated here (see tests/unit/test_authorized_keys.py): files over 1 MiB, commands over 24 KiB, more
+than 256 lines for one key, DSA keys and authorities, and certificates whose own type has another of OpenSSH's names
+for it.
 """
 
 FILTERED = ("AuthorizedKeysFile none", "AuthorizedKeysCommandUser nobody", "PermitUserEnvironment GATEWAY_COMMAND")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.test_keyline import AUTHORITY, BLOBS, ED25519, OTHER, RSA, certificate, in_base64, strings
+from unit.test_authorized_keys import AUTHORITY, BLOBS, ED25519, OTHER, RSA, certificate, in_base64, strings
 
 from helpers.broker.keys.key_index import (
     MAX_CONTENT_BYTES,

@@ -37,6 +37,7 @@ from helpers.protocol.errors import (
 )
 from helpers.ssh.authorized_keys import parse_offered_key
 from lab.answers import MARKER, authorized_keys
+from lab.fakes import ManualClock
 
 _OWN_KEY = b"AAAAgateway"
 _FILE = b"ssh-ed25519 AAAAalice\nssh-ed25519 AAAAgateway\n"
@@ -44,18 +45,6 @@ _SOURCES = AuthorizedKeysSources()
 _TTL_S = 60.0
 
 _KEY = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32)).decode()
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        """Begin somewhere."""
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
 
 
 class FakePool:
@@ -70,7 +59,7 @@ class FakePool:
         alter: Makes of what a command did what the pool answers.
     """
 
-    def __init__(self, clock: Clock, *outcomes: bytes | int | GatewayError) -> None:
+    def __init__(self, clock: ManualClock, *outcomes: bytes | int | GatewayError) -> None:
         """Begin with no connection."""
         self._clock, self.outcomes = clock, list(outcomes)
         self._opened_s: dict[str, float] = {}
@@ -121,8 +110,8 @@ class FakePool:
         return None if user not in self._opened_s else self._clock() - self._opened_s[user]
 
 
-def _keys(*outcomes: bytes | int | GatewayError, ttl_s: float = _TTL_S) -> tuple[RemoteKeys, FakePool, Clock]:
-    clock = Clock()
+def _keys(*outcomes: bytes | int | GatewayError, ttl_s: float = _TTL_S) -> tuple[RemoteKeys, FakePool, ManualClock]:
+    clock = ManualClock()
     pool = FakePool(clock, *outcomes)
     return RemoteKeys(pool, ttl_s, _OWN_KEY, _SOURCES, clock=clock), pool, clock
 
@@ -455,7 +444,7 @@ def test_a_remembered_failure_holds_no_connection() -> None:
                     msg = "no"
                     raise PermissionDeniedError(msg) from exc
 
-        clock = Clock()
+        clock = ManualClock()
         keys = RemoteKeys(Failing(clock, 0), _TTL_S, _OWN_KEY, _SOURCES, clock=clock)
         await _refused(keys)
         await _refused(keys)

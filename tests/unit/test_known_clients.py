@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 
 from helpers.broker.known_clients import FAMILIAR_S, MAX_LOGINS, KnownClients
+from lab.fakes import ManualClock
 
 _KEY, _OTHER_KEY = "SHA256:a", "SHA256:b"
-
-
-class Clock:
-    """A clock that is set by hand; in seconds."""
-
-    def __init__(self) -> None:
-        """Begin somewhere."""
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -44,12 +33,12 @@ def test_a_user_is_known_by_address_or_key(user: str, marks: tuple[str | None, .
 
 def test_a_login_is_forgotten_after_a_day() -> None:
     """An address goes to others, and a key is lost."""
-    clock = Clock()
+    clock = ManualClock()
     familiar = KnownClients(clock)
     familiar.note("alice", "192.0.2.7")
-    clock.now += FAMILIAR_S - 1
+    clock.now_s += FAMILIAR_S - 1
     assert familiar.knows("alice", "192.0.2.7")
-    clock.now += 2
+    clock.now_s += 2
     assert not familiar.knows("alice", "192.0.2.7")
 
 

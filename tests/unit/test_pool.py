@@ -40,18 +40,7 @@ from helpers.protocol.errors import (
     RemoteRefusedError,
     RemoteTimeoutError,
 )
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        """Begin somewhere."""
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
+from lab.fakes import ManualClock
 
 
 class FakeConnection:
@@ -163,7 +152,7 @@ class Pool(Connections):
 
     def __init__(self) -> None:
         """Make an empty one."""
-        self.remote, self.clock = FakeRemote(), Clock()
+        self.remote, self.clock = FakeRemote(), ManualClock()
         super().__init__(self.remote.connect, self.clock, lambda name: name == "alice")
 
     async def do(self, user: str = "alice", line: str = "cat") -> Ran:

@@ -5,35 +5,24 @@ from __future__ import annotations
 import pytest
 
 from helpers.broker.keys.refusal_timing import MAX_S, SAMPLES, RefusalTiming
-
-
-class Clock:
-    """A clock that is set by hand; in seconds."""
-
-    def __init__(self) -> None:
-        """Begin somewhere."""
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now
+from lab.fakes import ManualClock
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> ManualClock:
     """Make a clock."""
-    return Clock()
+    return ManualClock()
 
 
 @pytest.fixture
-def pacing(clock: Clock) -> RefusalTiming:
+def pacing(clock: ManualClock) -> RefusalTiming:
     """Make one that has seen a fetch of 0.8 s."""
     made = RefusalTiming(clock)
     made.fetched("alice", 0.8)
     return made
 
 
-def test_before_the_first_fetch_nothing_waits(clock: Clock) -> None:
+def test_before_the_first_fetch_nothing_waits(clock: ManualClock) -> None:
     """There is nothing to compare with."""
     fresh = RefusalTiming(clock)
     fresh.looked_up("alice")
@@ -41,24 +30,26 @@ def test_before_the_first_fetch_nothing_waits(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.3, 0.79])
-def test_a_quick_refusal_waits_for_the_time_of_a_fetch(pacing: RefusalTiming, clock: Clock, took_s: float) -> None:
+def test_a_quick_refusal_waits_for_the_time_of_a_fetch(
+    pacing: RefusalTiming, clock: ManualClock, took_s: float
+) -> None:
     """Whatever it took, the answer leaves 0.8 s after the login's beginning."""
     pacing.looked_up("alice")
-    clock.now += took_s
+    clock.now_s += took_s
     assert pacing.left_s("alice") == pytest.approx(0.8 - took_s)
 
 
-def test_a_slow_refusal_does_not_wait(pacing: RefusalTiming, clock: Clock) -> None:
+def test_a_slow_refusal_does_not_wait(pacing: RefusalTiming, clock: ManualClock) -> None:
     """Nor does the second wrong key of one login."""
     pacing.looked_up("alice")
-    clock.now += 0.9
+    clock.now_s += 0.9
     assert pacing.left_s("alice") == 0.0
 
 
-def test_who_keeps_a_login_waiting_gains_nothing(pacing: RefusalTiming, clock: Clock) -> None:
+def test_who_keeps_a_login_waiting_gains_nothing(pacing: RefusalTiming, clock: ManualClock) -> None:
     """A second login of the name, while the first has learned in secret what there is, takes as long."""
     pacing.looked_up("alice")
-    clock.now += 10
+    clock.now_s += 10
     pacing.looked_up("alice")
     assert pacing.left_s("alice") == pytest.approx(0.8)
 
@@ -81,7 +72,7 @@ def test_a_name_without_a_lookup_waits_all_the_same(pacing: RefusalTiming) -> No
         ([60.0] + [0.5] * SAMPLES, 0.5),  # long past
     ],
 )
-def test_the_slowest_of_the_last_fetches_counts(clock: Clock, fetches_s: list[float], paced_s: float) -> None:
+def test_the_slowest_of_the_last_fetches_counts(clock: ManualClock, fetches_s: list[float], paced_s: float) -> None:
     """It counts twice the median at the most."""
     pacing = RefusalTiming(clock)
     for number, fetch_s in enumerate(fetches_s):

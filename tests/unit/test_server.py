@@ -18,28 +18,12 @@ from helpers.broker.accounts import userdb
 from helpers.broker.peer_credentials import Peer
 from helpers.broker.server import AGENT_MAX_CONNECTIONS, Handler, Server
 from helpers.protocol.errors import HostKeyError
-from helpers.protocol.event_log import EventLog
 from helpers.protocol.messages import MAX_REQUEST_BYTES, encode
 from helpers.ssh.agent import MAX_MESSAGE_BYTES
+from lab.fakes import RecordedLog
 
 
-class Recorder(EventLog):
-    """A log that is kept in memory.
-
-    Attributes:
-        events: Each event with its fields, in order.
-    """
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.events: list[tuple[str, dict[str, object]]] = []
-
-    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
-        del level
-        self.events.append((event, fields))
-
-
-class Room:
+class Served:
     """A server on three real sockets, with handlers that a test needs.
 
     Attributes:
@@ -52,7 +36,7 @@ class Room:
 
     def __init__(self, directory: Path) -> None:
         """Prepare; nothing listens yet."""
-        self.log, self.peers = Recorder(), list[Peer]()
+        self.log, self.peers = RecordedLog(), list[Peer]()
         self.gate, self.entered = asyncio.Event(), asyncio.Event()
         self.paths = [directory / name for name in ("broker", "userdb", "agent")]
         handlers: dict[str, Handler] = {
@@ -144,19 +128,19 @@ MAX_STARTUPS = 300
 """Logins that sshd lets be under way at once (60-abuse.conf)."""
 
 
-def _run(scenario: Callable[[Room], Awaitable[None]]) -> None:
+def _run(scenario: Callable[[Served], Awaitable[None]]) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory() as directory:
-            room = Room(Path(directory))
-            await room.listen()
+            served = Served(Path(directory))
+            await served.listen()
             try:
                 async with asyncio.timeout(20):
-                    await scenario(room)
+                    await scenario(served)
             finally:
-                room.gate.set()
-                for server in room.listening:
+                served.gate.set()
+                for server in served.listening:
                     server.close()
-                for sock in room.kept:
+                for sock in served.kept:
                     sock.close()
                 for task in asyncio.all_tasks() - {asyncio.current_task()}:
                     await asyncio.wait([task], timeout=5)
@@ -175,11 +159,11 @@ _ME = Peer(os.getpid(), os.geteuid())
 def test_a_request_is_answered_once() -> None:
     """One line in, one line out, then the server hangs up; who asks is the kernel's word, not the request's."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         request = {"op": "echo", "uid": 0, "pid": 1, "peer": "root"}
-        assert await room.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
-        assert room.peers == [_ME]
-        assert room.log.events == []
+        assert await served.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
+        assert served.peers == [_ME]
+        assert served.log.events == []
 
     _run(scenario)
 
@@ -187,8 +171,8 @@ def test_a_request_is_answered_once() -> None:
 def test_an_answer_may_be_text() -> None:
     """Bytes leave as they are, and then the server hangs up."""
 
-    async def scenario(room: Room) -> None:
-        assert await room.say(0, encode({"op": "text"})) == b"a\xff\nb\n"
+    async def scenario(served: Served) -> None:
+        assert await served.say(0, encode({"op": "text"})) == b"a\xff\nb\n"
 
     _run(scenario)
 
@@ -196,8 +180,8 @@ def test_an_answer_may_be_text() -> None:
 def test_a_request_in_pieces() -> None:
     """A request may come byte by byte."""
 
-    async def scenario(room: Room) -> None:
-        reader, writer = await asyncio.open_unix_connection(room.paths[0])
+    async def scenario(served: Served) -> None:
+        reader, writer = await asyncio.open_unix_connection(served.paths[0])
         for byte in encode({"op": "echo"}):
             writer.write(bytes([byte]))
             await writer.drain()
@@ -210,9 +194,9 @@ def test_a_request_in_pieces() -> None:
 def test_an_error_of_ours_is_told() -> None:
     """The asker hears the sentence, the code and the status."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         error = {"code": "host_key", "message": "it changed", "status": 76}
-        assert await room.ask(encode({"op": "refuse"})) == {"error": error}
+        assert await served.ask(encode({"op": "refuse"})) == {"error": error}
 
     _run(scenario)
 
@@ -220,14 +204,14 @@ def test_an_error_of_ours_is_told() -> None:
 def test_a_fault_is_logged_and_not_told() -> None:
     """A fault of ours refuses this request without a word of it; where it was is in the log."""
 
-    async def scenario(room: Room) -> None:
-        answer = await room.ask(encode({"op": "fail"}))
+    async def scenario(served: Served) -> None:
+        answer = await served.ask(encode({"op": "fail"}))
         assert answer["error"]["code"] == "internal"
         assert "secret" not in str(answer)
-        ((event, fields),) = room.log.events
+        ((event, fields),) = served.log.events
         assert (event, fields["op"], fields["uid"]) == ("fault", "fail", os.geteuid())
         assert "test_server.py" in str(fields["where"])
-        assert "result" in await room.ask(encode({"op": "echo"}))
+        assert "result" in await served.ask(encode({"op": "echo"}))
 
     _run(scenario)
 
@@ -235,8 +219,8 @@ def test_a_fault_is_logged_and_not_told() -> None:
 def test_work_that_takes_too_long_is_the_remotes() -> None:
     """A deadline that passes is told as the remote's silence."""
 
-    async def scenario(room: Room) -> None:
-        assert (await room.ask(encode({"op": "late"})))["error"]["code"] == "remote_timeout"
+    async def scenario(served: Served) -> None:
+        assert (await served.ask(encode({"op": "late"})))["error"]["code"] == "remote_timeout"
 
     _run(scenario)
 
@@ -263,10 +247,10 @@ def test_work_that_takes_too_long_is_the_remotes() -> None:
 def test_what_is_no_request_is_refused(request_: bytes) -> None:
     """Garbage, half a line, an unknown op and a line without end get a protocol error, and the next one is served."""
 
-    async def scenario(room: Room) -> None:
-        assert (await room.ask(request_))["error"]["code"] == "protocol"
-        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-        assert room.peers == [_ME]
+    async def scenario(served: Served) -> None:
+        assert (await served.ask(request_))["error"]["code"] == "protocol"
+        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        assert served.peers == [_ME]
 
     _run(scenario)
 
@@ -274,10 +258,10 @@ def test_what_is_no_request_is_refused(request_: bytes) -> None:
 def test_a_request_without_end_is_cut_off() -> None:
     """Whoever goes on writing is hung up on, and gets no result; others are served."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         with suppress(ConnectionError):
-            assert b"result" not in await room.say(0, b"x" * (8 * MAX_REQUEST_BYTES))
-        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+            assert b"result" not in await served.say(0, b"x" * (8 * MAX_REQUEST_BYTES))
+        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
 
     _run(scenario)
 
@@ -285,9 +269,9 @@ def test_a_request_without_end_is_cut_off() -> None:
 def test_the_longest_request_is_read() -> None:
     """A request of the largest size is answered."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         padding = MAX_REQUEST_BYTES - len(encode({"op": "echo", "x": ""}))
-        answer = await room.ask(encode({"op": "echo", "x": "y" * padding}))
+        answer = await served.ask(encode({"op": "echo", "x": "y" * padding}))
         assert len(answer["result"]["x"]) == padding
 
     _run(scenario)
@@ -296,14 +280,14 @@ def test_the_longest_request_is_read() -> None:
 def test_an_asker_who_says_nothing_holds_up_nobody() -> None:
     """Silent connections, and one whose work takes long, do not keep the next asker waiting."""
 
-    async def scenario(room: Room) -> None:
-        silent = [await asyncio.open_unix_connection(path) for path in room.paths]
-        waiting = asyncio.create_task(room.ask(encode({"op": "wait"})))
-        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-        await room.entered.wait()
-        idle = asyncio.create_task(room.server.idle())
+    async def scenario(served: Served) -> None:
+        silent = [await asyncio.open_unix_connection(path) for path in served.paths]
+        waiting = asyncio.create_task(served.ask(encode({"op": "wait"})))
+        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        await served.entered.wait()
+        idle = asyncio.create_task(served.server.idle())
         await asyncio.sleep(0)
-        room.gate.set()
+        served.gate.set()
         assert await waiting == {"result": {}}
         for _, writer in silent:
             writer.close()
@@ -315,15 +299,15 @@ def test_an_asker_who_says_nothing_holds_up_nobody() -> None:
 def test_an_asker_who_leaves_is_let_go() -> None:
     """Whoever hangs up before the answer costs nothing: the server counts down, and serves on."""
 
-    async def scenario(room: Room) -> None:
-        _, writer = await asyncio.open_unix_connection(room.paths[0])
+    async def scenario(served: Served) -> None:
+        _, writer = await asyncio.open_unix_connection(served.paths[0])
         writer.write(encode({"op": "wait"}))
         await writer.drain()
-        await room.entered.wait()
+        await served.entered.wait()
         writer.close()
-        room.gate.set()
-        await room.server.idle()
-        assert "result" in await room.ask(encode({"op": "echo"}))
+        served.gate.set()
+        await served.server.idle()
+        assert "result" in await served.ask(encode({"op": "echo"}))
 
     _run(scenario)
 
@@ -335,14 +319,14 @@ def _lookup(**parameters: object) -> bytes:
 def test_lookups_share_a_connection() -> None:
     """nss-systemd may ask several times over one connection, and gets an answer to each, by the kernel's word on it."""
 
-    async def scenario(room: Room) -> None:
-        answers = (await room.say(1, _lookup(userName="alice") + _lookup(uid=5) + b"junk\0")).split(b"\0")
+    async def scenario(served: Served) -> None:
+        answers = (await served.say(1, _lookup(userName="alice") + _lookup(uid=5) + b"junk\0")).split(b"\0")
         assert [json.loads(answer).get("error", "").rpartition(".")[2] for answer in answers[:-1]] == [
             "",
             "NoRecordFound",
             "InvalidParameter",
         ]
-        assert room.peers == [_ME, _ME]
+        assert served.peers == [_ME, _ME]
 
     _run(scenario)
 
@@ -351,10 +335,10 @@ def test_lookups_share_a_connection() -> None:
 def test_what_is_no_varlink_is_hung_up_on(data: bytes) -> None:
     """A call without an end gets no answer, and service goes on."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         with suppress(ConnectionResetError):
-            assert await room.say(1, data) == b""
-        assert b"alice" in await room.say(1, _lookup(userName="alice"))
+            assert await served.say(1, data) == b""
+        assert b"alice" in await served.say(1, _lookup(userName="alice"))
 
     _run(scenario)
 
@@ -362,14 +346,14 @@ def test_what_is_no_varlink_is_hung_up_on(data: bytes) -> None:
 def test_a_fault_in_a_lookup_is_logged_and_finds_nobody() -> None:
     """A lookup that fails (a full disk, say) gives no record; the log names it as it does any fault."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         unhandled: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        answer = await room.say(1, _lookup(userName="fault"))
+        answer = await served.say(1, _lookup(userName="fault"))
         assert b"record" not in answer
         assert b"secret" not in answer
-        assert b"alice" in await room.say(1, _lookup(userName="alice"))
-        assert [event for event, _ in room.log.events] == ["fault"]
+        assert b"alice" in await served.say(1, _lookup(userName="alice"))
+        assert [event for event, _ in served.log.events] == ["fault"]
         assert unhandled == []
 
     _run(scenario)
@@ -382,9 +366,9 @@ def _framed(message: bytes) -> bytes:
 def test_agent_messages_are_answered_in_turn() -> None:
     """Each message, its length in front, gets an answer framed the same way."""
 
-    async def scenario(room: Room) -> None:
-        assert await room.say(2, _framed(b"abc") + _framed(b"de")) == _framed(b"cba") + _framed(b"ed")
-        assert room.peers == [_ME, _ME]
+    async def scenario(served: Served) -> None:
+        assert await served.say(2, _framed(b"abc") + _framed(b"de")) == _framed(b"cba") + _framed(b"ed")
+        assert served.peers == [_ME, _ME]
 
     _run(scenario)
 
@@ -395,11 +379,11 @@ def test_agent_messages_are_answered_in_turn() -> None:
 def test_what_is_no_agent_message_is_hung_up_on(data: bytes) -> None:
     """An empty message, one without end and half of one get no answer."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         with suppress(ConnectionResetError):
-            assert await room.say(2, data) == b""
-        assert room.peers == []
-        assert await room.say(2, _framed(b"abc")) == _framed(b"cba")
+            assert await served.say(2, data) == b""
+        assert served.peers == []
+        assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
 
     _run(scenario)
 
@@ -407,12 +391,12 @@ def test_what_is_no_agent_message_is_hung_up_on(data: bytes) -> None:
 def test_who_logs_in_on_the_remote_has_the_agent_to_the_end() -> None:
     """A broker that is to end goes on for an ssh that has asked for the keys, and has yet to ask for a signature."""
 
-    async def scenario(room: Room) -> None:
-        reader, writer = await asyncio.open_unix_connection(room.paths[2])
+    async def scenario(served: Served) -> None:
+        reader, writer = await asyncio.open_unix_connection(served.paths[2])
         writer.write(_framed(b"ab"))
         assert await reader.readexactly(6) == _framed(b"ba")
-        idle = asyncio.create_task(room.server.idle())
-        assert (await room.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+        idle = asyncio.create_task(served.server.idle())
+        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
         assert not idle.done()
         writer.write(_framed(b"cd"))
         assert await reader.readexactly(6) == _framed(b"dc")
@@ -425,15 +409,15 @@ def test_who_logs_in_on_the_remote_has_the_agent_to_the_end() -> None:
 def test_one_user_cannot_take_all_of_the_agent() -> None:
     """One connection more than a uid may have is closed at once; when one of the others leaves there is room again."""
 
-    async def scenario(room: Room) -> None:
-        held = [await asyncio.open_unix_connection(room.paths[2]) for _ in range(AGENT_MAX_CONNECTIONS)]
+    async def scenario(served: Served) -> None:
+        held = [await asyncio.open_unix_connection(served.paths[2]) for _ in range(AGENT_MAX_CONNECTIONS)]
         for reader, writer in held:
             writer.write(_framed(b"ab"))
             assert await reader.readexactly(6) == _framed(b"ba")
-        assert await room.say(2, b"", end=False) == b""
+        assert await served.say(2, b"", end=False) == b""
         held[0][1].close()
-        await _until(lambda: room.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
-        assert await room.say(2, _framed(b"abc")) == _framed(b"cba")
+        await _until(lambda: served.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
+        assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
         for _, writer in held:
             writer.close()
 
@@ -443,10 +427,10 @@ def test_one_user_cannot_take_all_of_the_agent() -> None:
 def test_the_sockets_outlive_a_broker_that_ends() -> None:
     """A broker that is told to end leaves the sockets where they are: they are the next broker's too."""
 
-    async def scenario(room: Room) -> None:
-        for server in room.listening:
+    async def scenario(served: Served) -> None:
+        for server in served.listening:
             server.close()
-        assert all(path.is_socket() for path in room.paths)
+        assert all(path.is_socket() for path in served.paths)
 
     _run(scenario)
 
@@ -457,20 +441,20 @@ def test_nobody_falls_between_two_brokers(which: int, turns: int) -> None:
     """Whoever comes while a broker is told to end has its answer, or is left for the next one, whatever the moment."""
     said = [encode({"op": "echo"}), _lookup(userName="alice")][which]
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(os.fspath(room.paths[which]))
+            client.connect(os.fspath(served.paths[which]))
             client.sendall(said)
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await room.server.leave(room.listening)
+            await served.server.leave(served.listening)
             client.settimeout(0)
-            room.kept[which].settimeout(0)
+            served.kept[which].settimeout(0)
             try:
-                room.kept[which].accept()[0].close()
+                served.kept[which].accept()[0].close()
             except BlockingIOError:
                 answer = asyncio.create_task(asyncio.get_running_loop().sock_recv(client, 4096))
-                idle = asyncio.create_task(room.server.idle())
+                idle = asyncio.create_task(served.server.idle())
                 await asyncio.wait([answer, idle], return_when=asyncio.FIRST_COMPLETED)
                 # When nothing is left to wait for, the process ends.
                 assert await answer if answer.done() else client.recv(4096)
@@ -484,11 +468,11 @@ def test_nobody_falls_between_two_brokers(which: int, turns: int) -> None:
 def test_a_crowd_waits_for_a_busy_broker(which: int) -> None:
     """While the broker's one thread is busy, as many may come as sshd lets in, and none is turned away."""
 
-    async def scenario(room: Room) -> None:
+    async def scenario(served: Served) -> None:
         crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(MAX_STARTUPS)]
         try:
             for client in crowd:
-                client.connect(os.fspath(room.paths[which]))  # BlockingIOError where there is no room
+                client.connect(os.fspath(served.paths[which]))  # BlockingIOError where there is no served
         finally:
             for client in crowd:
                 client.close()

@@ -39,12 +39,12 @@ from helpers.protocol.errors import (
     RemoteLostError,
     RemoteTimeoutError,
 )
-from helpers.protocol.event_log import EventLog
 from helpers.remote_command import marked_lines
 from helpers.ssh import agent
 from helpers.ssh.authorized_keys import OfferedKey, encode_command
 from helpers.ssh.known_hosts import fingerprint
 from lab.answers import MARKER, authorized_keys, mosh_connect
+from lab.fakes import RecordedLog
 
 _BROKER_UID, _AUTH_UID = 70_000, 70_001
 _UIDS = range(70_002, 70_010)
@@ -56,22 +56,6 @@ _SSHD = Peer(1, 0)
 _AUTH = Peer(1, _AUTH_UID)
 
 
-class Recorder(EventLog):
-    """A log that is kept in memory.
-
-    Attributes:
-        events: Each event with its fields, in order.
-    """
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.events: list[tuple[str, dict[str, object]]] = []
-
-    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
-        del level
-        self.events.append((event, fields))
-
-
 class FakeConnection:
     """The remote: answers each command line with the next outcome, the last one again and again."""
 
@@ -79,9 +63,9 @@ class FakeConnection:
     alive, interactive = True, False
     round_trip_s, unacknowledged, loses = 0.1, False, False
 
-    def __init__(self, room: Room) -> None:
-        """Belong to a room."""
-        self._room = room
+    def __init__(self, gateway: FakeGateway) -> None:
+        """Belong to a gateway."""
+        self._room = gateway
 
     def close(self) -> None:
         """Do nothing."""
@@ -110,11 +94,11 @@ class FakeConnection:
 
 
 class FakePrivilegedClient(PrivilegedClient):
-    """The supervisor, for a room."""
+    """The supervisor, for a gateway."""
 
-    def __init__(self, room: Room) -> None:
-        """Belong to a room."""
-        self._room = room
+    def __init__(self, gateway: FakeGateway) -> None:
+        """Belong to a gateway."""
+        self._room = gateway
 
     async def make_home(self, user: str, uid: int, client: tuple[int, str | None] | None = None) -> str | None:
         """Make it, or not."""
@@ -148,7 +132,7 @@ _NO_LOCALE = _answers(b"\n%s MOSH CONNECT \n" % MARKER, b"mosh-server needs a UT
 _NO_FILE = _answers(authorized_keys(None, None))
 
 
-class Room:
+class FakeGateway:
     """A broker with a remote, users and a log.
 
     Attributes:
@@ -206,7 +190,7 @@ class Room:
         }
         config = BrokerConfig(**(values | settings))
         self.config = config
-        self.log = Recorder()
+        self.log = RecordedLog()
         self.users = UidTable(":memory:", _UIDS)
         self.connections = Connections(self._connect)
         self.serve((source or _content(f"ssh-ed25519 {_KEY} alice\n"))(self.privileged))
@@ -268,20 +252,20 @@ _SESSION: dict[str, Any] = {
 }
 
 
-def _run(room: Room, scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+def _run(gateway: FakeGateway, scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     async def run() -> None:
         async with asyncio.timeout(20):
             await scenario()
-        room.connections.close()
+        gateway.connections.close()
 
-    with closing(room.users):
+    with closing(gateway.users):
         asyncio.run(run())
 
 
 @pytest.fixture(name="room")
-def make_room() -> Iterator[Room]:
+def make_gateway() -> Iterator[FakeGateway]:
     """Make a broker whose lookups alone are asked for."""
-    made = Room()
+    made = FakeGateway()
     yield made
     made.users.close()
     made.connections.close()
@@ -290,52 +274,52 @@ def make_room() -> Iterator[Room]:
 # Names
 
 
-def test_sshd_makes_a_name_known(room: Room) -> None:
+def test_sshd_makes_a_name_known(gateway: FakeGateway) -> None:
     """Root's lookup gives a new name a uid; then everybody finds it, by name and by uid."""
-    peer = room.login("alice")
+    peer = gateway.login("alice")
     assert peer.uid in _UIDS
     for asker in (_SSHD, _AUTH, Peer(5, 1000)):
         for key in ("alice", peer.uid):
-            account = room.broker.accounts.account(asker, key)
+            account = gateway.broker.accounts.account(asker, key)
             assert account is not None
             assert (account.name, account.uid, account.home) == ("alice", peer.uid, f"/homes/{peer.uid}")
 
 
 @pytest.mark.parametrize("uid", [1000, _AUTH_UID, _UIDS[0]])
-def test_nobody_else_does(uid: int, room: Room) -> None:
+def test_nobody_else_does(uid: int, gateway: FakeGateway) -> None:
     """A lookup by anybody but root adds no name, and counts as none."""
-    assert room.broker.accounts.account(Peer(5, uid), "alice") is None
-    assert room.broker.accounts.account(_SSHD, _UIDS[0]) is None
-    assert room.broker.accounts.lookups == 0
+    assert gateway.broker.accounts.account(Peer(5, uid), "alice") is None
+    assert gateway.broker.accounts.account(_SSHD, _UIDS[0]) is None
+    assert gateway.broker.accounts.lookups == 0
 
 
 @pytest.mark.parametrize("name", ["root", "nobody", "sshd", "", "a b", "x" * 65, "-\n", "gateway"])
-def test_names_that_are_not_ours_to_answer(name: str, room: Room) -> None:
+def test_names_that_are_not_ours_to_answer(name: str, gateway: FakeGateway) -> None:
     """Reserved names and what is no name are not found, for sshd neither; gateway is a name like any other."""
-    assert (room.broker.accounts.account(_SSHD, name) is None) == (name != "gateway")
+    assert (gateway.broker.accounts.account(_SSHD, name) is None) == (name != "gateway")
 
 
-def test_names_without_a_uid_left_are_told_of(room: Room) -> None:
+def test_names_without_a_uid_left_are_told_of(gateway: FakeGateway) -> None:
     """Once every uid is somebody's, the operator hears why new names are refused; what is no name is no news."""
     for number in range(len(_UIDS)):
-        room.login(f"name{number}")
-    assert room.broker.accounts.account(_SSHD, "root") is room.broker.accounts.account(_SSHD, "a b") is None
-    assert room.log.events == []
-    assert room.broker.accounts.account(_SSHD, "alice") is None
-    assert [event for event, _ in room.log.events] == ["refused"]
+        gateway.login(f"name{number}")
+    assert gateway.broker.accounts.account(_SSHD, "root") is gateway.broker.accounts.account(_SSHD, "a b") is None
+    assert gateway.log.events == []
+    assert gateway.broker.accounts.account(_SSHD, "alice") is None
+    assert [event for event, _ in gateway.log.events] == ["refused"]
 
 
 @pytest.mark.parametrize("uid", [0, -1, 1000, _BROKER_UID, _UIDS[0], _UIDS.stop, 2**70])
-def test_uids_that_are_nobodys(uid: int, room: Room) -> None:
+def test_uids_that_are_nobodys(uid: int, gateway: FakeGateway) -> None:
     """No uid is anybody's before it is given away: not root's, not the broker's."""
-    assert room.broker.accounts.account(_SSHD, uid) is None
+    assert gateway.broker.accounts.account(_SSHD, uid) is None
 
 
-def test_the_key_helpers_account(room: Room) -> None:
+def test_the_key_helpers_account(gateway: FakeGateway) -> None:
     """It exists for everyone, has no shell, no password, and no home of a user's."""
     for asker in (_SSHD, Peer(5, 1000)):
         for key in (AUTH_USER, _AUTH_UID):
-            account = room.broker.accounts.account(asker, key)
+            account = gateway.broker.accounts.account(asker, key)
             assert account is not None
             assert (account.name, account.uid, account.shell) == (AUTH_USER, _AUTH_UID, "/usr/sbin/nologin")
             assert account.password is None
@@ -345,35 +329,35 @@ def test_a_password_is_for_roots_eyes() -> None:
     """A hashed password goes to sshd alone; for all others, and by their uid, there is none."""
 
     async def scenario() -> None:
-        peer = room.login("bob")
+        peer = gateway.login("bob")
         asked = [
-            room.broker.accounts.account(asker, key)
+            gateway.broker.accounts.account(asker, key)
             for asker in (_SSHD, _AUTH, peer, Peer(5, 1000))
             for key in ("bob", peer.uid)
         ]
         assert [account.password for account in asked if account] == ["$6$bob"] * 2 + [None] * 6
-        alice = room.broker.accounts.account(_SSHD, "alice")
+        alice = gateway.broker.accounts.account(_SSHD, "alice")
         assert alice is not None
-        assert alice.password == room.config.no_passwords[0]
+        assert alice.password == gateway.config.no_passwords[0]
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_roots_own_uid_has_a_name_that_nobody_logs_in_by() -> None:
     """Ssh runs as no uid without an account; by name there is none, as nss-systemd answers for root by itself."""
 
     async def scenario() -> None:
-        uid = (await room.broker.accounts.root(_SSHD, {}))["uid"]
+        uid = (await gateway.broker.accounts.root(_SSHD, {}))["uid"]
         assert uid in _UIDS
-        account = room.broker.accounts.account(_SSHD, uid)
+        account = gateway.broker.accounts.account(_SSHD, uid)
         assert account is not None
-        assert (account.name, account.uid, account.password) == ("gateway+root", uid, room.config.no_passwords[0])
-        assert room.broker.accounts.account(_SSHD, "root") is None
-        assert room.broker.accounts.account(_SSHD, "gateway+root") is None
+        assert (account.name, account.uid, account.password) == ("gateway+root", uid, gateway.config.no_passwords[0])
+        assert gateway.broker.accounts.account(_SSHD, "root") is None
+        assert gateway.broker.accounts.account(_SSHD, "gateway+root") is None
 
-    room = Room(gateway_permit_root=True)
-    _run(room, scenario)
+    gateway = FakeGateway(gateway_permit_root=True)
+    _run(gateway, scenario)
 
 
 # Keys
@@ -383,34 +367,34 @@ def test_a_permitted_key_gets_its_lines() -> None:
     """The line is printed, the home is made, and the log has who, from where, which key and why."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        assert await room.keys(connection="192.0.2.7 50000 192.0.2.8 22") == [f"ssh-ed25519 {_KEY}"]
-        ((event, fields),) = room.log.events
+        peer = gateway.login("alice")
+        assert await gateway.keys(connection="192.0.2.7 50000 192.0.2.8 22") == [f"ssh-ed25519 {_KEY}"]
+        ((event, fields),) = gateway.log.events
         assert event == "key_permitted"
         assert fields["user"] == "alice"
         assert fields["client"] == "192.0.2.7:50000"
         assert fields["key"] == fingerprint(_BLOB)
         assert fields["source"] == "content"
         assert "reason" not in fields
-        assert room.homes == [peer.uid]
-        assert (room.broker.keys.offered, room.broker.keys.permitted) == (1, 1)
+        assert gateway.homes == [peer.uid]
+        assert (gateway.broker.keys.offered, gateway.broker.keys.permitted) == (1, 1)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_another_key_gets_none() -> None:
     """A key that is in no line gets nothing, no home is made for it, and the log says why."""
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys(key=_OTHER_KEY) == []
-        ((event, fields),) = room.log.events
+        gateway.login("alice")
+        assert await gateway.keys(key=_OTHER_KEY) == []
+        ((event, fields),) = gateway.log.events
         assert (event, fields["reason"]) == ("key_refused", "no line for this key")
-        assert (room.homes, room.connected) == ([], [])
+        assert (gateway.homes, gateway.connected) == ([], [])
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("uid", [1000, _BROKER_UID, *_UIDS[:2]])
@@ -418,13 +402,13 @@ def test_keys_are_sshds_to_ask_for(uid: int) -> None:
     """A user, the broker's own uid and any other get a refusal, which the log has with uid and pid."""
 
     async def scenario() -> None:
-        room.login("alice")
+        gateway.login("alice")
         with pytest.raises(PermissionDeniedError):
-            await room.keys(peer=Peer(77, uid))
-        assert room.log.events == [("refused", {"op": "authorized_keys", "uid": uid, "pid": 77})]
+            await gateway.keys(peer=Peer(77, uid))
+        assert gateway.log.events == [("refused", {"op": "authorized_keys", "uid": uid, "pid": 77})]
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("user", ["eve", "", "a b", "root", AUTH_USER, "alice\n", "../alice", "sshd"])
@@ -432,21 +416,21 @@ def test_keys_of_nobody(user: str) -> None:
     """A name that sshd did not look up, root where it is off, and what is no name: nobody, though any key will do."""
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys(user=user) == []
-        assert [event for event, _ in room.log.events] == ["key_refused"]
+        gateway.login("alice")
+        assert await gateway.keys(user=user) == []
+        assert [event for event, _ in gateway.log.events] == ["key_refused"]
 
-    room = Room(AnyKeySource, gateway_accept_any_key=True)
-    _run(room, scenario)
+    gateway = FakeGateway(AnyKeySource, gateway_accept_any_key=True)
+    _run(gateway, scenario)
 
 
-def _remote_keys(room: Room, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
+def _remote_keys(gateway: FakeGateway, *contents: bytes, ttl_s: float = 60.0) -> RemoteKeys:
     """Give a room's broker keys from its remote, which has one file after the other."""
-    cache = SshdKeyCache(room.privileged, lambda user: room.users.uid_of(user, allocate=False))
-    keys = RemoteKeys(room.connections, ttl_s, b"AAAA", AuthorizedKeysSources(), on_file=cache.fetched)
+    cache = SshdKeyCache(gateway.privileged, lambda user: gateway.users.uid_of(user, allocate=False))
+    keys = RemoteKeys(gateway.connections, ttl_s, b"AAAA", AuthorizedKeysSources(), on_file=cache.fetched)
     if contents:
-        room.outcomes = [_answers(authorized_keys(content, None)) for content in contents]
-    room.serve(RemoteKeySource(keys, cache, room.privileged))
+        gateway.outcomes = [_answers(authorized_keys(content, None)) for content in contents]
+    gateway.serve(RemoteKeySource(keys, cache, gateway.privileged))
     return keys
 
 
@@ -470,11 +454,11 @@ class RecordedPacing(RefusalTiming):
 
 def test_every_refusal_is_paced_alike() -> None:
     """A wrong key, a user without keys, an unknown name and root wait for the same time; who gets in does not."""
-    room = Room()
-    keys = _remote_keys(room)
+    gateway = FakeGateway()
+    keys = _remote_keys(gateway)
     keys.refusal_timing = pacing = RecordedPacing()
-    broker = room.broker
-    room.outcomes = [_answers(authorized_keys(f"ssh-ed25519 {_KEY}\n".encode(), None)), _NO_FILE]
+    broker = gateway.broker
+    gateway.outcomes = [_answers(authorized_keys(f"ssh-ed25519 {_KEY}\n".encode(), None)), _NO_FILE]
 
     async def scenario() -> None:
         for user in ("alice", "bob"):
@@ -487,7 +471,7 @@ def test_every_refusal_is_paced_alike() -> None:
             await broker.keys.authorized_keys(_AUTH, request)
         assert pacing.refused == ["alice", "bob", "root", "a b"]
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -496,60 +480,60 @@ def test_every_refusal_is_paced_alike() -> None:
 )
 def test_a_proxys_address_is_nobodys(client: str, *, familiar: bool) -> None:
     """Behind GATEWAY_TRUSTED_PROXIES one user's session does not make strangers' refusals quicker than others'."""
-    room = Room(gateway_trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
-    keys = _remote_keys(room)
+    gateway = FakeGateway(gateway_trusted_proxies="198.51.100.0/24,2001:db8:1::/48")
+    keys = _remote_keys(gateway)
     keys.refusal_timing = pacing = RecordedPacing()
-    broker = room.broker
-    room.outcomes = [_STARTED]
+    broker = gateway.broker
+    gateway.outcomes = [_STARTED]
 
     async def scenario() -> None:
-        await broker.sessions.session(room.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
+        await broker.sessions.session(gateway.login("alice"), _SESSION | {"connection": f"{client} 50000 192.0.2.8 22"})
         for user in ("alice", "bob"):
             connection = f"{client} 50001 192.0.2.8 22"
             request = {"user": user, "key_type": "ssh-ed25519", "key": _OTHER_KEY, "connection": connection}
             await broker.keys.authorized_keys(_AUTH, request)
         assert pacing.refused == (["bob"] if familiar else ["alice", "bob"])
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_a_name_has_had_a_session_when_the_remote_has_let_it_in() -> None:
     """With agent pass-through the session's own ssh hears that; until then it is a stranger's name."""
-    room = Room(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
+    gateway = FakeGateway(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        await room.broker.sessions.session(peer, _SESSION)
-        assert not room.users.had_session("alice")
-        await room.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
-        assert room.users.had_session("alice")
+        peer = gateway.login("alice")
+        await gateway.broker.sessions.session(peer, _SESSION)
+        assert not gateway.users.had_session("alice")
+        await gateway.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
+        assert gateway.users.had_session("alice")
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("uid", [0, _AUTH_UID, _BROKER_UID, _UIDS.stop - 1])
 def test_who_is_no_user_has_not_logged_in(uid: int) -> None:
     """A uid that no name has, and the gateway's own."""
-    room = Room(AnyKeySource, ssh_key=None)
+    gateway = FakeGateway(AnyKeySource, ssh_key=None)
 
     async def scenario() -> None:
         with pytest.raises(PermissionDeniedError):
-            await room.broker.sessions.logged_in(Peer(77, uid), {})
+            await gateway.broker.sessions.logged_in(Peer(77, uid), {})
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_with_a_key_of_its_own_the_gateway_needs_no_ones_word() -> None:
     """A process of the user's cannot make the name one that has had a session."""
-    room = Room(AnyKeySource)
+    gateway = FakeGateway(AnyKeySource)
 
     async def scenario() -> None:
-        peer = room.login("alice")
+        peer = gateway.login("alice")
         with pytest.raises(PermissionDeniedError):
-            await room.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22"})
-        assert not room.users.had_session("alice")
+            await gateway.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22"})
+        assert not gateway.users.had_session("alice")
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 _OWN = b"ssh-ed25519 AAAA gateway\n"
@@ -560,35 +544,35 @@ _WRONG_KEYS = [base64.b64encode(_BLOB[:-2] + number.to_bytes(2, "big")).decode()
 _MANY = _OWN + "".join(f"restrict ssh-ed25519 {key} another\n" for key in _WRONG_KEYS[40:]).encode()
 
 
-async def _files_read(room: Room) -> int:
-    return int((await room.broker.status.status(_SSHD, {}))["key_files_read"])
+async def _files_read(gateway: FakeGateway) -> int:
+    return int((await gateway.broker.status.status(_SSHD, {}))["key_files_read"])
 
 
-async def _offer_wrong_keys(room: Room) -> None:
-    assert not any(await asyncio.gather(*(room.keys(key=key) for key in _WRONG_KEYS[:40])))
+async def _offer_wrong_keys(gateway: FakeGateway) -> None:
+    assert not any(await asyncio.gather(*(gateway.keys(key=key) for key in _WRONG_KEYS[:40])))
 
 
 @pytest.mark.parametrize("content", [_OWN, _MANY], ids=["small", "large"])
 def test_a_file_is_read_once_however_many_keys_are_offered(content: bytes) -> None:
     """At once or later, an offer is one look into the file's index; another fetch with the same bytes reads nothing."""
-    room = Room()
+    gateway = FakeGateway()
     line = f"ssh-ed25519 {_KEY}"
-    keys = _remote_keys(room, content, content, content + line.encode())
+    keys = _remote_keys(gateway, content, content, content + line.encode())
 
     async def scenario() -> None:
-        room.login("alice")
-        await _offer_wrong_keys(room)
-        await _offer_wrong_keys(room)
-        assert (len(room.lines), await _files_read(room)) == (1, 1)
+        gateway.login("alice")
+        await _offer_wrong_keys(gateway)
+        await _offer_wrong_keys(gateway)
+        assert (len(gateway.lines), await _files_read(gateway)) == (1, 1)
         await keys.fetch("alice")
-        await _offer_wrong_keys(room)
-        assert (len(room.lines), await _files_read(room)) == (2, 1)
+        await _offer_wrong_keys(gateway)
+        assert (len(gateway.lines), await _files_read(gateway)) == (2, 1)
         await keys.fetch("alice")
-        await _offer_wrong_keys(room)
-        assert await room.keys() == [line]
-        assert (len(room.lines), await _files_read(room)) == (3, 2)
+        await _offer_wrong_keys(gateway)
+        assert await gateway.keys() == [line]
+        assert (len(gateway.lines), await _files_read(gateway)) == (3, 2)
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -602,26 +586,26 @@ def test_a_file_is_read_once_however_many_keys_are_offered(content: bytes) -> No
 )
 def test_a_line_that_is_not_taken_is_named_in_the_log(lines: str, reason: str) -> None:
     """A key whose line OpenSSH may well accept is not refused with the words for a key that has none."""
-    room = Room(_content(lines.replace("{}", f"ssh-ed25519 {_KEY}")))
+    gateway = FakeGateway(_content(lines.replace("{}", f"ssh-ed25519 {_KEY}")))
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys() == []
-        ((event, fields),) = [logged for logged in room.log.events if logged[0].startswith("key_")]
+        gateway.login("alice")
+        assert await gateway.keys() == []
+        ((event, fields),) = [logged for logged in gateway.log.events if logged[0].startswith("key_")]
         assert event == "key_refused"
         assert str(fields["reason"]).startswith(reason)
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_a_path_is_read_into_an_index_when_its_bytes_change(tmp_path: Path) -> None:
     """A key that goes from the file is refused at once; the same bytes, written again, are not read again."""
     path = tmp_path / "authorized_keys"
-    room = Room(lambda privileged: LocalKeySource(PathKeys(path), privileged))
+    gateway = FakeGateway(lambda privileged: LocalKeySource(PathKeys(path), privileged))
     line = f"ssh-ed25519 {_KEY}"
 
     async def scenario() -> None:
-        room.login("alice")
+        gateway.login("alice")
         for content, permitted, read in (
             (line, [line], 1),
             (line, [line], 1),
@@ -630,23 +614,23 @@ def test_a_path_is_read_into_an_index_when_its_bytes_change(tmp_path: Path) -> N
         ):
             path.write_text(content, "utf-8")
             for _ in range(3):
-                assert await room.keys() == permitted
-                await _offer_wrong_keys(room)
-            assert await _files_read(room) == read
+                assert await gateway.keys() == permitted
+                await _offer_wrong_keys(gateway)
+            assert await _files_read(gateway) == read
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_sshd_knows_by_itself_what_was_permitted() -> None:
     """The lines of the key that was offered, and of no other, for as long as the file is believed."""
-    room = Room()
-    _remote_keys(room, _BOTH)
+    gateway = FakeGateway()
+    _remote_keys(gateway, _BOTH)
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
-        assert await room.keys(key=_OTHER_KEY) == [f"restrict ssh-ed25519 {_OTHER_KEY}"]
-        (_, first, _), (user, both, seconds) = room.remembered
+        gateway.login("alice")
+        assert await gateway.keys() == [f"ssh-ed25519 {_KEY}"]
+        assert await gateway.keys(key=_OTHER_KEY) == [f"restrict ssh-ed25519 {_OTHER_KEY}"]
+        (_, first, _), (user, both, seconds) = gateway.remembered
         assert [re.sub(rb'"\d{14}Z"', b"?", line) for line in both] == [
             f"expiry-time=? ssh-ed25519 {_KEY}".encode(),
             f"expiry-time=?,restrict ssh-ed25519 {_OTHER_KEY}".encode(),
@@ -655,21 +639,21 @@ def test_sshd_knows_by_itself_what_was_permitted() -> None:
         assert user == "alice"
         assert 0 < seconds <= 58
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_sshd_knows_nothing_of_who_was_refused() -> None:
     """A key that is in no line, a user without keys and a name that is none have no file."""
-    room = Room()
-    _remote_keys(room, _OWN)
+    gateway = FakeGateway()
+    _remote_keys(gateway, _OWN)
 
     async def scenario() -> None:
-        room.login("alice")
+        gateway.login("alice")
         for user, key in (("alice", _KEY), ("alice", _OTHER_KEY), ("bob", _KEY), ("root", _KEY)):
-            assert await room.keys(user=user, key=key) == []
-        assert room.remembered == []
+            assert await gateway.keys(user=user, key=key) == []
+        assert gateway.remembered == []
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("source", [None, AnyKeySource], ids=["keys of the settings", "any key"])
@@ -677,27 +661,27 @@ def test_sshd_knows_nothing_that_is_not_the_remotes(
     source: Callable[[PrivilegedClient], KeySource] | None,
 ) -> None:
     """Local keys are read at each login, and any key is any key: sshd asks."""
-    room = Room(source)
+    gateway = FakeGateway(source)
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys()
-        assert (len(room.homes), room.remembered) == (1, [])
+        gateway.login("alice")
+        assert await gateway.keys()
+        assert (len(gateway.homes), gateway.remembered) == (1, [])
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_a_long_ttl_is_not_sshds() -> None:
     """It asks again after ten minutes: the broker still remembers, and knows whether the user is still wanted."""
-    room = Room()
-    _remote_keys(room, _BOTH, ttl_s=86400.0)
+    gateway = FakeGateway()
+    _remote_keys(gateway, _BOTH, ttl_s=86400.0)
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys()
-        assert [seconds for _, _, seconds in room.remembered] == [598.0]
+        gateway.login("alice")
+        assert await gateway.keys()
+        assert [seconds for _, _, seconds in gateway.remembered] == [598.0]
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -707,67 +691,67 @@ def test_a_long_ttl_is_not_sshds() -> None:
 )
 def test_a_file_that_is_fetched_again_is_news_to_sshd(later: Completed, *, known: bool) -> None:
     """The same file renews what sshd knows, another one ends it, and each before anybody asks."""
-    room = Room()
-    keys = _remote_keys(room, _BOTH)
+    gateway = FakeGateway()
+    keys = _remote_keys(gateway, _BOTH)
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys()
-        room.outcomes = [later]
+        gateway.login("alice")
+        assert await gateway.keys()
+        gateway.outcomes = [later]
         await keys.fetch("alice")
         await asyncio.sleep(0)  # the errand's turn
-        (_, before, _), (user, after, _) = room.remembered
+        (_, before, _), (user, after, _) = gateway.remembered
         assert user == "alice"
         assert (len(before), len(after)) == (1, int(known))
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_roots_keys_are_renewed_where_nothing_can_be_written(tmp_path: Path) -> None:
     """A table of users on a full disk fails no fetch, and so not the task that keeps everybody's keys fresh."""
-    room = Room(gateway_permit_root=True)
-    room.users.close()
-    room.users = UidTable(tmp_path / "users", _UIDS)
-    keys = _remote_keys(room, _BOTH)
+    gateway = FakeGateway(gateway_permit_root=True)
+    gateway.users.close()
+    gateway.users = UidTable(tmp_path / "users", _UIDS)
+    keys = _remote_keys(gateway, _BOTH)
 
     async def scenario() -> None:
-        assert await room.keys(user="root")
+        assert await gateway.keys(user="root")
         with closing(sqlite3.connect(tmp_path / "users")) as table:
             table.execute("CREATE TRIGGER full BEFORE UPDATE ON users BEGIN SELECT RAISE(FAIL, 'full'); END")
         await keys.fetch("root")
         await asyncio.sleep(0)  # the errand's turn
-        assert [(user, len(lines)) for user, lines, _ in room.remembered] == [("root", 1)] * 2
+        assert [(user, len(lines)) for user, lines, _ in gateway.remembered] == [("root", 1)] * 2
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_a_remote_that_refuses_ends_what_sshd_knows() -> None:
     """A user who shut the gateway out is asked for again."""
-    room = Room()
-    keys = _remote_keys(room, _BOTH)
+    gateway = FakeGateway()
+    keys = _remote_keys(gateway, _BOTH)
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys()
-        room.connections.forget("alice")
-        room.refuses = True
+        gateway.login("alice")
+        assert await gateway.keys()
+        gateway.connections.forget("alice")
+        gateway.refuses = True
         with pytest.raises(PermissionDeniedError):
             await keys.fetch("alice")
         await asyncio.sleep(0)  # the errand's turn
-        assert [len(lines) for _, lines, _ in room.remembered] == [1, 0]
+        assert [len(lines) for _, lines, _ in gateway.remembered] == [1, 0]
 
-    _run(room, scenario)
+    _run(gateway, scenario)
 
 
 def test_root_has_keys_where_root_is_permitted() -> None:
     """GATEWAY_PERMIT_ROOT lets root's keys in."""
 
     async def scenario() -> None:
-        assert await room.keys(user="root") == [f"ssh-ed25519 {_KEY}"]
-        assert room.homes[0] in _UIDS
+        assert await gateway.keys(user="root") == [f"ssh-ed25519 {_KEY}"]
+        assert gateway.homes[0] in _UIDS
 
-    room = Room(gateway_permit_root=True)
-    _run(room, scenario)
+    gateway = FakeGateway(gateway_permit_root=True)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(("source", "made"), [(BrokenSource, True), (None, False)])
@@ -778,15 +762,15 @@ def test_whatever_fails_lets_nobody_in(
     """A remote that is away and a home that cannot be made are no lines and a reason in the log."""
 
     async def scenario() -> None:
-        room.home_is_made = made
-        room.login("alice")
-        assert await room.keys() == []
-        ((event, fields),) = room.log.events
+        gateway.home_is_made = made
+        gateway.login("alice")
+        assert await gateway.keys() == []
+        ((event, fields),) = gateway.log.events
         assert event == "key_refused"
         assert fields["reason"]
 
-    room = Room(source)
-    _run(room, scenario)
+    gateway = FakeGateway(source)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -804,16 +788,16 @@ def test_what_is_no_key_is_refused_and_logged(words: dict[str, Any]) -> None:
     """Half a key, a wrong type and a type that is not served get nothing, and a line in the log."""
 
     async def scenario() -> None:
-        room.login("alice")
+        gateway.login("alice")
         try:
-            lines = await room.keys(**words)
+            lines = await gateway.keys(**words)
         except ProtocolError:
             lines = []
         assert lines == []
-        assert [event for event, _ in room.log.events] == ["key_refused"]
+        assert [event for event, _ in gateway.log.events] == ["key_refused"]
 
-    room = Room(AnyKeySource, gateway_accept_any_key=True)
-    _run(room, scenario)
+    gateway = FakeGateway(AnyKeySource, gateway_accept_any_key=True)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("missing", ["user", "key_type", "key"])
@@ -824,22 +808,22 @@ def test_a_request_for_keys_must_be_whole(missing: str) -> None:
         request = {"user": "alice", "key_type": "ssh-ed25519", "key": _KEY}
         del request[missing]
         with pytest.raises(KeyError):
-            await room.broker.keys.authorized_keys(_SSHD, request)
+            await gateway.broker.keys.authorized_keys(_SSHD, request)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_any_key_is_the_offered_key_alone() -> None:
     """Where any key will do, the line that is printed is the key's own, without an option."""
 
     async def scenario() -> None:
-        room.login("alice")
-        assert await room.keys() == [f"ssh-ed25519 {_KEY}"]
-        assert await room.keys(key=_OTHER_KEY) == [f"ssh-ed25519 {_OTHER_KEY}"]
+        gateway.login("alice")
+        assert await gateway.keys() == [f"ssh-ed25519 {_KEY}"]
+        assert await gateway.keys(key=_OTHER_KEY) == [f"ssh-ed25519 {_OTHER_KEY}"]
 
-    room = Room(AnyKeySource, gateway_accept_any_key=True)
-    _run(room, scenario)
+    gateway = FakeGateway(AnyKeySource, gateway_accept_any_key=True)
+    _run(gateway, scenario)
 
 
 # Sessions
@@ -849,8 +833,8 @@ def test_a_terminal_gets_a_mosh_server() -> None:
     """The session is the uid's owner's; the answer has what mosh-client needs, the log all but the key."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        answer = await room.session(peer, user="root", uid=0)
+        peer = gateway.login("alice")
+        answer = await gateway.session(peer, user="root", uid=0)
         assert answer == {
             "transport": "mosh",
             "address": "192.0.2.1",
@@ -859,23 +843,23 @@ def test_a_terminal_gets_a_mosh_server() -> None:
             "predict": "adaptive",
             "home": f"/homes/{peer.uid}",
         }
-        assert room.connected == ["alice"]
-        (line,) = room.lines
+        assert gateway.connected == ["alice"]
+        (line,) = gateway.lines
         assert line.partition("' gateway ")[2] == (
             "env MOSH_SERVER_NETWORK_TMOUT=600 mosh-server new -i 0.0.0.0 -c 256 -p 60001:60999 -l LANG=de_DE.UTF-8"
         )
-        ((event, fields),) = room.log.events
+        ((event, fields),) = gateway.log.events
         assert (event, fields["user"], fields["key"], fields["udp_port"]) == (
             "session_started",
             "alice",
             fingerprint(_BLOB),
             60001,
         )
-        assert _MOSH_KEY not in str(room.log.events)
-        assert "secret" not in str(room.log.events)
+        assert _MOSH_KEY not in str(gateway.log.events)
+        assert "secret" not in str(gateway.log.events)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("uid", [0, 1000, _BROKER_UID, _AUTH_UID, _UIDS[1], _UIDS.stop])
@@ -883,28 +867,28 @@ def test_a_session_is_for_a_user_of_ours(uid: int) -> None:
     """Root, the gateway's own uids, a uid that nobody has yet and strangers get none, at no packet's cost."""
 
     async def scenario() -> None:
-        room.login("alice")
+        gateway.login("alice")
         with pytest.raises(PermissionDeniedError):
-            await room.session(Peer(77, uid))
-        assert (room.connected, room.lines) == ([], [])
-        assert room.log.events == [("refused", {"op": "session", "uid": uid, "pid": 77})]
+            await gateway.session(Peer(77, uid))
+        assert (gateway.connected, gateway.lines) == ([], [])
+        assert gateway.log.events == [("refused", {"op": "session", "uid": uid, "pid": 77})]
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_roots_session_ends_with_roots_permission() -> None:
     """A process that still has root's invented uid gets no session once root is not permitted any more."""
 
     async def scenario() -> None:
-        uid = room.users.uid_of_root()
+        uid = gateway.users.uid_of_root()
         assert uid is not None
         with pytest.raises(PermissionDeniedError):
-            await room.session(Peer(77, uid))
-        assert room.connected == []
+            await gateway.session(Peer(77, uid))
+        assert gateway.connected == []
 
-    room = Room(gateway_permit_root=False)
-    _run(room, scenario)
+    gateway = FakeGateway(gateway_permit_root=False)
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -950,13 +934,13 @@ def test_a_request_that_smuggles_is_refused(words: dict[str, Any]) -> None:
     """Colours that are none, locales of several words, commands that are cut: no packet leaves for the remote."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
+        peer = gateway.login("alice")
         with pytest.raises(ProtocolError):
-            await room.session(peer, **words)
-        assert (room.connected, room.lines) == ([], [])
+            await gateway.session(peer, **words)
+        assert (gateway.connected, gateway.lines) == ([], [])
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("terminal", [None, {"colors": 256, "locale": {}, "window": True}])
@@ -966,11 +950,11 @@ def test_a_keys_command_is_all_that_runs(command: str, original: str | None, ter
     """A key's command rules over the client's, sftp too, which travels along for SSH_ORIGINAL_COMMAND."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        await room.session(peer)
-        del room.lines[:], room.log.events[:]
+        peer = gateway.login("alice")
+        await gateway.session(peer)
+        del gateway.lines[:], gateway.log.events[:]
         carried = encode_command(command.encode("utf-8", "surrogateescape"))
-        answer = await room.session(peer, command=carried, original_command=original, terminal=terminal)
+        answer = await gateway.session(peer, command=carried, original_command=original, terminal=terminal)
         line = answer["command"]
         words = dict(word.split("=", 1) for word in line.split() if word.startswith("GATEWAY_") and "=" in word)
         assert base64.b64decode(words["GATEWAY_COMMAND"]) == command.encode("utf-8", "surrogateescape")
@@ -979,10 +963,10 @@ def test_a_keys_command_is_all_that_runs(command: str, original: str | None, ter
         assert " sh -c " in line
         assert "rm -rf" not in line
         assert (answer["transport"], answer["subsystem"], answer["pty"]) == ("ssh", None, terminal is not None)
-        assert (room.lines, room.log.events[0][1]["forced_command"]) == ([], True)
+        assert (gateway.lines, gateway.log.events[0][1]["forced_command"]) == ([], True)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(("setting", "transport"), [("mosh", "mosh"), ("ssh", "ssh")])
@@ -990,90 +974,90 @@ def test_what_carries_a_command_with_a_terminal(setting: str, transport: str) ->
     """GATEWAY_PTY_COMMANDS chooses for a client's own command; a shell is always mosh's."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        assert (await room.session(peer))["transport"] == "mosh"
-        answer = await room.session(peer, original_command="htop")
+        peer = gateway.login("alice")
+        assert (await gateway.session(peer))["transport"] == "mosh"
+        answer = await gateway.session(peer, original_command="htop")
         assert answer["transport"] == transport
         assert answer.get("command", "htop") == "htop"
 
-    room = Room(gateway_pty_commands=setting)
-    _run(room, scenario)
+    gateway = FakeGateway(gateway_pty_commands=setting)
+    _run(gateway, scenario)
 
 
 def test_without_a_window_mosh_carries_shells_alone() -> None:
     """A program's command goes over ssh, with the terminal that it asked for."""
 
     async def scenario() -> None:
-        peer, terminal = room.login("alice"), {"colors": 256, "locale": {}, "window": False}
-        assert (await room.session(peer, terminal=terminal))["transport"] == "mosh"
-        answer = await room.session(peer, terminal=terminal, original_command="id")
+        peer, terminal = gateway.login("alice"), {"colors": 256, "locale": {}, "window": False}
+        assert (await gateway.session(peer, terminal=terminal))["transport"] == "mosh"
+        answer = await gateway.session(peer, terminal=terminal, original_command="id")
         assert (answer["transport"], answer["command"], answer["pty"]) == ("ssh", "id", True)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_sftp_is_a_subsystem() -> None:
     """A request of the subsystem sftp is asked of the remote as such; its name runs as no command."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        await room.session(peer)
-        answer = await room.session(peer, terminal=None, original_command="gateway-subsystem-sftp")
+        peer = gateway.login("alice")
+        await gateway.session(peer)
+        answer = await gateway.session(peer, terminal=None, original_command="gateway-subsystem-sftp")
         assert (answer["subsystem"], answer["command"], answer["pty"]) == ("sftp", None, False)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_without_a_key_of_the_gateways_the_users_agent_opens_the_way() -> None:
     """The session's own ssh is told to start mosh-server, with the locales to try; the gateway logs in nowhere."""
 
     async def scenario() -> None:
-        answer = await room.session(room.login("alice"))
+        answer = await gateway.session(gateway.login("alice"))
         assert (answer["transport"], answer["agent"], answer["pty"]) == ("ssh", None, False)
         assert [command.partition(" -l ")[2] for command in answer["mosh"]["commands"]] == [
             "LANG=de_DE.UTF-8",
             "LANG=C.UTF-8",
             "LANG=en_US.UTF-8",
         ]
-        assert (room.connected, room.lines) == ([], [])
+        assert (gateway.connected, gateway.lines) == ([], [])
 
-    room = Room(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
-    _run(room, scenario)
+    gateway = FakeGateway(AnyKeySource, ssh_key=None, remote_host="192.0.2.1")
+    _run(gateway, scenario)
 
 
 def test_a_clients_command_is_the_clients() -> None:
     """Without a key's command the client's runs, as the client's."""
 
     async def scenario() -> None:
-        await room.session(room.login("alice"), original_command="htop")
-        (line,) = room.lines
+        await gateway.session(gateway.login("alice"), original_command="htop")
+        (line,) = gateway.lines
         assert f"GATEWAY_COMMAND={base64.b64encode(b'htop').decode()} GATEWAY_ORIGINAL= " in line
-        assert room.log.events[0][1]["forced_command"] is False
+        assert gateway.log.events[0][1]["forced_command"] is False
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_locales_are_tried_in_turn() -> None:
     """The client's, then the common ones; a remote that knows none of them is said to have none."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        room.outcomes = [_NO_LOCALE, _NO_LOCALE, _STARTED]
-        await room.session(peer)
-        assert [line.partition(" -l ")[2] for line in room.lines] == [
+        peer = gateway.login("alice")
+        gateway.outcomes = [_NO_LOCALE, _NO_LOCALE, _STARTED]
+        await gateway.session(peer)
+        assert [line.partition(" -l ")[2] for line in gateway.lines] == [
             "LANG=de_DE.UTF-8",
             "LANG=C.UTF-8",
             "LANG=en_US.UTF-8",
         ]
-        room.outcomes = [_NO_LOCALE]
+        gateway.outcomes = [_NO_LOCALE]
         with pytest.raises(NoLocaleError):
-            await room.session(peer)
+            await gateway.session(peer)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize(
@@ -1089,18 +1073,18 @@ def test_a_mosh_server_that_fails(outcome: Completed) -> None:
     """No whole MOSH CONNECT line, no session: one try, one sentence that is safe to show, one line in the log."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        room.outcomes = [outcome]
+        peer = gateway.login("alice")
+        gateway.outcomes = [outcome]
         with pytest.raises(MoshServerError) as caught:
-            await room.session(peer)
+            await gateway.session(peer)
         assert re.fullmatch(r"[\x20-\x7e]+", caught.value.message)
-        assert len(room.lines) == 1
-        ((event, fields),) = room.log.events
+        assert len(gateway.lines) == 1
+        ((event, fields),) = gateway.log.events
         assert (event, fields["outcome"]) == ("session_failed", "mosh_server")
-        assert room.broker.sessions.failed == 1
+        assert gateway.broker.sessions.failed == 1
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_a_remote_that_takes_too_long_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1111,18 +1095,18 @@ def test_a_remote_that_takes_too_long_is_logged(monkeypatch: pytest.MonkeyPatch)
         async def never(*_: object, **__: object) -> Any:
             await asyncio.Event().wait()
 
-        peer = room.login("alice")
-        monkeypatch.setattr(room.broker.keys._source, "judge", never)
-        monkeypatch.setattr(room.connections, "run", never)
-        assert await room.keys() == []
+        peer = gateway.login("alice")
+        monkeypatch.setattr(gateway.broker.keys._source, "judge", never)
+        monkeypatch.setattr(gateway.connections, "run", never)
+        assert await gateway.keys() == []
         with pytest.raises(RemoteTimeoutError, match="did not answer in time"):
-            await room.session(peer)
-        (refused, why), (failed, how) = room.log.events
+            await gateway.session(peer)
+        (refused, why), (failed, how) = gateway.log.events
         assert (refused, failed, how["outcome"]) == ("key_refused", "session_failed", "remote_timeout")
         assert str(why["reason"]).startswith("remote_timeout: ")
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_keys_are_kept_fresh_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1139,12 +1123,12 @@ def test_keys_are_kept_fresh_whatever_happens(monkeypatch: pytest.MonkeyPatch) -
                 raise RuntimeError(msg)
 
         monkeypatch.setattr(keys, "keep_fresh", keep_fresh)
-        await room.broker.keys.run()
-        assert [(event, fields["op"]) for event, fields in room.log.events] == [("fault", "keep_fresh")] * 2
+        await gateway.broker.keys.run()
+        assert [(event, fields["op"]) for event, fields in gateway.log.events] == [("fault", "keep_fresh")] * 2
 
-    room = Room()
-    keys = _remote_keys(room)
-    _run(room, scenario)
+    gateway = FakeGateway()
+    keys = _remote_keys(gateway)
+    _run(gateway, scenario)
 
 
 def test_what_the_login_shell_says_first_is_passed_over() -> None:
@@ -1152,27 +1136,27 @@ def test_what_the_login_shell_says_first_is_passed_over() -> None:
 
     async def scenario() -> None:
         fake = b"MOSH CONNECT 1 short\nhint: MOSH CONNECT 2 %s\nMOSH CONNECT 3 %s\n" % ((_MOSH_KEY.encode(),) * 2)
-        room.outcomes = [_answers(fake + _STARTED.stdout)]
-        assert (await room.session(room.login("alice")))["port"] == 60001
+        gateway.outcomes = [_answers(fake + _STARTED.stdout)]
+        assert (await gateway.session(gateway.login("alice")))["port"] == 60001
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 def test_without_a_terminal_the_way_for_ssh_is_told() -> None:
     """What mosh cannot carry goes by ssh: to the same address, under the user's own name, nothing started yet."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        await room.session(peer)
-        answer = await room.session(peer, terminal=None, original_command="cat x", user="root")
+        peer = gateway.login("alice")
+        await gateway.session(peer)
+        answer = await gateway.session(peer, terminal=None, original_command="cat x", user="root")
         assert answer["transport"] == "ssh"
         assert (answer["address"], answer["port"], answer["user"]) == ("192.0.2.1", 22, "alice")
         assert (answer["command"], answer["subsystem"]) == ("cat x", None)
         assert "secret" not in str(answer)
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 # Root, status, signatures
@@ -1186,35 +1170,35 @@ def test_who_may_not_become_roots_session(uid: int, permitted: bool) -> None:  #
 
     async def scenario() -> None:
         with pytest.raises(PermissionDeniedError):
-            await room.broker.accounts.root(Peer(1, uid), {})
+            await gateway.broker.accounts.root(Peer(1, uid), {})
 
-    room = Room(gateway_permit_root=permitted)
-    _run(room, scenario)
+    gateway = FakeGateway(gateway_permit_root=permitted)
+    _run(gateway, scenario)
 
 
 def test_the_status_is_roots_to_ask_for() -> None:
     """Root sees the counters; a user of the gateway does not."""
 
     async def scenario() -> None:
-        peer = room.login("alice")
-        await room.session(peer)
-        status = await room.broker.status.status(_SSHD, {})
+        peer = gateway.login("alice")
+        await gateway.session(peer)
+        status = await gateway.broker.status.status(_SSHD, {})
         assert (status["lookups"], status["sessions"], status["failures"], status["connections"]) == (1, 1, 0, 1)
         for uid in (peer.uid, _AUTH_UID, 1000):
             with pytest.raises(PermissionDeniedError):
-                await room.broker.status.status(Peer(1, uid), {})
+                await gateway.broker.status.status(Peer(1, uid), {})
 
-    room = Room()
-    _run(room, scenario)
+    gateway = FakeGateway()
+    _run(gateway, scenario)
 
 
 @pytest.mark.parametrize("uid", [0, 1000, _AUTH_UID, _UIDS[0]])
-def test_signatures_for_nobody(uid: int, room: Room) -> None:
+def test_signatures_for_nobody(uid: int, gateway: FakeGateway) -> None:
     """Without a user behind the uid, or without a key of the gateway's, the agent fails."""
     if uid == _UIDS[0]:
-        room.login("alice")
-    assert room.broker.signing.answer(Peer(1, uid), b"\x0b") == agent.FAILURE
-    assert "agent_refused" in [event for event, _ in room.log.events]
+        gateway.login("alice")
+    assert gateway.broker.signing.answer(Peer(1, uid), b"\x0b") == agent.FAILURE
+    assert "agent_refused" in [event for event, _ in gateway.log.events]
 
 
 # Words for the log
@@ -1253,9 +1237,9 @@ def test_an_accepted_key_has_a_fingerprint() -> None:
     assert _key_fingerprint(f"publickey ssh-ed25519 {_KEY}") == fingerprint(_BLOB)
 
 
-def test_the_settings_keep_their_secrets(room: Room) -> None:
+def test_the_settings_keep_their_secrets(gateway: FakeGateway) -> None:
     """Neither the key nor a password is in the representation of the broker's settings, and all of them arrive."""
-    config = room.config
+    config = gateway.config
     assert "secret" not in repr(config)
     assert "$6$" not in repr(config)
     assert BrokerConfig.from_json(config.to_json()) == config

@@ -54,7 +54,7 @@ exit 7
 """
 
 
-class Room:
+class Sandbox:
     """A directory with a broker's socket, fake programs and what they wrote down.
 
     Attributes:
@@ -116,10 +116,10 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    """Make a room that every uid can reach, which pytest's own directories are not."""
+def sandbox() -> Iterator[Sandbox]:
+    """Make a sandbox that every uid can reach, which pytest's own directories are not."""
     with tempfile.TemporaryDirectory() as directory:
-        made = Room(Path(directory))
+        made = Sandbox(Path(directory))
         yield made
         made.close()
 
@@ -133,19 +133,19 @@ def _watch(seen: bytes, fd: int) -> None:
 
 
 def _on_a_terminal(
-    room: Room, environ: dict[str, str] | None = None, act: Callable[[bytes, int], object] = _watch
+    sandbox: Sandbox, environ: dict[str, str] | None = None, act: Callable[[bytes, int], object] = _watch
 ) -> tuple[int, str]:
     """Run the helper on a PTY of its own; return its status and what was on the screen, of a wait only to ``act``.
 
     Args:
-        room: Where.
+        sandbox: Where.
         environ: The client's environment, and what else sshd would set.
         act: Told of all that was seen so far, each time that there is more, and the PTY's descriptor.
     """
     ours, theirs = pty.openpty()
-    argv = [shutil.which("setsid") or "setsid", "--ctty", *room.argv()]
+    argv = [shutil.which("setsid") or "setsid", "--ctty", *sandbox.argv()]
     with subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=room.environ(**environ or {})
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=sandbox.environ(**environ or {})
     ) as process:
         os.close(theirs)
         seen = b""
@@ -161,20 +161,20 @@ def _on_a_terminal(
     return status, seen.decode() if act is not _watch else _WAITED.sub("", seen.decode())
 
 
-def test_a_terminal_becomes_mosh_client(room: Room) -> None:
+def test_a_terminal_becomes_mosh_client(sandbox: Sandbox) -> None:
     """Address and port are words, the key is in the environment; of the client's there is a checked TERM alone."""
-    room.program("mosh-client")
-    thread = room.answering(encode({"result": _MOSH}))
+    sandbox.program("mosh-client")
+    thread = sandbox.answering(encode({"result": _MOSH}))
     client = {"LANG": "C.UTF-8", "SSH_ORIGINAL_COMMAND": "x", "EVIL": "1", "SSH_CONNECTION": "a b c d"}
-    status, screen = _on_a_terminal(room, client)
+    status, screen = _on_a_terminal(sandbox, client)
     thread.join()
     assert (status, screen) == (7, "")
     uid = _ROOTS_UID if os.geteuid() == 0 else os.geteuid()
-    assert room.written("words") == [str(uid), str(room.path / "mosh-client"), "192.0.2.1", "60001"]
-    environ = dict(line.split("=", 1) for line in room.written("environ"))
+    assert sandbox.written("words") == [str(uid), str(sandbox.path / "mosh-client"), "192.0.2.1", "60001"]
+    environ = dict(line.split("=", 1) for line in sandbox.written("environ"))
     assert environ.pop("PWD", "")
     assert {name: value for name, value in environ.items() if name not in {"_", "SHLVL", "OLDPWD"}} == {
-        "PATH": f"{room.path}:/usr/bin:/bin",
+        "PATH": f"{sandbox.path}:/usr/bin:/bin",
         "TERM": "xterm-256color",
         "LC_ALL": "C.UTF-8",
         "MOSH_KEY": "k" * 22,
@@ -182,7 +182,7 @@ def test_a_terminal_becomes_mosh_client(room: Room) -> None:
         "MOSH_ESCAPE_KEY": "",
         "MOSH_NO_TERM_INIT": "1",
     }
-    assert room.requests == [
+    assert sandbox.requests == [
         {
             "op": "session",
             "terminal": {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": False},
@@ -198,51 +198,51 @@ def test_a_terminal_becomes_mosh_client(room: Room) -> None:
     ("environ", "locale"),
     [({"LANG": "xx_XX.UTF-8"}, {"LANG": "xx_XX.UTF-8"}), ({"LANG": "C"}, {}), ({}, {}), ({"LANG": "$(id)"}, {})],
 )
-def test_no_locale_is_made_up(environ: dict[str, str], locale: dict[str, str], room: Room) -> None:
+def test_no_locale_is_made_up(environ: dict[str, str], locale: dict[str, str], sandbox: Sandbox) -> None:
     """The remote is told of the client's locale, be it one that the gateway lacks, and never of Python's."""
-    room.program("mosh-client")
-    thread = room.answering(encode({"result": _MOSH}))
-    _on_a_terminal(room, environ)
+    sandbox.program("mosh-client")
+    thread = sandbox.answering(encode({"result": _MOSH}))
+    _on_a_terminal(sandbox, environ)
     thread.join()
-    assert room.requests[0]["terminal"]["locale"] == locale
+    assert sandbox.requests[0]["terminal"]["locale"] == locale
 
 
-def test_the_carried_command_is_handed_on(room: Room) -> None:
+def test_the_carried_command_is_handed_on(sandbox: Sandbox) -> None:
     """A key's command and the accepted key reach the broker; an unknown TERM is made usable."""
-    room.program("mosh-client")
-    accepted = room.path / "auth"
+    sandbox.program("mosh-client")
+    accepted = sandbox.path / "auth"
     accepted.write_text("publickey ssh-ed25519 AAAA\nsecond\n")
     accepted.chmod(0o644)
-    thread = room.answering(encode({"result": _MOSH}))
+    thread = sandbox.answering(encode({"result": _MOSH}))
     sshds = {"GATEWAY_COMMAND": "aWQ=", "SSH_USER_AUTH": str(accepted)}
-    _on_a_terminal(room, sshds | {"TERM": "xterm-no-such", "LANG": "C.UTF-8"})
+    _on_a_terminal(sandbox, sshds | {"TERM": "xterm-no-such", "LANG": "C.UTF-8"})
     thread.join()
-    (request,) = room.requests
+    (request,) = sandbox.requests
     assert (request["command"], request["key"]) == ("aWQ=", "publickey ssh-ed25519 AAAA")
     assert request["terminal"] == {"colors": 256, "locale": {"LANG": "C.UTF-8"}, "window": False}
-    assert "TERM=xterm-256color" in room.written("environ")
+    assert "TERM=xterm-256color" in sandbox.written("environ")
 
 
-def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
+def test_what_has_no_terminal_becomes_ssh(sandbox: Sandbox) -> None:
     """Without a terminal ssh takes over, status and all; and of the client's environment the locale, as it is."""
-    room.program("ssh")
+    sandbox.program("ssh")
     command = "-x 'a b'; $(id)"
-    thread = room.answering(encode({"result": _SSH | {"command": command}}))
+    thread = sandbox.answering(encode({"result": _SSH | {"command": command}}))
     client = {"LANG": "de_DE", "LC_OF_MY_OWN": "$(id) x", "EVIL": "1", "LD_PRELOAD": "", "TERM": "odd one"}
     done = subprocess.run(
-        room.argv(),
+        sandbox.argv(),
         input=b"",
         capture_output=True,
         check=False,
-        env=room.environ(**client, SSH_ORIGINAL_COMMAND=command),
+        env=sandbox.environ(**client, SSH_ORIGINAL_COMMAND=command),
         timeout=30,
     )
     thread.join()
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
-    assert room.requests[0]["terminal"] is None
-    words = room.written("words")
+    assert sandbox.requests[0]["terminal"] is None
+    words = sandbox.written("words")
     assert words[-3:] == ["--", "192.0.2.1", command]
-    environ = dict(line.split("=", 1) for line in room.written("environ"))
+    environ = dict(line.split("=", 1) for line in sandbox.written("environ"))
     assert {name: environ.get(name) for name in ("HOME", *client)} == {
         **client,
         "HOME": "/homes/1",
@@ -251,44 +251,44 @@ def test_what_has_no_terminal_becomes_ssh(room: Room) -> None:
     }
 
 
-def test_the_longest_command_reaches_ssh(room: Room) -> None:
+def test_the_longest_command_reaches_ssh(sandbox: Sandbox) -> None:
     """What ssh alone can carry is as long as an argument may be; the broker is told how it begins, and no more."""
-    room.program("ssh")
+    sandbox.program("ssh")
     command = "echo \udcff " + "x" * 130_000
-    thread = room.answering(encode({"result": _SSH | {"command": command[:64]}}))
+    thread = sandbox.answering(encode({"result": _SSH | {"command": command[:64]}}))
     done = subprocess.run(
-        room.argv(), capture_output=True, check=False, env=room.environ(SSH_ORIGINAL_COMMAND=command), timeout=30
+        sandbox.argv(), capture_output=True, check=False, env=sandbox.environ(SSH_ORIGINAL_COMMAND=command), timeout=30
     )
     thread.join()
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
-    assert room.requests[0]["original_command"] == command[:64]
-    assert (room.path / "words").read_bytes().endswith(b"\n--\n192.0.2.1\n" + os.fsencode(command) + b"\n")
+    assert sandbox.requests[0]["original_command"] == command[:64]
+    assert (sandbox.path / "words").read_bytes().endswith(b"\n--\n192.0.2.1\n" + os.fsencode(command) + b"\n")
 
 
 @pytest.mark.parametrize(
     ("original", "answered", "word"),
     [("", "", " "), ("gateway-subsystem-sftp", None, "192.0.2.1"), (None, None, "192.0.2.1")],
 )
-def test_no_command_becomes_a_shell(room: Room, original: str | None, answered: str | None, word: str) -> None:
+def test_no_command_becomes_a_shell(sandbox: Sandbox, original: str | None, answered: str | None, word: str) -> None:
     """An empty command is one that does nothing; ssh would take it for none, which is a shell."""
-    room.program("ssh")
-    thread = room.answering(encode({"result": _SSH | {"command": answered}}))
-    environ = room.environ(**({} if original is None else {"SSH_ORIGINAL_COMMAND": original}))
-    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    sandbox.program("ssh")
+    thread = sandbox.answering(encode({"result": _SSH | {"command": answered}}))
+    environ = sandbox.environ(**({} if original is None else {"SSH_ORIGINAL_COMMAND": original}))
+    subprocess.run(sandbox.argv(), capture_output=True, check=False, env=environ, timeout=30)
     thread.join()
-    assert room.requests[0]["original_command"] == original
-    assert room.written("words")[-1] == word
+    assert sandbox.requests[0]["original_command"] == original
+    assert sandbox.written("words")[-1] == word
 
 
-def test_a_keys_command_comes_from_the_broker(room: Room) -> None:
+def test_a_keys_command_comes_from_the_broker(sandbox: Sandbox) -> None:
     """Where a key's command rules, the broker is told the client's in full, and what it answers is what runs."""
-    room.program("ssh")
-    thread = room.answering(encode({"result": _SSH | {"command": "forced"}}))
-    environ = room.environ(GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="x" * 1000)
-    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    sandbox.program("ssh")
+    thread = sandbox.answering(encode({"result": _SSH | {"command": "forced"}}))
+    environ = sandbox.environ(GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="x" * 1000)
+    subprocess.run(sandbox.argv(), capture_output=True, check=False, env=environ, timeout=30)
     thread.join()
-    assert (room.requests[0]["command"], room.requests[0]["original_command"]) == ("aWQ=", "x" * 1000)
-    assert room.written("words")[-2:] == ["192.0.2.1", "forced"]
+    assert (sandbox.requests[0]["command"], sandbox.requests[0]["original_command"]) == ("aWQ=", "x" * 1000)
+    assert sandbox.written("words")[-2:] == ["192.0.2.1", "forced"]
 
 
 _CHARACTERS = """\
@@ -307,67 +307,79 @@ END LC_CTYPE
 """
 
 
-def test_a_clients_locale_changes_no_byte(room: Room, require: Callable[..., None]) -> None:
+def test_a_clients_locale_changes_no_byte(sandbox: Sandbox, require: Callable[..., None]) -> None:
     """Where the gateway has a locale that is not UTF-8, and the client asks for it, a command is what it was."""
     require("localedef")
     rows = "".join(f"<U{number:04X}> /x{number:02x} x\n" for number in range(256))
-    (room.path / "characters").write_text(_CHARACTERS.format(rows))
-    (room.path / "source").write_text(_LOCALE)
-    argv = ["localedef", "-c", "-f", f"{room.path}/characters", "-i", f"{room.path}/source", f"{room.path}/xx_XX"]
+    (sandbox.path / "characters").write_text(_CHARACTERS.format(rows))
+    (sandbox.path / "source").write_text(_LOCALE)
+    argv = [
+        "localedef",
+        "-c",
+        "-f",
+        f"{sandbox.path}/characters",
+        "-i",
+        f"{sandbox.path}/source",
+        f"{sandbox.path}/xx_XX",
+    ]
     subprocess.run(argv, capture_output=True, check=False)
-    room.program("ssh")
-    thread = room.answering(encode({"result": _SSH | {"command": "forced"}}))
-    environ = room.environ(
-        GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="café", LC_CTYPE="xx_XX", LOCPATH=str(room.path)
+    sandbox.program("ssh")
+    thread = sandbox.answering(encode({"result": _SSH | {"command": "forced"}}))
+    environ = sandbox.environ(
+        GATEWAY_COMMAND="aWQ=", SSH_ORIGINAL_COMMAND="café", LC_CTYPE="xx_XX", LOCPATH=str(sandbox.path)
     )
     asked = [sys.executable, "-I", "-S", "-c", "import sys; print(sys.getfilesystemencoding())"]
     assert subprocess.run(asked, capture_output=True, check=True, env=environ).stdout == b"iso8859-1\n"
-    subprocess.run(room.argv(), capture_output=True, check=False, env=environ, timeout=30)
+    subprocess.run(sandbox.argv(), capture_output=True, check=False, env=environ, timeout=30)
     thread.join()
-    assert room.requests[0]["original_command"] == "café"
+    assert sandbox.requests[0]["original_command"] == "café"
 
 
-def test_half_a_terminal_is_none(room: Room) -> None:
+def test_half_a_terminal_is_none(sandbox: Sandbox) -> None:
     """With standard output going elsewhere mosh has nowhere to draw, and the broker is told of no terminal."""
-    room.program("ssh")
-    thread = room.answering(encode({"result": _SSH}))
+    sandbox.program("ssh")
+    thread = sandbox.answering(encode({"result": _SSH}))
     ours, theirs = pty.openpty()
-    done = subprocess.run(room.argv(), stdin=theirs, capture_output=True, check=False, env=room.environ(), timeout=30)
+    done = subprocess.run(
+        sandbox.argv(), stdin=theirs, capture_output=True, check=False, env=sandbox.environ(), timeout=30
+    )
     thread.join()
     for fd in (ours, theirs):
         os.close(fd)
     assert done.returncode == 7
-    assert room.requests[0]["terminal"] is None
+    assert sandbox.requests[0]["terminal"] is None
 
 
 @pytest.mark.parametrize("error", [HostKeyError("the host key changed"), GatewayError("the gateway failed")])
-def test_an_error_is_one_sentence_and_a_status(error: GatewayError, room: Room) -> None:
+def test_an_error_is_one_sentence_and_a_status(error: GatewayError, sandbox: Sandbox) -> None:
     """What the broker says reaches the user's screen as one line, and its status becomes the session's."""
-    thread = room.answering(encode(error_answer(error)))
-    status, screen = _on_a_terminal(room)
+    thread = sandbox.answering(encode(error_answer(error)))
+    status, screen = _on_a_terminal(sandbox)
     thread.join()
     assert (status, screen) == (error.status, f"gateway: {error.message}\r\n")
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello\n", b"[]\n"])
-def test_an_answer_that_is_none_is_no_session(answer: bytes, room: Room) -> None:
+def test_an_answer_that_is_none_is_no_session(answer: bytes, sandbox: Sandbox) -> None:
     """A broker that hangs up or says something else ends the session with one sentence, without a traceback."""
-    room.program("mosh-client")
-    thread = room.answering(answer)
-    status, screen = _on_a_terminal(room)
+    sandbox.program("mosh-client")
+    thread = sandbox.answering(answer)
+    status, screen = _on_a_terminal(sandbox)
     thread.join()
     assert status in {65, 71}
     assert screen.startswith("gateway: ")
     assert screen.count("\n") == 1
-    assert not (room.path / "words").exists()
+    assert not (sandbox.path / "words").exists()
 
 
-def test_without_a_broker_there_is_one_sentence(room: Room) -> None:
+def test_without_a_broker_there_is_one_sentence(sandbox: Sandbox) -> None:
     """The broker away: status 71, one line that says what to do, with a terminal and without."""
-    room.close()
-    (room.path / "s").unlink()
-    status, screen = _on_a_terminal(room)
-    done = subprocess.run(room.argv(), input=b"", capture_output=True, check=False, env=room.environ(), timeout=30)
+    sandbox.close()
+    (sandbox.path / "s").unlink()
+    status, screen = _on_a_terminal(sandbox)
+    done = subprocess.run(
+        sandbox.argv(), input=b"", capture_output=True, check=False, env=sandbox.environ(), timeout=30
+    )
     assert status == done.returncode == BrokerUnavailableError.status == 71
     assert done.stdout == b""
     assert done.stderr.decode() == screen.replace("\r\n", "\n")
@@ -375,51 +387,51 @@ def test_without_a_broker_there_is_one_sentence(room: Room) -> None:
     assert screen.count("\n") == 1
 
 
-def test_root_that_is_not_permitted_is_told_so(room: Room) -> None:
+def test_root_that_is_not_permitted_is_told_so(sandbox: Sandbox) -> None:
     """A session of root's whose uid the broker does not give ends there, before anything else is asked."""
     if os.geteuid() != 0:
         pytest.skip("only root's session asks")
     refusal = encode(error_answer(PermissionDeniedError("no")))
-    thread = Thread(target=room._answer, args=(refusal,), daemon=True)
+    thread = Thread(target=sandbox._answer, args=(refusal,), daemon=True)
     thread.start()
-    status, screen = _on_a_terminal(room)
+    status, screen = _on_a_terminal(sandbox)
     thread.join()
-    assert (status, screen, room.requests) == (77, "gateway: no\r\n", [])
+    assert (status, screen, sandbox.requests) == (77, "gateway: no\r\n", [])
 
 
 @pytest.mark.parametrize("uid", [0, -1])
-def test_root_stays_root_for_nobody(uid: int, room: Room) -> None:
+def test_root_stays_root_for_nobody(uid: int, sandbox: Sandbox) -> None:
     """A broker that is not what it was has no session of root's run as the gateway's root."""
     if os.geteuid() != 0:
         pytest.skip("only root's session asks")
-    thread = Thread(target=room._answer, args=(encode({"result": {"uid": uid}}),), daemon=True)
+    thread = Thread(target=sandbox._answer, args=(encode({"result": {"uid": uid}}),), daemon=True)
     thread.start()
-    status, screen = _on_a_terminal(room)
+    status, screen = _on_a_terminal(sandbox)
     thread.join()
-    assert (status, room.requests) == (GatewayError.status, [])
+    assert (status, sandbox.requests) == (GatewayError.status, [])
     assert "no uid for root" in screen
 
 
 @pytest.mark.parametrize("program", ["mosh-client", "setpriv"])
-def test_a_program_that_is_missing_is_named(program: str, room: Room) -> None:
+def test_a_program_that_is_missing_is_named(program: str, sandbox: Sandbox) -> None:
     """Where the gateway lacks what the session needs, the user is told which, in one line."""
-    thread = room.answering(encode({"result": _MOSH if program == "mosh-client" else _SSH}))
-    status, screen = _on_a_terminal(room, {"PATH": str(room.path)})
+    thread = sandbox.answering(encode({"result": _MOSH if program == "mosh-client" else _SSH}))
+    status, screen = _on_a_terminal(sandbox, {"PATH": str(sandbox.path)})
     thread.join()
     assert status == GatewayError.status
     assert f"gateway: {program} cannot be started" in screen
 
 
-def test_a_wait_is_shown_and_can_be_broken_off(room: Room) -> None:
+def test_a_wait_is_shown_and_can_be_broken_off(sandbox: Sandbox) -> None:
     """A broker that takes its time is waited for with a word on the screen, which is wiped; Ctrl-C ends it with 130."""
-    thread = room.answering(None)
+    thread = sandbox.answering(None)
     done: list[int] = []
 
     def interrupt(seen: bytes, fd: int) -> None:
         if b"reaching the remote host" in seen and not done:
             done.append(os.write(fd, b"\x03"))
 
-    status, screen = _on_a_terminal(room, act=interrupt)
+    status, screen = _on_a_terminal(sandbox, act=interrupt)
     thread.join()
     assert status == 128 + signal.SIGINT
     assert screen.endswith("\r\x1b[K")
@@ -453,13 +465,13 @@ def test_ssh_asks_nobody_and_trusts_what_the_broker_trusts() -> None:
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_the_user_is_shown_no_prompt_of_the_remotes(room: Room, *, interactive: bool) -> None:
+def test_the_user_is_shown_no_prompt_of_the_remotes(sandbox: Sandbox, *, interactive: bool) -> None:
     """Where ssh may be asked for something all the same, an askpass that fails is what answers."""
-    room.program("ssh")
-    thread = room.answering(encode({"result": _SSH | {"command": "id", "interactive": interactive}}))
-    subprocess.run(room.argv(), stdin=subprocess.DEVNULL, check=False, env=room.environ(), timeout=30)
+    sandbox.program("ssh")
+    thread = sandbox.answering(encode({"result": _SSH | {"command": "id", "interactive": interactive}}))
+    subprocess.run(sandbox.argv(), stdin=subprocess.DEVNULL, check=False, env=sandbox.environ(), timeout=30)
     thread.join()
-    asked = [line for line in room.written("environ") if line.startswith("SSH_ASKPASS")]
+    asked = [line for line in sandbox.written("environ") if line.startswith("SSH_ASKPASS")]
     assert sorted(asked) == (["SSH_ASKPASS=false", "SSH_ASKPASS_REQUIRE=force"] if interactive else [])
 
 

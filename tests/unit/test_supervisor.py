@@ -13,21 +13,7 @@ from gatewayctl.supervisor.broker_process import BACK_OFF_S, STEADY_AFTER_S, TUR
 from gatewayctl.supervisor.supervisor import Parts, Supervisor
 from helpers.protocol.errors import GatewayError
 from helpers.protocol.event_log import EventLog
-
-
-class Recorder(EventLog):
-    """A log that is kept in memory.
-
-    Attributes:
-        events: Each event with its fields, in order.
-    """
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, object]]] = []
-
-    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
-        del level
-        self.events.append((event, fields))
+from lab.fakes import RecordedLog
 
 
 class FakePrivilegedServer:
@@ -88,7 +74,7 @@ def record_signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, signal.Si
 )
 def test_a_reload_that_fails_is_told(error: Exception, said: str) -> None:
     """Whatever is wrong, a fault of ours too, it is told without a secret, and not the end of all sessions."""
-    log = Recorder()
+    log = RecordedLog()
 
     def replan() -> Any:
         raise error
@@ -105,7 +91,7 @@ def test_a_reload_that_fails_is_told(error: Exception, said: str) -> None:
 
 def test_a_broker_in_charge_gives_way_to_the_next(signals: list[tuple[int, signal.Signals]]) -> None:
     """The one before finishes what it began; its end is no crash."""
-    log = Recorder()
+    log = RecordedLog()
     brokers = Brokers(log)
     for number in (1, 2):
         brokers.take_charge(brokers.start("plan"))
@@ -117,7 +103,7 @@ def test_a_broker_in_charge_gives_way_to_the_next(signals: list[tuple[int, signa
 
 def test_a_broker_that_crashes_is_started_again_and_later_each_time() -> None:
     """The waits grow up to the longest; after a steady minute they begin anew."""
-    log = Recorder()
+    log = RecordedLog()
     brokers = Brokers(log)
     plan: Any = "plan"
     brokers.take_charge(brokers.start(plan))
@@ -138,7 +124,7 @@ def test_a_broker_that_crashes_is_started_again_and_later_each_time() -> None:
 
 def test_while_no_broker_starts_those_who_wait_are_turned_away(tmp_path: Path) -> None:
     """Each start that fails waits longer than the last, however long the broker had run before."""
-    log = Recorder()
+    log = RecordedLog()
     plan: Any = "plan"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

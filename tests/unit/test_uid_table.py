@@ -20,20 +20,9 @@ from helpers.broker.accounts.uid_table import (
     UidTable,
     uids_with_processes,
 )
+from lab.fakes import ManualClock
 
 _UIDS = range(70_000, 70_004)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        """Begin somewhere."""
-        self.now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return self.now_s
 
 
 class World:
@@ -45,7 +34,7 @@ class World:
 
     def __init__(self, path: Path) -> None:
         """Begin with nobody running anything."""
-        self.path, self.clock, self.busy = path, Clock(), set[int]()
+        self.path, self.clock, self.busy = path, ManualClock(1_000_000.0), set[int]()
         self._tables: list[UidTable] = []
 
     def table(self, uids: range = _UIDS) -> UidTable:
@@ -317,7 +306,7 @@ def test_a_changed_range_locks_nobody_out(world: World) -> None:
 )
 def test_no_history_mixes_two_names(steps: list[tuple[str, str]]) -> None:
     """Whatever happens in whichever order: a uid has one name, a name one uid, all of them in the range."""
-    clock = Clock()
+    clock = ManualClock(1_000_000.0)
     with closing(UidTable(":memory:", _UIDS, clock, lambda: {_UIDS[1]})) as table:
         first_busy_owner = None
         for step, name in steps:
