@@ -262,7 +262,7 @@ def _run(gateway: FakeGateway, scenario: Callable[[], Coroutine[None, None, None
         asyncio.run(run())
 
 
-@pytest.fixture(name="room")
+@pytest.fixture(name="gateway")
 def make_gateway() -> Iterator[FakeGateway]:
     """Make a broker whose lookups alone are asked for."""
     made = FakeGateway()
