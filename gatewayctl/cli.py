@@ -30,15 +30,15 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "check-config": Subcommand("check", "check_config", "Check the settings and say what is in effect."),
+    "check-config": Subcommand("check", "check_config", "Check the settings and show the values in effect."),
     "hash-password": Subcommand("hash_password", "hash_password", "Hash a password for GATEWAY_PASSWORDS."),
-    "healthcheck": Subcommand("healthcheck", "healthcheck", "Say whether a running gateway would let somebody in."),
+    "healthcheck": Subcommand("healthcheck", "healthcheck", "Check whether a running gateway accepts logins."),
     "install": Subcommand("install", "install", "Make the gateway a service of this machine."),
     "render-config": Subcommand(
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),
     "serve": Subcommand("serve", "serve", "Run the gateway in the foreground."),
-    "status": Subcommand("status", "status", "Say what a running gateway is doing."),
+    "status": Subcommand("status", "status", "Show the status of a running gateway."),
 }
 
 

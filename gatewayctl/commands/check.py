@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print every setting with its value and its source as JSON.")
 def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
-    """Check the settings and say what is in effect.
+    """Check the settings and show the values in effect.
 
     What is odd but no error goes to standard error. Secrets are never printed, only whether they are set.
     """

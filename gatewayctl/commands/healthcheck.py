@@ -1,4 +1,4 @@
-"""``gatewayctl healthcheck``: whether a running gateway would let somebody in."""
+"""``gatewayctl healthcheck``: whether a running gateway accepts logins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNHEALTHY = 1
 @runtime_option
 @click.option("--json", "as_json", is_flag=True, help="Print each check with its result as JSON.")
 def healthcheck(directory: Path, *, as_json: bool) -> None:
-    """Say whether a running gateway would let somebody in.
+    """Check whether a running gateway accepts logins.
 
     Asks its broker, its sshd and its user database, 3 seconds each at most, and looks whether the runtime directory has
     room and its control group processes left; no packet goes to the remote host. Ends with 0 when all is well, with 1

@@ -42,7 +42,7 @@ def serve(load: Callable[[], Settings]) -> None:
     """
     # Before any file is looked at: whether others may read it is another question then.
     if os.geteuid() != 0:
-        msg = "serve must be started by root: sshd changes to the uid of whoever logs in"
+        msg = "serve must be started by root: sshd changes to the uid of each user"
         raise SettingsError(msg)
     if os.getpid() == 1:
         wait_for_key_files(load)

@@ -1,4 +1,4 @@
-"""``gatewayctl status``: what a running gateway is doing."""
+"""``gatewayctl status``: the status of a running gateway."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORDS = {
 @runtime_option
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def status(directory: Path, *, as_json: bool) -> None:
-    """Say what a running gateway is doing.
+    """Show the status of a running gateway.
 
     Only root may ask. Ends with 71 when its broker does not answer.
     """

@@ -249,7 +249,7 @@ def check_root_only(path: Path, what: str) -> None:
         info = part.stat()
         if info.st_uid != 0 or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             msg = (
-                f"{what} {path} is not safe: {part} must belong to root and be writable by nobody else; "
+                f"{what} {path} is not safe: {part} must belong to root and be writable by root alone; "
                 "use a directory such as /opt/gateway or /run/gateway"
             )
             raise SettingsError(msg)
@@ -309,7 +309,7 @@ def ensure_host_key(path: Path) -> bool:
 
     Raises:
         KeyFileError: It is readable by others than root.
-        SettingsError: It cannot be made or read, or is no file.
+        SettingsError: It cannot be made or read, or is not a file.
     """
     try:
         info = path.stat()
@@ -321,7 +321,7 @@ def ensure_host_key(path: Path) -> bool:
         raise SettingsError(msg) from exc
     if not stat.S_ISREG(info.st_mode):
         # A container engine makes a directory of what is to be mounted and is not there.
-        msg = f"GATEWAY_HOST_KEY_PATH {path} is no file; give the path of one, which is made when it is missing"
+        msg = f"GATEWAY_HOST_KEY_PATH {path} is not a file; give the path of one, which is made when it is missing"
         raise SettingsError(msg)
     if info.st_uid != 0 or info.st_mode & 0o077:
         msg = f"GATEWAY_HOST_KEY_PATH {path} is readable by others than root: chown root {path} && chmod 0600 {path}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gatewayctl.settings.model import Settings
 
-ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: anyone who reaches the port can become any user of the remote host"
+ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: any client that reaches the port can log in as any user of the remote host"
 """What people are warned of wherever they look: at the start, in check-config and in every status."""
 
 
@@ -88,7 +88,7 @@ def warnings(settings: Settings) -> list[str]:
         )
     elif not settings.remote_known_hosts.is_file():
         found.append(
-            f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is no file:"
+            f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is not a file:"
             " nobody gets in until it holds the remote's host key"
         )
     return found
@@ -98,7 +98,7 @@ def _faults(given: str, text: str) -> list[str]:
     """Name the lines of local authorized_keys that let nobody in, the first few of them."""
     from helpers.ssh.authorized_keys import faults  # noqa: PLC0415 - most gateways have no local keys
 
-    found = [f"{given} line {number} lets nobody in: {reason}" for number, reason in faults(text.encode("utf-8"))]
+    found = [f"{given} line {number} permits no key: {reason}" for number, reason in faults(text.encode("utf-8"))]
     more = len(found) - MAX_FAULTS
     return [*found[:MAX_FAULTS], *([f"{given}: {more} more lines let nobody in"] if more > 0 else [])]
 

@@ -97,11 +97,11 @@ def check(path: Path, given: str, *, private: bool) -> None:
         private: Whether it holds a secret, which only its owner and root's group may read.
 
     Raises:
-        KeyFileError: It is no file, cannot be read, belongs to somebody else or is open to others, as may be a
+        KeyFileError: It is not a file, cannot be read, belongs to somebody else or is open to others, as may be a
             directory on the way to it.
     """
     if not is_file(path, given):
-        raise KeyFileError(f"{given}: {path} is no file")
+        raise KeyFileError(f"{given}: {path} is not a file")
     if not os.access(path, os.R_OK):
         raise KeyFileError(f"{given}: {path} cannot be read")
     info = path.stat()

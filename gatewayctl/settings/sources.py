@@ -97,7 +97,7 @@ def _content(path: str, variable: str) -> str:
     except OSError as exc:
         raise SettingsError(f"{variable}: {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError:
-        raise SettingsError(f"{variable}: {path} is no text in UTF-8") from None
+        raise SettingsError(f"{variable}: {path} is not UTF-8 text") from None
     if not value:
         raise SettingsError(f"{variable}: {path} is empty")
     return value
@@ -119,7 +119,7 @@ def _opened(path: Path) -> BinaryIO:
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a file")
     return file
 
 
@@ -133,7 +133,7 @@ def check_text(given: Mapping[str, Given]) -> None:
         try:
             value.text.encode("utf-8")
         except UnicodeEncodeError:
-            raise SettingsError(f"{name.upper()} is no text in UTF-8 (from {value.origin})") from None
+            raise SettingsError(f"{name.upper()} is not UTF-8 text (from {value.origin})") from None
 
 
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tup
     """
     upper = [name.upper() for name in names]
     return tuple(
-        f"environment {key} is no setting and is ignored{did_you_mean(key, upper)}"
+        f"environment {key} is not a setting and is ignored{did_you_mean(key, upper)}"
         for key in sorted(environ)
         if not {key, key.removesuffix(FILE_SUFFIX)} & {*upper}
         and _OURS.fullmatch(key)
@@ -158,7 +158,7 @@ def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
     ``0600``, ``no`` stays ``no``), nothing is ever constructed from it, and each has a line number.
 
     Raises:
-        SettingsError: The file cannot be read, is not such a mapping, or has a key that is no setting.
+        SettingsError: The file cannot be read, is not such a mapping, or has a key that is not a setting.
     """
     import yaml  # noqa: PLC0415 - only who has a file pays for it
 
@@ -174,9 +174,9 @@ def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
         name = key.lower()
         origin = f"{path} line {line}: {key}"
         if name not in names or key not in {name, name.upper()}:
-            raise SettingsError(f"{path} line {line}: {shown(key)} is no setting{did_you_mean(name, names)}")
+            raise SettingsError(f"{path} line {line}: {shown(key)} is not a setting{did_you_mean(name, names)}")
         if name in given:
-            raise SettingsError(f"{path} line {line}: {name} is there twice ({given[name].origin})")
+            raise SettingsError(f"{path} line {line}: {name} is given twice ({given[name].origin})")
         if not isinstance(value_node, yaml.ScalarNode):
             raise SettingsError(f"{name.upper()} must be a single value, not a list or mapping (from {origin})")
         if value_node.value and value_node.tag != "tag:yaml.org,2002:null":

@@ -105,7 +105,7 @@ def uid_range(text: str) -> tuple[int, int]:
     if end - start + 1 < MIN_UIDS:
         raise ValueError(f"it needs at least {MIN_UIDS} uids")
     if any(start <= uid <= end for uid in RESERVED_UIDS):
-        raise ValueError("65534 and 65535 are nobody's")
+        raise ValueError("65534 and 65535 are reserved")
     return start, end
 
 

@@ -197,7 +197,7 @@ def check_users(prefix: list[str], auth_uid: int, timeout_s: float = CHECK_TIMEO
     if not any(Path("/").glob("*lib*/**/libnss_systemd.so.2")):
         msg = "libnss-systemd is not installed, without which sshd finds no users: apt-get install libnss-systemd"
     elif prefix:
-        reason = done.stderr.strip().replace("\n", " ") or "getent found nobody"
+        reason = done.stderr.strip().replace("\n", " ") or "getent found no such user"
         msg = f"sshd would not find the gateway's users ({reason})"
     else:
         msg = (

@@ -165,7 +165,7 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     else:
         argv = ssh_client.ssh_argv(session)
     if os.getppid() != client:
-        msg = "the client has gone"
+        msg = "the client has disconnected"
         raise GatewayError(msg)
     command = original if ours_alone and session["command"] is not None else session["command"]
     # ssh takes an empty command for none, and would ask for a shell; a blank runs as little.

@@ -190,7 +190,7 @@ class KnownHosts:
         pin = f"ssh-keyscan -p {self.port} {self.host} >> {self.path}"
         if known.trusted:
             msg = (
-                f"the host key of {self.name} has changed (it now shows {shown}): somebody may be in between; "
+                f"the host key of {self.name} has changed (it now shows {shown}): another machine may be in between; "
                 f"if you know that the change is right, on the gateway: "
                 f"ssh-keygen -R '{self.name}' -f {self.path} && {pin}"
             )

@@ -389,7 +389,7 @@ def test_local_file_takes_effect_at_once(lab: Lab, start_gateway: Callable[..., 
     assert verdicts() == (True, True)
 
     reasons = {match[1] for match in gateway.log.matches(r"cannot be read by the gateway \(([^)]*)\)", since=since)}
-    assert reasons == {"Permission denied", "No such file or directory", "Is a directory", "it is no file"}
+    assert reasons == {"Permission denied", "No such file or directory", "Is a directory", "it is not a file"}
 
 
 # Options of a line

@@ -251,7 +251,7 @@ def test_a_typo_is_told_once(machine: Machine) -> None:
         assert started.returncode == 1
         assert _property(machine, _UNIT, "ExecMainStatus") == "78"
         assert (_property(machine, _UNIT, "ActiveState"), _property(machine, _UNIT, "NRestarts")) == ("failed", "0")
-        line = "gatewayctl: /etc/gateway/config.yaml line 1: 'remote_hots' is no setting; did you mean remote_host?"
+        line = "gatewayctl: /etc/gateway/config.yaml line 1: 'remote_hots' is not a setting; did you mean remote_host?"
         assert _journal(machine).count(line) == 1
     finally:
         machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")

@@ -154,7 +154,7 @@ def test_any_key_is_any_user_and_says_so(lab: Lab, user: User, start_gateway: Ca
     )
     assert gateway.log.matches("warning setting .*anyone who reaches the port can become any user")
     assert gateway.log.matches(f"warning accept_any_key user={user.name} ")
-    warning = "anyone who reaches the port can become any user of the remote host"
+    warning = "any client that reaches the port can log in as any user of the remote host"
     directory = ["--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"]]
     assert f"WARNING: GATEWAY_ACCEPT_ANY_KEY is on: {warning}" in _gatewayctl("status", *directory).stdout
     assert json.loads(_gatewayctl("status", "--json", *directory).stdout)["accept_any_key"] is True

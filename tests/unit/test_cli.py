@@ -140,7 +140,7 @@ def test_a_value_that_is_no_text(enough: dict[str, str], setting: str) -> None:
     """Bytes that are no UTF-8 stop at the setting, and are not repeated."""
     result = gatewayctl("check-config", **{**enough, setting: os.fsdecode(b"alice:s3cr\xff")})
     assert (result.returncode, result.stdout) == (78, "")
-    assert result.stderr == f"gatewayctl: {setting} is no text in UTF-8 (from environment {setting})\n"
+    assert result.stderr == f"gatewayctl: {setting} is not UTF-8 text (from environment {setting})\n"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_wrong_key_in_the_file(tmp_path: Path) -> None:
     config.write_text("remote_host: h\nremote_prot: 1\n")
     result = gatewayctl("check-config", "--config", str(config))
     assert result.returncode == 78
-    expected = f"gatewayctl: {config} line 2: 'remote_prot' is no setting; did you mean remote_port?\n"
+    expected = f"gatewayctl: {config} line 2: 'remote_prot' is not a setting; did you mean remote_port?\n"
     assert result.stderr == expected
 
 
@@ -360,5 +360,5 @@ def test_process_1_that_is_not_root(tmp_path: Path) -> None:
         check=False,
         env={"PATH": os.environ["PATH"], "REMOTE_HOST": "h.example", "GATEWAY_SSH_KEY_PATH": str(key)},
     )
-    line = "gatewayctl: serve must be started by root: sshd changes to the uid of whoever logs in\n"
+    line = "gatewayctl: serve must be started by root: sshd changes to the uid of each user\n"
     assert (done.returncode, done.stdout, done.stderr) == (78, "", line)

@@ -170,7 +170,7 @@ def test_a_host_key_behind_a_link_to_itself(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(name)
     for path in (tmp_path / "known_hosts", tmp_path / "directory" / "known_hosts"):
         settings = load_settings(None, {}, {"REMOTE_HOST": "h.example", "REMOTE_KNOWN_HOSTS": str(path)})
-        assert any(f"{path} is no file" in warning for warning in settings.warnings)
+        assert any(f"{path} is not a file" in warning for warning in settings.warnings)
 
 
 def test_a_secret_without_a_host_key(tmp_path: Path, do_without: Callable[[str], None]) -> None:
@@ -193,11 +193,11 @@ def test_no_file(directory: Path, name: str) -> None:
     path = directory / name
     path.unlink()
     path.mkdir()
-    with pytest.raises(KeyFileError, match=f"{name} is no file"):
+    with pytest.raises(KeyFileError, match=f"{name} is not a file"):
         load(directory)
     path.rmdir()
     path.symlink_to("nowhere")
-    with pytest.raises(KeyFileError, match=f"{name} is no file"):
+    with pytest.raises(KeyFileError, match=f"{name} is not a file"):
         load(directory)
 
 

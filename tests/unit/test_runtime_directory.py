@@ -230,8 +230,8 @@ def test_a_host_key_that_others_can_read_is_refused(safe: Path) -> None:
 
 
 def test_a_host_key_that_is_a_directory(safe: Path) -> None:
-    """What is no file is told as such: to close it, as a key that others can read, would shut the gateway out."""
-    with pytest.raises(SettingsError, match=r"GATEWAY_HOST_KEY_PATH .* is no file") as caught:
+    """What is not a file is told as such: to close it, as a key that others can read, would shut the gateway out."""
+    with pytest.raises(SettingsError, match=r"GATEWAY_HOST_KEY_PATH .* is not a file") as caught:
         ensure_host_key(safe)
     assert "chmod" not in caught.value.message
 

@@ -64,9 +64,9 @@ def _read_now(path: Path) -> bytes:
     On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
 
     Raises:
-        OSError: It cannot be read, or is no file.
+        OSError: It cannot be read, or is not a file.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
+            raise OSError(errno.EINVAL, "it is not a file")
         return file.read(MAX_CONTENT_BYTES + 1)

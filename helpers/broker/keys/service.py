@@ -84,7 +84,7 @@ class KeyService:
             reason = await self._admit(user, offered, verdict, client)
         lines = [] if verdict is None or reason is not None else verdict.lines
         if lines and self._config.gateway_accept_any_key:
-            self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as anyone would be")
+            self._log.warning("accept_any_key", user=user, text="let in by GATEWAY_ACCEPT_ANY_KEY, as any key would be")
         if not lines and not self._clients.knows_address(user, client):
             await asyncio.sleep(self._source.refusal_delay_s(user))
         self._log.info(

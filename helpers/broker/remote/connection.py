@@ -82,7 +82,7 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
         if certificate is not None:
             _certify(key, certificate)
         return key
-    msg = f"{KEY_SETTINGS}: it is no private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
+    msg = f"{KEY_SETTINGS}: it is not a private key in OpenSSH's or PEM format (ed25519, ECDSA or RSA)"
     raise SettingsError(msg)
 
 

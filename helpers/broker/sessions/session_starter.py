@@ -123,7 +123,7 @@ def _check_command(text: object) -> None:
     try:
         encoded = text.encode("utf-8", "surrogateescape")  # as the environment holds bytes that are no UTF-8
     except UnicodeEncodeError as exc:
-        msg = "the command is no text"
+        msg = "the command is not text"
         raise ProtocolError(msg) from exc
     if b"\0" in encoded:
         msg = "the command has a NUL in it"
@@ -140,11 +140,11 @@ def _terminal(terminal: object) -> mosh.Terminal:
         or not isinstance(locale, dict)
         or not isinstance(given.get("window"), bool)
     ):
-        msg = "the session's terminal is not whole"
+        msg = "the session's terminal is incomplete"
         raise ProtocolError(msg)
     for name, value in locale.items():
         if not (_LOCALE_NAME.fullmatch(name) and isinstance(value, str) and is_locale_value(value)):
-            msg = "the session's locale is none"
+            msg = "the session's locale is not valid"
             raise ProtocolError(msg)
     return mosh.Terminal(colors, locale)
 
