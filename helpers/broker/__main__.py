@@ -25,6 +25,7 @@ from helpers.broker.keys.sshd_key_cache import SshdKeyCache
 from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.connection import Remote, identity, load_key, silence_paramiko
 from helpers.broker.remote.pool import Connections
+from helpers.broker.remote.verdicts import Verdicts
 from helpers.broker.server import Server
 from helpers.broker.services import Services, Surroundings
 from helpers.protocol.broker_config import BrokerConfig
@@ -59,7 +60,8 @@ def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
     uids = _uid_table(config)
-    connections = Connections(remote.connect, known=uids.had_session, refusal_ttl_s=config.gateway_cache_ttl)
+    verdicts = Verdicts(config.gateway_cache_ttl)
+    connections = Connections(remote.connect, known=uids.had_session, verdicts=verdicts)
     privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
     return Surroundings(
         config=config,
@@ -117,7 +119,8 @@ def _key_source(
         return LocalKeySource(PathKeys(path), privileged)
     sshd_keys = SshdKeyCache(privileged, lambda user: uids.uid_of(user, allocate=False))
     sources = AuthorizedKeysSources(tuple(config.authorized_keys_files), config.remote_authorized_keys_command)
-    keys = RemoteKeys(connections, config.gateway_cache_ttl, own_key, sources, on_file=sshd_keys.fetched)
+    ttl_s, verdicts = config.gateway_cache_ttl, connections.verdicts
+    keys = RemoteKeys(connections, ttl_s, own_key, sources, on_file=sshd_keys.fetched, verdicts=verdicts)
     return RemoteKeySource(keys, sshd_keys, privileged)
 
 

@@ -18,7 +18,6 @@ from helpers.broker.keys.cached_remote_keys import (
     REFRESHED_AFTER,
     REFRESHED_TTL_S,
     REFRESHED_USERS,
-    UNREACHABLE_TTL_S,
     RemoteKeys,
 )
 from helpers.broker.keys.key_file import KeyFile
@@ -28,6 +27,7 @@ from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, Authori
 from helpers.broker.keys.sources import AnyKeySource, LocalKeySource
 from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.pool import Completed, Ran
+from helpers.broker.remote.verdicts import OUTAGE_TTL_S
 from helpers.protocol.errors import (
     GatewayError,
     HostKeyError,
@@ -297,7 +297,7 @@ def test_an_outage_is_believed_for_seconds(kind: type[GatewayError]) -> None:
     async def scenario() -> None:
         keys, pool, clock = _keys(kind("away"), _FILE)
         await _refused(keys)
-        clock.now_s += UNREACHABLE_TTL_S - 0.1
+        clock.now_s += OUTAGE_TTL_S - 0.1
         assert type(await _refused(keys)) is kind
         assert pool.fetches == ["alice"]
         clock.now_s += 0.1
@@ -354,7 +354,7 @@ def test_without_its_own_exit_status_there_are_no_keys(status: int | None) -> No
 
         # Other than a refusal, it is soon forgotten.
         pool.alter = lambda ran: ran
-        clock.now_s += UNREACHABLE_TTL_S
+        clock.now_s += OUTAGE_TTL_S
         assert (await keys.read("alice")).content == _FILE
 
     asyncio.run(scenario())

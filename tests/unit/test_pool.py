@@ -919,29 +919,15 @@ def test_a_refusal_is_remembered_for_the_ttl() -> None:
                 await pool.do()
         pool.warm_up("alice")
         with pytest.raises(PermissionDeniedError):
-            pool.check_refusal("alice")
-        pool.check_refusal("bob")
+            pool.verdicts.check_refusal("alice")
+        pool.verdicts.check_refusal("bob")
         pool.remote.error = None
         await pool.do("bob")
         assert pool.remote.users == ["alice", "bob"]
         pool.clock.now_s += 60.0
         await pool.do()
-        pool.check_refusal("alice")
+        pool.verdicts.check_refusal("alice")
         assert pool.remote.users == ["alice", "bob", "alice"]
-
-    _run(scenario)
-
-
-def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invented names push out the oldest."""
-    monkeypatch.setattr(pool, "MAX_REFUSALS", 2)
-
-    async def scenario(pool: Pool) -> None:
-        pool.remote.error = PermissionDeniedError("no")
-        for name in ("a", "b", "a", "c"):
-            with pytest.raises(PermissionDeniedError):
-                await pool.do(name)
-        assert list(pool._refusals) == ["b", "c"]
 
     _run(scenario)
 

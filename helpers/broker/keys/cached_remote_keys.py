@@ -9,24 +9,17 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from cachetools import TLRUCache, TTLCache
+from cachetools import TLRUCache
 
 from helpers.broker.keys.key_file import KeyFile
 from helpers.broker.keys.refusal_timing import RefusalTiming
 from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
 from helpers.broker.remote.pool import Completed, Ran
+from helpers.broker.remote.verdicts import Verdicts
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError
 
 CACHE_MAX_BYTES = 32 * 1024 * 1024
 """Most key files, in bytes, that are remembered; the ones not used for longest are forgotten."""
-
-MAX_FAILURES = 20_000
-"""Most failures that are remembered, about 200 bytes each: strangers' invented names push out one another, never
-the keys of users."""
-
-UNREACHABLE_TTL_S = 5.0
-"""Seconds for which a remote that could not be reached is not asked again for the same user: short, since the
-network's failures are no verdict on the user."""
 
 REFRESHED_USERS = 100
 """For how many users keys are kept fresh at most: those who were here last. Each costs a fetch in three quarters
@@ -83,6 +76,7 @@ class RemoteKeys:
         sources: Where the remote has its users' keys.
         on_file: Called when a user's file was fetched, with the user and what is believed now: an empty file for a user
             whom the remote refuses.
+        verdicts: What is remembered of users whom the remote did not let in; None for a memory of its own.
         clock: Seconds, monotonic.
 
     Attributes:
@@ -97,6 +91,7 @@ class RemoteKeys:
         sources: AuthorizedKeysSources,
         *,
         on_file: Callable[[str, KeyFile], None] = lambda *_: None,
+        verdicts: Verdicts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._ttl_s, self._own_key, self._sources, self._clock = pool, ttl_s, own_key, sources, clock
@@ -107,8 +102,7 @@ class RemoteKeys:
             clock,
             getsizeof=lambda file: 512 + len(file.content),
         )
-        self._refusals: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, ttl_s, clock)
-        self._outages: TTLCache[str, GatewayError] = TTLCache(MAX_FAILURES, min(ttl_s, UNREACHABLE_TTL_S), clock)
+        self._verdicts = verdicts or Verdicts(ttl_s, clock)
         self._fetches: dict[str, asyncio.Task[KeyFile]] = {}
 
     async def read(self, user: str) -> KeyFile:
@@ -120,9 +114,8 @@ class RemoteKeys:
         file = self._files.get(user)
         if file is not None:
             return file
-        error = self._refusals.get(user) or self._outages.get(user)
-        if error is not None:
-            raise _anew(error)
+        if (error := self._verdicts.error(user)) is not None:
+            raise error
         return await asyncio.shield(self.fetch(user))
 
     def fetch(self, user: str) -> asyncio.Task[KeyFile]:
@@ -137,7 +130,7 @@ class RemoteKeys:
     def prefetch(self, user: str) -> None:
         """Start to fetch what is not remembered, for a login that has only told its name so far."""
         self.refusal_timing.looked_up(user)
-        if user not in self._files and user not in self._refusals and user not in self._outages:
+        if user not in self._files and self._verdicts.error(user) is None:
             self.fetch(user)
 
     def _fetched(self, user: str, task: asyncio.Task[KeyFile]) -> None:
@@ -155,12 +148,10 @@ class RemoteKeys:
                 self._pool.forget(user)
                 ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
                 keys = self._parse(user, ran.completed)
-        except PermissionDeniedError as error:
-            self._refusals[user] = _anew(error)
-            self._on_file(user, KeyFile(b"", "remote"))
-            raise
         except GatewayError as error:
-            self._outages[user] = _anew(error)
+            self._verdicts.note(user, error)
+            if isinstance(error, PermissionDeniedError):
+                self._on_file(user, KeyFile(b"", "remote"))
             raise
         if ran.connect_ms > 0.0:
             self.refusal_timing.fetched(user, self._clock() - began)
@@ -230,8 +221,3 @@ class RemoteKeys:
         would not notice. One whose permission comes from elsewhere (a certificate) is renewed once in a TTL.
         """
         return self._own_key not in content and age_s is not None and age_s >= self._ttl_s
-
-
-def _anew(error: GatewayError) -> GatewayError:
-    """Copy an error without its traceback, which holds connections, and grows each time that it is raised."""
-    return type(error)(error.message)

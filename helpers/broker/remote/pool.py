@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from helpers.broker.fair_share import FairShare
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.circuit_breaker import CircuitBreaker
+from helpers.broker.remote.verdicts import Verdicts
 from helpers.protocol.deadlines import RUN_TIMEOUT_S, WARM_TIMEOUT_S
 from helpers.protocol.errors import (
     GatewayError,
@@ -146,9 +147,6 @@ class LoginTimeoutError(RemoteTimeoutError):
     """The remote, which is there, did not finish the login of one user in time."""
 
 
-MAX_REFUSALS = 20_000
-"""Most names whose refusal by the remote is remembered, about 300 bytes each."""
-
 Connect = Callable[[str, Callable[[str], str] | None, Attempt], RemoteConnection]
 """Makes a connection for a user name, begins a command, and tells the attempt how it goes."""
 
@@ -214,7 +212,7 @@ class Connections:
             `helpers.broker.remote.connection.Remote.connect`); blocks; raises `GatewayError`.
         clock: Seconds, monotonic.
         known: Tells whether a user name ever had a session.
-        refusal_ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a user whom the remote has refused is not tried again.
+        verdicts: What is remembered of users whom the remote did not let in; None for a memory of its own.
     """
 
     def __init__(
@@ -222,11 +220,11 @@ class Connections:
         connect: Connect,
         clock: Callable[[], float] = time.monotonic,
         known: Callable[[str], bool] = lambda _: False,
-        refusal_ttl_s: float = 60.0,
+        verdicts: Verdicts | None = None,
     ) -> None:
         """Start with no connection."""
-        self._connect, self._clock, self._known, self._refusal_ttl_s = connect, clock, known, refusal_ttl_s
-        self._refusals: dict[str, tuple[float, str]] = {}
+        self._connect, self._clock, self._known = connect, clock, known
+        self.verdicts = verdicts or Verdicts(clock=clock)
         self._breaker = CircuitBreaker(clock)
         self._warm: dict[str, Warm] = {}
         self._connecting: dict[str, asyncio.Task[Warm]] = {}
@@ -344,22 +342,6 @@ class Connections:
         """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
         if self._usable(user) is None:
             self._later(self._warm_up(user))
-
-    def check_refusal(self, user: str) -> None:
-        """Spare the remote a try at a user whom it has refused within the TTL.
-
-        Raises:
-            PermissionDeniedError: It has.
-        """
-        until_s, message = self._refusals.get(user, (0.0, ""))
-        if self._clock() < until_s:
-            raise PermissionDeniedError(message)
-
-    def _remember_refusal(self, user: str, error: PermissionDeniedError) -> None:
-        self._refusals.pop(user, None)
-        if len(self._refusals) >= MAX_REFUSALS:
-            del self._refusals[next(iter(self._refusals))]  # the oldest
-        self._refusals[user] = (self._clock() + self._refusal_ttl_s, error.message)
 
     def forget(self, user: str, connection: RemoteConnection | None = None) -> None:
         """Close a user's connection, or only this one, so that the next use proves itself anew."""
@@ -496,7 +478,7 @@ class Connections:
         task = self._connecting.get(user)
         is_own = task is None
         if task is None:
-            self.check_refusal(user)
+            self.verdicts.check_refusal(user)
             known = self._known(user)
             if not known and len(self._connecting) >= MAX_CONNECTING + MAX_WAITING:
                 msg = "the gateway is busy with other logins; try again in a moment"
@@ -536,7 +518,7 @@ class Connections:
                 else:
                     self._breaker.worked()
                 if isinstance(error, PermissionDeniedError):
-                    self._remember_refusal(user, error)
+                    self.verdicts.note(user, error)
                     other.give_up()
                 raise
             if attempt.given_up:
@@ -550,7 +532,7 @@ class Connections:
 
     def _enter(self, user: str, connection: RemoteConnection) -> Warm:
         """Take a new connection into the pool, in the place of the user's old one."""
-        self._refusals.pop(user, None)
+        self.verdicts.clear(user)
         now = self._clock()
         warm = Warm(connection, now, now)
         self.forget(user)

@@ -245,7 +245,7 @@ class SessionStarter:
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
         """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
         if not self._by_agent:
-            self._connections.check_refusal(user)
+            self._connections.verdicts.check_refusal(user)
         connection = self._connections.connection(user)
         addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
         # Which of them ssh reaches is not known yet; a mosh-server on :: serves IPv4 as well on Linux and macOS.
