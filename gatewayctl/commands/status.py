@@ -27,7 +27,7 @@ _WORDS = {
 
 @click.command()
 @runtime_option
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def status(directory: Path, *, as_json: bool) -> None:
     """Show the status of a running gateway.
 
@@ -39,6 +39,12 @@ def status(directory: Path, *, as_json: bool) -> None:
         return
     if found.get("accept_any_key"):
         click.echo(f"WARNING: {ANYONE}")
-    width = max(map(len, _WORDS.values()))
-    for name, words in _WORDS.items():
-        click.echo(f"{words:{width}}  {found[name]}")
+    rows = {
+        "remote host": f"{found['remote_host']} port {found['remote_port']}",
+        "listens on": f"{found['listen_address']} port {found['listen_port']}",
+        "lets in by": ", ".join(found["access"]),
+        **{words: found[name] for name, words in _WORDS.items()},
+    }
+    width = max(map(len, rows))
+    for words, value in rows.items():
+        click.echo(f"{words:{width}}  {value}")

@@ -36,8 +36,11 @@ class StatusService:
         return {
             "uptime_s": round(time.monotonic() - self._started, 1),
             **{name: count() for name, count in self._counters.items()},
-            "accept_any_key": self._config.gateway_accept_any_key,
+            "remote_host": self._config.remote_host,
+            "remote_port": self._config.remote_port,
             "listen_address": self._config.gateway_host,
             "listen_port": self._config.gateway_port,
+            "access": [self._config.access_mode.value, *(["passwords"] if self._config.passwords else [])],
+            "accept_any_key": self._config.gateway_accept_any_key,
             "auth_uid": self._config.auth_uid,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.gateway import GATEWAYCTL
+from lab.wan import FAR_IPV4
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from lab.bench import Lab
     from lab.gateway import Gateway
     from lab.terminal import Terminal
-    from lab.users import User
+    from lab.wan import FAR_IPV4
+from lab.users import User
 
 
 def _refused(lab: Lab, argv: list[str]) -> bool:
@@ -152,17 +155,40 @@ def test_any_key_is_any_user_and_says_so(lab: Lab, user: User, start_gateway: Ca
     assert (
         lab.run(lab.gateway_argv(gateway, user, "id -un", key=stranger.key.private)).stdout == f"{user.name}\n".encode()
     )
-    assert gateway.log.matches("warning setting .*anyone who reaches the port can become any user")
+    assert gateway.log.matches("warning setting .*any client that reaches the port can log in as any user")
     assert gateway.log.matches(f"warning accept_any_key user={user.name} ")
     warning = "any client that reaches the port can log in as any user of the remote host"
     directory = ["--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"]]
     assert f"WARNING: GATEWAY_ACCEPT_ANY_KEY is on: {warning}" in _gatewayctl("status", *directory).stdout
-    assert json.loads(_gatewayctl("status", "--json", *directory).stdout)["accept_any_key"] is True
+    found = json.loads(_gatewayctl("status", "--json", *directory).stdout)
+    assert (found["accept_any_key"], found["access"]) == (True, ["any key"])
     assert warning in _gatewayctl("check-config", **gateway.settings).stderr
-    (found,) = json.loads(_in_its_room(gateway, "healthcheck", "--json"))["warnings"]
-    assert warning in found
-    assert f"WARNING: {found}" in _in_its_room(gateway, "healthcheck")
+    (told,) = json.loads(_in_its_room(gateway, "healthcheck", "--json"))["warnings"]
+    assert warning in told
+    assert f"WARNING: {told}" in _in_its_room(gateway, "healthcheck")
     assert _refused(lab, lab.gateway_argv(gateway, "root", "id", key=stranger.key.private))
+
+
+@pytest.mark.parametrize(
+    ("settings", "access"),
+    [
+        ({}, "remote keys"),
+        ({"GATEWAY_AUTHORIZED_KEYS_CONTENT": "KEY"}, "local keys"),
+        ({"GATEWAY_SSH_KEY_PATH": None}, "agent pass-through"),
+        ({"GATEWAY_PASSWORD_AUTH": "true", "GATEWAY_PASSWORDS": "alice:s3cr3t"}, "remote keys, passwords"),
+    ],
+)
+def test_status_says_what_a_gateway_does(
+    user: User, start_gateway: Callable[..., Gateway], settings: dict[str, str | None], access: str
+) -> None:
+    """An operator reads where users land, where the gateway listens, and what lets them in."""
+    given = {name: user.key.public if value == "KEY" else value for name, value in settings.items()}
+    gateway = start_gateway(given)
+    told = _gatewayctl("status", "--gateway-runtime-dir", gateway.settings["GATEWAY_RUNTIME_DIR"]).stdout
+    rows = dict(re.split("  +", line, maxsplit=1) for line in told.splitlines())
+    assert rows["remote host"] == f"{FAR_IPV4} port 22"
+    assert rows["listens on"] == f"127.0.0.1 port {gateway.port}"
+    assert rows["lets in by"] == access
 
 
 def test_without_it_an_unknown_key_is_refused(lab: Lab, gateway: Gateway, user: User) -> None:
