@@ -38,6 +38,7 @@ SUBCOMMANDS = {
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),
     "serve": Subcommand("serve", "serve", "Run the gateway in the foreground."),
+    "sessions": Subcommand("sessions", "sessions", "List the open sessions of a running gateway."),
     "status": Subcommand("status", "status", "Show the status of a running gateway."),
 }
 

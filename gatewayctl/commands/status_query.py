@@ -28,10 +28,16 @@ runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
 
 
 def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
-    """Ask a gateway's broker how it is.
+    """Ask a gateway's broker how it is: see `ask_broker`."""
+    return ask_broker(directory, "status", timeout_s)
+
+
+def ask_broker(directory: Path, op: str, timeout_s: float) -> dict[str, Any]:
+    """Ask a gateway's broker something.
 
     Args:
         directory: GATEWAY_RUNTIME_DIR.
+        op: The request, which needs no further words.
         timeout_s: Longest wait, in seconds; it answers from memory.
 
     Raises:
@@ -39,7 +45,7 @@ def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
         GatewayError: We are not root.
     """
     try:
-        return ask(str(Runtime(directory).broker_socket), {"op": "status"}, timeout_s)
+        return ask(str(Runtime(directory).broker_socket), {"op": op}, timeout_s)
     except BrokerUnavailableError as exc:
         # Nobody listens: the supervisor does, whatever has become of the broker.
         if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):

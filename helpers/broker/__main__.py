@@ -28,6 +28,7 @@ from helpers.broker.remote.pool import Connections
 from helpers.broker.remote.verdicts import Verdicts
 from helpers.broker.server import Server
 from helpers.broker.services import Services, Surroundings
+from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.deadlines import DRAIN_S
 from helpers.protocol.errors import GatewayError, SettingsError
@@ -59,13 +60,14 @@ def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
         log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
-    uids = _uid_table(config)
+    uids, open_sessions = _tables(config, log)
     verdicts = Verdicts(config.gateway_cache_ttl)
     connections = Connections(remote.connect, known=uids.had_session, verdicts=verdicts)
     privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
     return Surroundings(
         config=config,
         uids=uids,
+        open_sessions=open_sessions,
         source=_key_source(config, uids, connections, privileged, own_key),
         connections=connections,
         addresses=remote.addresses,
@@ -91,12 +93,13 @@ def _known_hosts(config: BrokerConfig, log: EventLog) -> KnownHosts | None:
     return known_hosts
 
 
-def _uid_table(config: BrokerConfig) -> UidTable:
+def _tables(config: BrokerConfig, log: EventLog) -> tuple[UidTable, OpenSessions]:
     try:
         uids = range(config.uid_start, config.uid_stop)
-        return UidTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
+        table = UidTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
+        return table, OpenSessions(config.sessions_path, log)
     except sqlite3.Error as exc:
-        msg = f"the table of users {config.users_path} cannot be used ({exc})"
+        msg = f"a table in {config.state_dir} cannot be used ({exc})"
         # What may pass is no wrong setting: systemd tries again.
         raise (GatewayError if exc.sqlite_errorcode == sqlite3.SQLITE_FULL else SettingsError)(msg) from exc
 
@@ -134,12 +137,14 @@ async def serve(given: Surroundings) -> None:
     os.write(STATUS_FD, encode({"result": {}}))
     os.close(STATUS_FD)
     fresh = asyncio.create_task(services.keys.run())
+    given.open_sessions.adopt()
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
                 await stop.wait()
         except TimeoutError:
             connections.sweep()
+            given.open_sessions.adopt()
     fresh.cancel()
     # The supervisor holds the sockets too, so whoever comes now waits in their queues for the next broker.
     await server.leave(servers)

@@ -49,6 +49,12 @@ def _parent_and_start(pid: int, proc: Path) -> tuple[int, int] | None:
     return int(fields[1]), int(fields[19])
 
 
+def start_of(pid: int) -> int | None:
+    """Return a process's start time in clock ticks; None where it has ended."""
+    found = _parent_and_start(pid, Path("/proc"))
+    return None if found is None else found[1]
+
+
 def session_id(pid: int, supervisor: int, proc: Path = Path("/proc")) -> str | None:
     """Name the login that a helper works for: the same for all helpers of one connection.
 

@@ -14,6 +14,7 @@ from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.addresses import Addresses
 from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Handler
+from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.broker.sessions.service import SessionService
 from helpers.broker.sessions.session_starter import SessionStarter
 from helpers.broker.sessions.signing import SigningService
@@ -31,6 +32,7 @@ class Surroundings:
     Attributes:
         config: The broker's settings.
         uids: Names and uids.
+        open_sessions: The table of sessions.
         source: Where keys come from.
         connections: The connections to the remote.
         addresses: The remote's addresses.
@@ -43,6 +45,7 @@ class Surroundings:
 
     config: BrokerConfig
     uids: UidTable
+    open_sessions: OpenSessions
     source: KeySource
     connections: Connections
     addresses: Addresses
@@ -76,7 +79,9 @@ class Services:
         warm_up = _nothing if given.identity is None else given.connections.warm_up
         self.keys = KeyService(config, self.accounts, given.source, clients, log, warm_up)
         starter = SessionStarter(config, given.connections, given.known_hosts, given.addresses)
-        self.sessions = SessionService(config.access_mode, self.accounts, starter, clients, given.connections, log)
+        self.sessions = SessionService(
+            config.access_mode, self.accounts, starter, clients, given.connections, given.open_sessions, log
+        )
         self.signing = SigningService(self.accounts, given.identity, given.known_hosts, log)
         counters = {
             "connections": lambda: len(given.connections),
@@ -95,6 +100,7 @@ class Services:
         return {
             "authorized_keys": self.keys.authorized_keys,
             "session": self.sessions.session,
+            "sessions": self.sessions.sessions,
             "login": self.sessions.login,
             "logged_in": self.sessions.logged_in,
             "root": self.accounts.root,

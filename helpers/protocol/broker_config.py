@@ -84,6 +84,11 @@ class BrokerConfig:
         """The file that holds the names and their uids."""
         return Path(self.state_dir) / "users.sqlite3"
 
+    @property
+    def sessions_path(self) -> Path:
+        """The file that holds the open sessions."""
+        return Path(self.state_dir) / "sessions.sqlite3"
+
     def to_json(self) -> bytes:
         """Write it for `from_json`."""
         return json.dumps(asdict(self)).encode("ascii")

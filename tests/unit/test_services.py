@@ -30,6 +30,7 @@ from helpers.broker.remote.addresses import Addresses
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.pool import Completed, Connections
 from helpers.broker.services import Services, Surroundings
+from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (
     MoshServerError,
@@ -201,6 +202,7 @@ class FakeGateway:
             Surroundings(
                 config=self.config,
                 uids=self.users,
+                open_sessions=OpenSessions(":memory:", self.log),
                 source=source,
                 connections=self.connections,
                 addresses=Addresses(self.config.remote_host, self.config.remote_port),

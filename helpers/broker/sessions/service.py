@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from helpers.broker.accounts.service import AccountService
-from helpers.broker.clients import Clients
-from helpers.broker.peer_credentials import Peer
+from helpers.broker.clients import Client, Clients
+from helpers.broker.peer_credentials import Peer, start_of
 from helpers.broker.remote.logind import Logind
 from helpers.broker.remote.pool import Connections
 from helpers.broker.remote_deadline import in_time
 from helpers.broker.sessions.login_limiter import LoginLimiter, source_of
-from helpers.broker.sessions.session_starter import SessionStarter, parse_request
+from helpers.broker.sessions.open_sessions import OpenSession, OpenSessions
+from helpers.broker.sessions.session_starter import SessionStarter, Started, parse_request
 from helpers.protocol.access_mode import AccessMode
 from helpers.protocol.errors import GatewayError, PermissionDeniedError
 from helpers.protocol.event_log import EventLog
@@ -28,6 +30,7 @@ class SessionService:
         starter: Starts sessions on the remote.
         clients: The clients.
         connections: The connections to the remote.
+        open_sessions: The table of sessions.
         log: Where each session goes.
 
     Attributes:
@@ -42,10 +45,11 @@ class SessionService:
         starter: SessionStarter,
         clients: Clients,
         connections: Connections,
+        open_sessions: OpenSessions,
         log: EventLog,
     ) -> None:
         self._mode, self._accounts, self._starter, self._clients = mode, accounts, starter, clients
-        self._connections, self._log = connections, log
+        self._connections, self._open, self._log = connections, open_sessions, log
         self._logins, self._logind = LoginLimiter(), Logind(connections, log)
         self.started = self.failed = 0
 
@@ -82,6 +86,7 @@ class SessionService:
             self._clients.note_login(user, client)
         if started.answer["transport"] == "mosh":
             self._logind.session_started(user, peer.pid)
+        self._note(peer.pid, user, client, started)
         ms = (time.monotonic() - began) * 1000
         self._log.info(
             "session_started",
@@ -94,6 +99,40 @@ class SessionService:
         )
         started.answer["home"] = self._accounts.home(peer.uid)
         return started.answer
+
+    def _note(self, pid: int, user: str, client: Client, started: Started) -> None:
+        start = start_of(pid)
+        if start is None:
+            return  # the client has left
+        port = started.answer["port"] if started.answer["transport"] == "mosh" else None
+        self._open.begin(
+            OpenSession(
+                pid=pid,
+                start=start,
+                sid=client.sid,
+                user=user,
+                client=client.endpoint,
+                key=client.key,
+                transport=started.transport,
+                udp_port=port,
+                since=time.time(),
+            )
+        )
+
+    async def sessions(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """List the open sessions for the operator.
+
+        Returns:
+            ``sessions``: the attributes of each `OpenSession`, the oldest first.
+
+        Raises:
+            PermissionDeniedError: The peer is not root.
+        """
+        del request
+        if peer.uid != 0:
+            msg = "only root may ask for the gateway's sessions"
+            raise PermissionDeniedError(msg)
+        return {"sessions": [asdict(session) for session in self._open.all()]}
 
     async def login(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Give the user who owns the peer's uid a turn to log in on the remote by the user's own agent.

@@ -1,0 +1,54 @@
+"""``gatewayctl sessions``: the open sessions of a running gateway."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from gatewayctl.commands.status_query import ask_broker, runtime_option
+
+TIMEOUT_S = 5.0
+"""Longest wait for the broker, in seconds; it answers from memory."""
+
+_COLUMNS = ("sid", "user", "client", "transport", "since", "for")
+
+
+@click.command()
+@runtime_option
+@click.option("--json", "as_json", is_flag=True, help="Print the sessions as JSON, with pid, key and UDP port.")
+def sessions(directory: Path, *, as_json: bool) -> None:
+    """List the open sessions of a running gateway.
+
+    Each line has the session's id in the log, the user, the client's address and port, mosh or ssh, the time (UTC) at
+    which the session began, and for how long it is open. Only root may ask. Ends with 71 when the broker does not
+    answer.
+    """
+    found = ask_broker(directory, "sessions", TIMEOUT_S)["sessions"]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    now = time.time()
+    rows = [_COLUMNS]
+    for session in found:
+        since = datetime.fromtimestamp(session["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        client = session["client"] or "-"
+        rows.append(
+            (session["sid"] or "-", session["user"], client, session["transport"], since, _age(now - session["since"]))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _age(seconds: float) -> str:
+    """Write a time as people do: ``45s``, ``12m``, ``3h05m``, ``2d04h``."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if minutes < 1:
+        return f"{int(seconds)}s"
+    if hours < 1:
+        return f"{minutes}m"
+    return f"{hours}h{minutes % 60:02}m" if days < 1 else f"{days}d{hours % 24:02}h"
