@@ -1,8 +1,8 @@
 """The broker's process: ``python3 -I -m helpers.broker``.
 
 The supervisor starts it as the gateway's own unprivileged uid, with the settings on standard input and these file
-descriptors: 3, 4 and 5, listening for the helpers, nss-systemd and ssh's requests to an agent; 6, by which it has done
-what takes root; 7, to which it writes one line: ``{"result": {}}`` once it serves, or the error.
+descriptors: 3, 4 and 5 are listening sockets for the helpers, nss-systemd and ssh's agent requests; 6 is the socket
+over which it requests privileged operations; to 7 it writes one line: ``{"result": {}}`` once it serves, or the error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRIVILEGED_FD = 6
 STATUS_FD = 7
 
 SWEEP_S = 30.0
-"""Seconds between looks for idle connections."""
+"""Seconds between checks for idle connections."""
 
 
 def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
@@ -100,7 +100,7 @@ def _tables(config: BrokerConfig, log: EventLog) -> tuple[UidTable, OpenSessions
         return table, OpenSessions(config.sessions_path, log)
     except sqlite3.Error as exc:
         msg = f"a table in {config.state_dir} cannot be used ({exc})"
-        # What may pass is no wrong setting: systemd tries again.
+        # A full disk may be temporary, so it is not reported as a wrong setting: systemd then restarts the gateway.
         raise (GatewayError if exc.sqlite_errorcode == sqlite3.SQLITE_FULL else SettingsError)(msg) from exc
 
 
@@ -128,7 +128,7 @@ def _key_source(
 
 
 async def serve(given: Surroundings) -> None:
-    """Serve until SIGTERM; then finish what was begun and leave."""
+    """Serve until SIGTERM; then finish the requests that were accepted and return."""
     services, connections = Services(given), given.connections
     server = Server(services.handlers, services.accounts.account, services.signing.answer, given.log)
     servers = await server.listen(*(socket.socket(fileno=fd) for fd in LISTENING_FDS))
@@ -146,7 +146,7 @@ async def serve(given: Surroundings) -> None:
             connections.sweep()
             given.open_sessions.adopt()
     fresh.cancel()
-    # The supervisor holds the sockets too, so whoever comes now waits in their queues for the next broker.
+    # The supervisor holds the sockets too, so new connections wait in their queues for the next broker.
     await server.leave(servers)
     try:
         async with asyncio.timeout(DRAIN_S):
@@ -163,7 +163,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # one for each warm connection
-    # Ctrl-C in a terminal reaches the whole process group; the supervisor says when to end.
+    # Ctrl-C in a terminal reaches the whole process group; the supervisor stops the broker by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     silence_paramiko()
@@ -173,7 +173,7 @@ def main() -> int:
         os.write(STATUS_FD, encode(error_answer(error)))
         return error.status
     asyncio.run(serve(given))
-    # paramiko's threads may be waiting for a remote that does not answer; they have nothing left to do.
+    # Skips joining paramiko's threads, which may be waiting for a remote that does not answer.
     sys.stderr.flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""The clients that log in: from where, by which key, and whether the remote has let them in before."""
+"""The clients that log in: their addresses, their keys, and whether the remote has accepted them before."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Client:
 
     Attributes:
         sid: Names the connection in the log, see `helpers.broker.peer_credentials.session_id`.
-        endpoint: ``address:port``; None where sshd does not tell.
-        address: The address; None where sshd does not tell.
-        own_address: The same; None where it is a proxy's, and so no sign of who is behind it.
-        key: The fingerprint of the key that it came with; None for another way in.
+        endpoint: ``address:port``; None if sshd does not pass it on.
+        address: The address; None if sshd does not pass it on.
+        own_address: The address, or None if it is a proxy's and so does not identify the client.
+        key: The fingerprint of the client's key; None for another authentication method.
     """
 
     sid: str | None
@@ -36,16 +36,16 @@ class Client:
 
     @property
     def process(self) -> int | None:
-        """The process that sshd has for the connection."""
+        """The pid of sshd's process for the connection."""
         return None if self.sid is None else int(self.sid.partition("-")[0])
 
 
 class Clients:
-    """Reads what requests say of clients, and keeps in mind which of them the remote has let in.
+    """Reads the client's details from requests, and remembers which clients the remote has accepted.
 
     Args:
         supervisor: The process that started sshd.
-        trusted_proxies: GATEWAY_TRUSTED_PROXIES: networks with commas between, from where everyone may come.
+        trusted_proxies: GATEWAY_TRUSTED_PROXIES: the proxies' networks, separated by commas.
     """
 
     def __init__(self, supervisor: int, trusted_proxies: str) -> None:
@@ -57,9 +57,9 @@ class Clients:
         """Read a request.
 
         Args:
-            peer: The helper that asks.
-            request: ``connection`` as SSH_CONNECTION has it; ``key``, the first line of SSH_USER_AUTH's file.
-            key: The key's fingerprint, where it is known otherwise.
+            peer: The helper that sent the request.
+            request: ``connection``, the value of SSH_CONNECTION; ``key``, the first line of SSH_USER_AUTH's file.
+            key: The key's fingerprint, if the caller has it already.
         """
         endpoint = _endpoint(str(request.get("connection", "")))
         address = None if endpoint is None else endpoint.rpartition(":")[0].strip("[]")
@@ -75,30 +75,30 @@ class Clients:
         try:
             ip = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:
-            return True  # no address tells nothing of who comes
+            return True  # without an address the client is not identified
         return any(ip in proxies for proxies in self._proxies)
 
     def note_login(self, user: str, client: Client, *, by_key: bool = False) -> None:
-        """Note that the remote has let a user in.
+        """Record that the remote has accepted a user's login.
 
         Args:
             user: The user's name.
             client: The client.
-            by_key: Whether the remote's verdict is on the client's own key, so that the key will be known too.
+            by_key: Whether the remote accepted the client's own key, so that the key is recorded too.
         """
         self._known.note(user, client.own_address, client.key if by_key else None)
 
     def knows_address(self, user: str, client: Client) -> bool:
-        """Whether the remote has let the user in from the client's address within a day."""
+        """Whether the remote has accepted the user from the client's address within a day."""
         return self._known.knows(user, client.own_address)
 
     def knows_key(self, user: str, client: Client) -> bool:
-        """Whether the remote has let the user in by the client's key within a day."""
+        """Whether the remote has accepted the user with the client's key within a day."""
         return self._known.knows(user, client.key)
 
 
 def _endpoint(connection: str) -> str | None:
-    """Write the client's end of a connection, ``address:port``, from sshd's words; None where there is none."""
+    """Format the client's end of SSH_CONNECTION as ``address:port``; None if it has none."""
     client = " ".join(connection.split(" ")[:2])
     if not _ENDPOINT.fullmatch(client):
         return None
@@ -107,7 +107,7 @@ def _endpoint(connection: str) -> str | None:
 
 
 def _key_fingerprint(user_auth: str) -> str | None:
-    """Name the key that sshd accepted, from the first line of SSH_USER_AUTH; None for another way in."""
+    """Return the fingerprint of the accepted key from SSH_USER_AUTH's first line; None for another method."""
     words = user_auth.split(" ")
     try:
         return fingerprint(base64.b64decode(words[2], validate=True)) if words[0] == "publickey" else None

@@ -1,11 +1,10 @@
-"""Who has the next place: how many places one holder may have depends on how many are free.
+"""A limit for each holder of shared places, which falls as fewer places are free.
 
-A holder is a user whose commands run on the remote, or the source from which logins come
-(`helpers.broker.sessions.login_limiter`).
+A holder is a user whose commands run on the remote, or the source of logins (`helpers.broker.sessions.login_limiter`).
 
 The rule is that of dynamic thresholds for shared buffers (Choudhury and Hahne, "Dynamic queue length thresholds for
-shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998). Of 128 places, fixed shares of eight
-would leave none beside 16 users who take all they can; shares of what is free leave some beside 40.
+shared-memory packet switches", IEEE/ACM Transactions on Networking 6(2), 1998). With a fixed limit of eight, 16 greedy
+users take all of 128 places; with dynamic thresholds some places stay free beside 40 greedy users.
 """
 
 from __future__ import annotations
@@ -15,19 +14,18 @@ from collections import Counter
 
 
 class FairShare:
-    """A number of places. Everything here runs on the event loop's thread.
+    """A number of places. All methods run on the event loop's thread.
 
     Args:
         total: How many places there are.
-        for_one: How many of them one holder may take while no other has any.
+        for_one: How many of them one holder may take while all others are free.
     """
 
     def __init__(self, total: int, for_one: int) -> None:
-        """Begin with all of them free."""
         self._total, self._for_one = total, for_one
         self._free = total
         self._held: Counter[str] = Counter()
-        self._waiting: dict[asyncio.Future[None], str] = {}  # in the order in which they came
+        self._waiting: dict[asyncio.Future[None], str] = {}  # in the order of arrival
 
     @property
     def free(self) -> int:
@@ -35,11 +33,11 @@ class FairShare:
         return self._free
 
     def has_room(self, holder: str) -> bool:
-        """Tell whether a holder may take a place now: one that has many needs many to be free."""
+        """Check whether a holder may take a place now: the more it holds, the more must be free."""
         return self._held[holder] * self._total < self._for_one * self._free
 
     async def take(self, holder: str) -> None:
-        """Wait for a place, which is held until `release`; one that is cancelled meanwhile gets none."""
+        """Wait for a place, and hold it until `release`. A cancelled waiter gets none."""
         if self.has_room(holder) and holder not in self._waiting.values():
             self._hold(holder)
             return
@@ -49,7 +47,7 @@ class FairShare:
             await waiter
         except asyncio.CancelledError:
             if self._waiting.pop(waiter, None) is None:
-                self.release(holder)  # it was given in the same moment
+                self.release(holder)  # the place was given to it just before it was cancelled
             raise
 
     def release(self, holder: str) -> None:

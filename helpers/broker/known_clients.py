@@ -1,4 +1,4 @@
-"""Who has been here before: users, with the addresses and the keys by which the remote let them in."""
+"""Users that the remote has accepted, with the addresses and keys of their clients."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ FAMILIAR_S = 86_400.0
 """Seconds for which a user's login is remembered."""
 
 MAX_LOGINS = 20_000
-"""Most pairs that are remembered, with up to 400 bytes each (measured)."""
+"""Most pairs that are remembered, up to 400 bytes each (measured)."""
 
 
 class KnownClients:
-    """Remembers logins that the remote let in. A name alone proves nothing: everyone can say it.
+    """Remembers logins that the remote accepted, by address and key: a client can claim any name.
 
     Args:
         clock: Seconds, monotonic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know of no login."""
         self._logins: TTLCache[tuple[str, str], bool] = TTLCache(MAX_LOGINS, FAMILIAR_S, clock)
 
     def note(self, user: str, *marks: str | None) -> None:
@@ -30,12 +29,12 @@ class KnownClients:
 
         Args:
             user: The user's name.
-            marks: The client's address, and the fingerprint of the key; None for what is not known.
+            marks: The client's address, and the fingerprint of the key; None for one that is unknown.
         """
         for mark in marks:
             if mark is not None:
                 self._logins[user, mark] = True
 
     def knows(self, user: str, *marks: str | None) -> bool:
-        """Tell whether the user was let in from this address, or with this key."""
+        """Check whether the remote has accepted the user from this address, or with this key."""
         return any((user, mark) in self._logins for mark in marks if mark is not None)

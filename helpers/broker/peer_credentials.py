@@ -1,4 +1,4 @@
-"""Who is on the other end of a unix socket, by the kernel's word (unix(7), SO_PEERCRED; proc(5))."""
+"""The peer of a unix socket, as the kernel reports it (unix(7), SO_PEERCRED; proc(5))."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Peer:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Ask the kernel who connected.
+    """Read the peer's credentials from the kernel.
 
     Raises:
-        OSError: The socket is no unix socket.
+        OSError: The socket is not a unix socket.
     """
     pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Peer(pid, uid)
@@ -44,7 +44,7 @@ def _parent_and_start(pid: int, proc: Path) -> tuple[int, int] | None:
         stat = (proc / str(pid) / "stat").read_bytes()
     except OSError:
         return None
-    # The name in parentheses may hold anything, a parenthesis too: fields count from the last one.
+    # The name in parentheses may contain any character, a parenthesis too: fields count from the last one.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return int(fields[1]), int(fields[19])
 
@@ -56,12 +56,12 @@ def start_of(pid: int) -> int | None:
 
 
 def session_id(pid: int, supervisor: int, proc: Path = Path("/proc")) -> str | None:
-    """Name the login that a helper works for: the same for all helpers of one connection.
+    """Identify the login that a helper works for: the same for all helpers of one connection.
 
     Args:
         pid: The helper.
         supervisor: The process that started sshd.
-        proc: Where the kernel shows its processes.
+        proc: The mount point of proc(5).
 
     Returns:
         ``PID-START`` of sshd's process for that connection, whose PID is the one in sshd's own syslog lines; None

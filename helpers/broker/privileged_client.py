@@ -1,4 +1,4 @@
-"""Asks the supervisor for what takes root: see `gatewayctl.supervisor.privileged_server`."""
+"""Requests privileged operations from the supervisor: see `gatewayctl.supervisor.privileged_server`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ ANSWER_TIMEOUT_S = 2.0
 
 
 class PrivilegedClient:
-    """The way to the supervisor.
+    """The client of the supervisor's privileged server.
 
     Args:
         sock: Our end of a SOCK_SEQPACKET pair.
-        gone: Called when nobody has the other end any more: no login works then, until there is another broker.
+        gone: Called when the other end is closed: no login works then, until there is another broker.
     """
 
     def __init__(self, sock: socket.socket, gone: Callable[[], None]) -> None:
-        """Take the socket over."""
         sock.settimeout(0)
         self._sock, self._gone, self._turn, self._number = sock, gone, asyncio.Lock(), 0
 
@@ -33,25 +32,25 @@ class PrivilegedClient:
         Args:
             user: The user's name.
             uid: The user's uid.
-            client: Of a connection that any key opens, which must not be one too many: the process that sshd has for
-                it, and the client's address, None where sshd does not tell.
+            client: Counts a connection against the limits for unproved clients: the pid of sshd's process for it, and
+                the client's address, None if sshd does not pass it on. None does not count it.
 
         Returns:
-            Why the login must not go on; None where it may, and there is a home now.
+            Why the login must not go on; None if it may, and the home exists.
         """
         return await self._run({"user": user, "uid": uid, "client": client})
 
     async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
-        """Have a user's home made, and the file written by which sshd lets the user in without asking us.
+        """Have a user's home made, and the file written from which sshd accepts the user's keys without asking us.
 
         Args:
             user: The user's name.
             uid: The user's uid.
-            lines: What is to be in the file; where there are none, or they are too long, it is removed.
-            seconds: How long it may stay.
+            lines: The file's lines; if there are none, or they are too long, the file is removed.
+            seconds: How long the file may stay.
 
         Returns:
-            The same. Without the file sshd asks, and that is all.
+            As `make_home` does. A failure to write the file is no error: sshd then asks the broker.
         """
         errand = {"user": user, "uid": uid, "seconds": seconds}
         text = [line.decode("utf-8", "surrogateescape") for line in lines]
@@ -76,7 +75,7 @@ class PrivilegedClient:
         await loop.sock_sendall(self._sock, encode(errand))
         while said := await loop.sock_recv(self._sock, MAX_REQUEST_BYTES):
             answer = decode(said)
-            # One that came too late for the one who asked is not ours.
+            # An answer with another number came too late for an earlier request.
             if answer.get("number") == errand["number"]:
                 trouble = answer.get("trouble", "")
                 return None if trouble is None else str(trouble)

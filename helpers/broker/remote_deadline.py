@@ -1,4 +1,4 @@
-"""How long a request may wait for the remote."""
+"""The deadline of requests that wait for the remote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 async def in_time(work: Awaitable[_T]) -> _T:
-    """Wait for what the remote has a part in.
+    """Wait for work that depends on the remote.
 
     Raises:
         RemoteTimeoutError: It takes longer than `REMOTE_TIMEOUT_S`.

@@ -19,7 +19,7 @@ from helpers.protocol.messages import BACKLOG, MAX_REQUEST_BYTES, decode, encode
 from helpers.ssh.agent import MAX_MESSAGE_BYTES
 
 REQUEST_TIMEOUT_S = 5.0
-"""Longest time, in seconds, that a peer may take to send its request: they send it at once."""
+"""Longest time, in seconds, that a peer may take to send its request: the helpers send it at once."""
 
 USERDB_IDLE_S = 30.0
 """Seconds after which a silent connection of nss-systemd's is closed; it makes one for each lookup."""
@@ -32,22 +32,22 @@ AGENT_MAX_CONNECTIONS = 32
 begin together (of twelve at once, a limit of 8 lost two)."""
 
 TURNS_TO_BEGIN = 10
-"""Turns of asyncio's loop within which a connection that was accepted is one that is served: four with Python 3.11."""
+"""Turns of asyncio's loop within which an accepted connection is being served: four with Python 3.11."""
 
 _NO_THREAD = "can't start new thread"  # as CPython words it
 
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[Mapping[str, object] | bytes]]
-"""Answers a request, with a result to be put into JSON or with bytes that leave as they are."""
+"""Answers a request with a result, which is encoded as JSON, or with bytes, which are sent unchanged."""
 
 
 class Server:
     """Serves the sockets.
 
     Args:
-        handlers: What answers each ``op``.
+        handlers: The handler of each ``op``.
         account: Finds an account by name or uid for a peer.
         agent: Answers one message of the ssh-agent protocol.
-        log: Where failures go.
+        log: Receives failures.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Server:
         agent: Callable[[Peer, bytes], bytes],
         log: EventLog,
     ) -> None:
-        """Remember who answers what."""
         self._handlers, self._account, self._agent, self._log = handlers, account, agent, log
         self._open = 0
         self._closed = asyncio.Event()
@@ -73,10 +72,10 @@ class Server:
 
     @staticmethod
     async def leave(listening: Iterable[asyncio.Server]) -> None:
-        """Accept nobody else, who then waits for the next broker; whoever was accepted is served.
+        """Stop accepting; connections that were accepted are still served, new ones wait for the next broker.
 
         Args:
-            listening: What `listen` returned. Closing it alone would drop those who were accepted in this moment.
+            listening: The result of `listen`. Closing it alone would drop connections that were just accepted.
         """
         servers = list(listening)
         for sock in (sock for server in servers for sock in server.sockets):
@@ -87,7 +86,7 @@ class Server:
             server.close()
 
     async def idle(self) -> None:
-        """Wait until nobody waits for an answer: no helper, no lookup, and no ssh that logs in on the remote."""
+        """Wait until no peer waits for an answer: no helper, no lookup, and no ssh that logs in on the remote."""
         while self._open or self._agents:
             self._closed.clear()
             await self._closed.wait()
@@ -100,7 +99,7 @@ class Server:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await writer.drain()
         except (OSError, TimeoutError):
-            pass  # the asker has left
+            pass  # the peer has disconnected
         finally:
             self._open -= 1
             self._closed.set()
@@ -124,10 +123,10 @@ class Server:
         except TimeoutError:
             return _refusal(RemoteTimeoutError("the remote host did not answer in time"))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, TypeError, KeyError) as error:
-            # A request that is not of the protocol's form; our own helpers send none.
+            # A malformed request; our own helpers send none.
             self._log.warning("bad_request", pid=peer.pid, uid=peer.uid, op=op, reason=type(error).__name__)
             return _refusal(ProtocolError("the broker does not understand the request"))
-        except Exception as error:  # noqa: BLE001 - a fault of ours refuses this login and must not end the others'
+        except Exception as error:  # noqa: BLE001 - a bug refuses this login and must not end the others
             elapsed_ms = (time.monotonic() - began) * 1000
             self._log.error("fault", op=op, uid=peer.uid, error=repr(error), where=fault_of(error), ms=elapsed_ms)
             if isinstance(error, OSError | MemoryError) or str(error) == _NO_THREAD:
@@ -148,8 +147,8 @@ class Server:
                     writer.write(userdb.answer(request[:-1], lookup))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # it has left, or speaks no varlink
-        except Exception as error:  # noqa: BLE001 - a fault of ours finds nobody, and must be seen
+            pass  # the peer has disconnected, or does not speak varlink
+        except Exception as error:  # noqa: BLE001 - a bug finds no user, and must be logged
             self._log.error("fault", op="userdb", error=repr(error), where=fault_of(error))
         finally:
             self._open -= 1
@@ -177,8 +176,8 @@ class Server:
             reason = f"a message that took longer than {REQUEST_TIMEOUT_S:.0f} s"
             self._log.warning("agent_refused", uid=peer.uid, pid=peer.pid, reason=reason)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # it has left, or has nothing more to say
-        except Exception as error:  # noqa: BLE001 - a fault of ours signs nothing, and must be seen
+            pass  # the peer has disconnected, or is idle
+        except Exception as error:  # noqa: BLE001 - a bug signs nothing, and must be logged
             self._log.error("fault", op="agent", uid=peer.uid, error=repr(error), where=fault_of(error))
         finally:
             self._agents[peer.uid] -= 1
@@ -193,7 +192,7 @@ def _refusal(error: GatewayError) -> bytes:
 
 
 async def _first_byte(reader: asyncio.StreamReader) -> bytes:
-    """Wait for a message to the agent to begin; empty where none does within `AGENT_IDLE_S`."""
+    """Wait for the first byte of a message to the agent; empty if none comes within `AGENT_IDLE_S`."""
     try:
         async with asyncio.timeout(AGENT_IDLE_S):
             return await reader.read(1)
@@ -215,5 +214,5 @@ async def _listen(
 ) -> asyncio.Server:
     # From 3.13 on a server removes its socket's file when it closes; these outlive the broker.
     keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-    # It listens anew, and by itself for a hundred.
+    # asyncio calls listen(2) again, by default with a backlog of 100.
     return await asyncio.start_unix_server(serve, sock=sock, limit=limit, backlog=BACKLOG, **keep)

@@ -1,4 +1,4 @@
-"""Puts the broker's services together. Each believes the kernel's word on who asks, and no helper's."""
+"""Composes the broker's services. Each identifies its peer by SO_PEERCRED, never by the request."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from helpers.ssh.known_hosts import KnownHosts
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the services work with.
+    """What the services depend on.
 
     Attributes:
         config: The broker's settings.
         uids: Names and uids.
         open_sessions: The table of sessions.
-        source: Where keys come from.
+        source: The source of keys.
         connections: The connections to the remote.
         addresses: The remote's addresses.
-        known_hosts: Where the remote's host keys are looked up; None where any will do.
-        identity: The gateway's key, to sign logins with; None where the gateway has none.
-        privileged: The supervisor, which does what takes root.
-        log: Where each decision goes.
+        known_hosts: The remote's host keys; None if any host key is accepted.
+        identity: The gateway's key, which signs logins; None if the gateway has none.
+        privileged: The client of the supervisor's privileged server.
+        log: Receives each decision.
         supervisor: The process that started sshd, for session ids.
     """
 
@@ -60,7 +60,7 @@ class Services:
     """The broker's services.
 
     Args:
-        given: What they work with.
+        given: What they depend on.
 
     Attributes:
         accounts: Answers nss-systemd.
@@ -96,7 +96,7 @@ class Services:
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        """What answers each request of the helpers."""
+        """The handler of each ``op``."""
         return {
             "authorized_keys": self.keys.authorized_keys,
             "session": self.sessions.session,
@@ -108,14 +108,14 @@ class Services:
         }
 
     def _login_begins(self, user: str, uid: int) -> None:
-        """Use the time that the SSH handshake takes: sshd has just looked the name up, and asks for keys next."""
+        """Prepare the login during the SSH handshake: sshd has just looked the name up, and asks for keys next."""
         self._given.source.prepare(user)
         if user in self._given.config.passwords:
-            # A password brings no key, by which a home is made otherwise.
+            # A login by password makes no key request, which otherwise makes the home.
             task = asyncio.ensure_future(self._given.privileged.make_home(user, uid))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
 
 def _nothing(user: str) -> None:
-    """Connect to nothing: without a key of its own the gateway cannot."""
+    """Do nothing: without a key of its own the gateway cannot connect."""

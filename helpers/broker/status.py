@@ -1,4 +1,4 @@
-"""``gatewayctl status``: what the broker counts."""
+"""``gatewayctl status``: the broker's counters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from helpers.protocol.errors import PermissionDeniedError
 
 
 class StatusService:
-    """Tells the operator what is going on.
+    """Answers ``gatewayctl status``.
 
     Args:
         config: The broker's settings.
-        counters: What is counted, by name.
+        counters: Functions that return the counters, by name.
     """
 
     def __init__(self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]]) -> None:
@@ -24,7 +24,7 @@ class StatusService:
         self._started = time.monotonic()
 
     async def status(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the counters and what of the settings `gatewayctl` needs.
+        """Return the counters, and the settings that `gatewayctl` needs.
 
         Raises:
             PermissionDeniedError: The peer is not root.

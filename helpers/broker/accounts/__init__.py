@@ -1,1 +1,1 @@
-"""The users, as sshd sees them."""
+"""The user accounts that sshd sees."""

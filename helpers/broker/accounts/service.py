@@ -1,4 +1,4 @@
-"""The gateway's accounts: answers nss-systemd, and tells whose a process is."""
+"""The gateway's accounts: answers nss-systemd, and finds the user that owns a process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NO_ROOM = "the runtime directory is full"
 
 
 class AccountService:
-    """Every user name has an account, as soon as sshd looks it up.
+    """The accounts. Every user name gets one as soon as sshd looks it up.
 
     Args:
         config: The broker's settings.
         uids: Names and uids.
-        log: Where refusals go.
-        on_lookup: Called with a name and its uid when sshd looks a user up: a login begins.
+        log: Receives refusals.
+        on_lookup: Called with a name and its uid when sshd looks a user up, at the beginning of a login.
 
     Attributes:
         lookups: How many logins began.
@@ -40,7 +40,7 @@ class AccountService:
     # For nss-systemd
 
     def account(self, peer: Peer, key: str | int) -> userdb.Account | None:
-        """Find an account by name or uid. A new name becomes one when sshd, which is root, looks it up."""
+        """Find an account by name or uid. A new name gets an account when sshd, which is root, looks it up."""
         if key in (userdb.AUTH_USER, self._config.auth_uid):
             return userdb.Account(userdb.AUTH_USER, self._config.auth_uid, "/", "/usr/sbin/nologin")
         if isinstance(key, int):
@@ -66,14 +66,14 @@ class AccountService:
         return userdb.Account(name, uid, self.home(uid), password=password)
 
     def _no_password(self, name: str) -> str:
-        """Choose the placeholder hash of a name without a password: always the same one, by a secret."""
+        """Choose the placeholder hash of a name without a password. A secret makes it the same each time."""
         number = hmac.digest(self._config.no_passwords_key.encode(), name.encode(), "sha256")
         return self._config.no_passwords[int.from_bytes(number) % len(self._config.no_passwords)]
 
     # For the helpers
 
     async def root(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Tell root's session which uid to become.
+        """Return the uid that root's session must change to.
 
         Raises:
             PermissionDeniedError: The peer is not root, or root may not log in.
@@ -89,11 +89,11 @@ class AccountService:
         """Find the user whose uid a peer has.
 
         Args:
-            peer: The process that asks.
-            op: What it asks for, for the log.
+            peer: The process that sent the request.
+            op: The requested operation, for the log.
 
         Raises:
-            PermissionDeniedError: It is no user's.
+            PermissionDeniedError: No user owns the uid.
         """
         user = self._uids.name_of(peer.uid)
         if user is None or (user == "root" and not self._config.gateway_permit_root):
@@ -109,7 +109,7 @@ class AccountService:
         return f"{self._config.homes_dir}/{uid}"
 
     def may_log_in(self, user: str) -> str | None:
-        """Tell why a name may not log in, whatever its key; None where it may."""
+        """Return why a name may not log in with any key; None if it may."""
         if user == "root":
             return None if self._config.gateway_permit_root else "root is not permitted; see GATEWAY_PERMIT_ROOT"
         if is_user_name(user) and self._uids.uid_of(user, allocate=False):
@@ -117,13 +117,13 @@ class AccountService:
         return "no such user name"
 
     def uid_for_login(self, user: str) -> int | None:
-        """Return the uid of a user whose key was permitted; None where it is gone."""
+        """Return the uid of a user whose key was permitted; None if it has been reused."""
         return self._uids.uid_of_root() if user == "root" else self._uids.uid_of(user, allocate=False)
 
     def has_room_for(self, user: str) -> bool:
-        """Whether the runtime directory has room for a user's login; the last of it is for those who had a session."""
+        """Whether the runtime directory has room for a user's login; the reserve is for users who have had sessions."""
         return not is_full(self._config.state_dir) or self._uids.had_session(user)
 
     def note_session(self, uid: int) -> None:
-        """Note that the remote has let the owner of a uid in."""
+        """Record that the remote has accepted the owner of a uid."""
         self._uids.note_session(uid)

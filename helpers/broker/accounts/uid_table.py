@@ -1,7 +1,7 @@
-"""Which name has which uid: every user name gets a uid of its own, so that the kernel keeps users apart.
+"""The table of user names and uids. Every name gets a uid of its own, so that the kernel separates users.
 
-The table is on disk before any answer leaves, so a broker that is killed comes back with the same answers and a
-login that is under way can never find its uid in another's hands.
+A new entry is written to disk before the answer is sent. After a restart the broker gives the same answers, and the
+uid of a login in progress never belongs to another name.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from pathlib import Path
 from helpers.protocol.messages import is_user_name
 
 RESERVED_NAMES = frozenset({"root", "nobody", "sshd"})
-"""Names that are never given a uid by a lookup: nss-systemd answers the first two itself (systemd 252), and sshd's
-own unprivileged account must stay what /etc/passwd says."""
+"""Names that a lookup never gives a uid: nss-systemd answers the first two itself (systemd 252), and sshd's own
+unprivileged account must stay as in /etc/passwd."""
 
 REUSE_AFTER_S = 600.0
-"""Seconds since a name was last looked up before its uid may go to another name, provided no process runs as it:
-far above LoginGraceTime (45 s), within which a login may hold a uid and have no process yet."""
+"""Seconds since a name was last looked up after which its uid may be given to another name, if no process runs as it:
+far above LoginGraceTime (45 s), within which a login may have a uid but no process yet."""
 
 STRANGER_REUSE_AFTER_S = 180.0
 """The same for a name that never had a session, so that invented names do not use up the uids of users: still above
-LoginGraceTime, `_SEEN_STEP_S` and what a home lives on (70 s) together. One kept for somebody whom sshd knows by itself
-is taken away with the uid (`gatewayctl.supervisor.privileged_server`)."""
+the sum of LoginGraceTime, `_SEEN_STEP_S` and the 70 s after which an unused home is removed. A home that is kept
+longer, because sshd accepts the user's keys from its own file, is removed when the uid is reused
+(`gatewayctl.supervisor.privileged_server`)."""
 
 _SEEN_STEP_S = 60.0
-"""Seconds that pass before a lookup is worth another write of the time of last use."""
+"""Seconds after which a lookup updates the stored time of last use."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS users (
@@ -39,15 +40,15 @@ CREATE TABLE IF NOT EXISTS users (
     sessions INTEGER NOT NULL DEFAULT 0
 )
 """
-# Without it each name that comes to a full table sorts all of it: 37 ms for 65,534 rows, on the broker's one thread.
+# Without it each new name in a full table sorts all rows: 37 ms for 65,534 rows, on the broker's event loop.
 _INDEX = "CREATE INDEX IF NOT EXISTS users_by_use ON users (sessions, seen)"
 
 
 def uids_with_processes(proc: Path = Path("/proc")) -> set[int]:
-    """List the uids that own a process now, by the owner of its directory in /proc (proc(5)).
+    """List the uids that own a process, from the owners of the directories in /proc (proc(5)).
 
     Raises:
-        PermissionError: The kernel does not show them all.
+        PermissionError: The kernel hides processes of other uids.
     """
     if not (proc / "1").is_dir():
         msg = "/proc hides other users' processes (proc(5), hidepid)"
@@ -66,11 +67,11 @@ class UidTable:
     """The names and their uids.
 
     Args:
-        path: The table's file (SQLite), made when missing; readable by the broker alone.
-        uids: The uids that may be given away.
+        path: The table's file (SQLite), created if missing; only the broker can read it.
+        uids: The uids that may be assigned.
         clock: Seconds since the epoch.
         busy: Lists the uids that must not be given to a new name.
-        is_short: Tells whether the file is to grow no more.
+        is_short: Returns whether space is short, so that the file must not grow.
 
     Raises:
         sqlite3.Error: The file cannot be used.
@@ -84,13 +85,12 @@ class UidTable:
         busy: Callable[[], Iterable[int]] = uids_with_processes,
         is_short: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Open the table."""
         self._uids, self._clock, self._busy, self._is_short = uids, clock, busy, is_short
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
-            # The runtime directory is a tmpfs: what matters is to outlive the process, not the machine.
+            # The runtime directory is a tmpfs: the data must survive the process, not the machine.
             self._db.execute("PRAGMA synchronous = OFF")
-            # The journal keeps its room, so that a row can be changed where the directory is full.
+            # The journal keeps its space, so that a row can be changed when the directory is full.
             self._db.execute("PRAGMA journal_mode = PERSIST")
             self._db.execute(_SCHEMA)
             self._db.execute(_INDEX)
@@ -103,10 +103,10 @@ class UidTable:
 
         Args:
             name: Any string.
-            allocate: Whether a name that has no uid yet gets one.
+            allocate: Whether a name without a uid gets one.
 
         Returns:
-            Its uid; None for a name that cannot have one, when every uid is in use, or there is no room for the name.
+            Its uid; None if the name is not valid, every uid is in use, or space is short.
         """
         if not is_user_name(name):
             return None
@@ -119,27 +119,27 @@ class UidTable:
         return uid
 
     def name_of(self, uid: int) -> str | None:
-        """Look a uid up: the name that owns it, or None."""
+        """Return the name that owns a uid, or None."""
         if uid not in self._uids:
             return None
         row = self._db.execute("SELECT name FROM users WHERE uid = ?", (uid,)).fetchone()
         return None if row is None else str(row[0])
 
     def uid_of_root(self) -> int | None:
-        """Look up, or give, the uid that root's own sessions run as: never 0.
+        """Look up, or assign, the uid that root's own sessions run as: never 0.
 
-        No lookup says that root is about to log in, so this does: who asks has no process by this uid yet.
+        Root's logins make no lookup that marks the uid as used, so this does: no process has this uid yet.
         """
         uid = self._allocate("root")
         self._note("UPDATE users SET seen = ? WHERE uid = ? AND name = 'root'", (self._clock(), uid))
         return uid
 
     def note_session(self, uid: int) -> None:
-        """Remember that the owner of a uid got a session, so that strangers' names are forgotten first."""
+        """Record that the owner of a uid has had a session, so that strangers' names are evicted first."""
         self._note("UPDATE users SET sessions = 1, seen = ? WHERE uid = ?", (self._clock(), uid))
 
     def had_session(self, name: str) -> bool:
-        """Tell whether a name that has a uid got a session since."""
+        """Check whether a name has had a session since it got its uid."""
         row = self._db.execute("SELECT sessions FROM users WHERE name = ?", (name,)).fetchone()
         return row is not None and bool(row[0])
 
@@ -148,12 +148,12 @@ class UidTable:
         self._db.close()
 
     def _note(self, statement: str, values: tuple[object, ...]) -> None:
-        """Write what may be missing, as where the disk is full: the name is then taken for one that is used less."""
+        """Make an optional update. If it fails, as on a full disk, the name only seems to be used less."""
         with suppress(sqlite3.OperationalError):
             self._db.execute(statement, values)
 
     def _find(self, name: str) -> tuple[int, float] | None:
-        """Find a name's uid and when it was last used; a uid of a range that was given up counts for nothing."""
+        """Find a name's uid and the time of its last use; a uid outside the configured range is ignored."""
         row = self._db.execute(
             "SELECT uid, seen FROM users WHERE name = ? AND uid >= ? AND uid < ?",
             (name, self._uids.start, self._uids.stop),
@@ -161,7 +161,7 @@ class UidTable:
         return None if row is None else (int(row[0]), float(row[1]))
 
     def _allocate(self, name: str) -> int | None:
-        # While the broker is being replaced two of them have the table, and may look for the same name or uid.
+        # While the broker is being replaced, two brokers use the table and may allocate the same name or uid.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             found = self._find(name)
@@ -189,7 +189,7 @@ class UidTable:
         return uid
 
     def _reusable(self) -> int | None:
-        """Find the uid that was unused for longest, names that never had a session first."""
+        """Find the least recently used uid, first among names that never had a session."""
         try:
             busy = set(self._busy())
         except PermissionError:

@@ -1,4 +1,4 @@
-"""Answers nss-systemd, so that sshd finds users who do not exist.
+"""Answers nss-systemd, so that sshd finds users without an entry in /etc/passwd.
 
 The protocol is varlink: one JSON object, ended by NUL, each way (systemd's docs/USER_GROUP_API.md and
 docs/USER_RECORD.md; seen with systemd 252 and 257).
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 SERVICE = "io.ssh-mosh-gateway"
-"""The service's name: the socket in /run/systemd/userdb/ is called so, and each record must repeat it."""
+"""The service's name: that of the socket in /run/systemd/userdb/, repeated in each record."""
 
 AUTH_USER = "gateway+auth"
-"""The account that AuthorizedKeysCommand runs as. ``+`` is in no user name, so nobody can log in as it."""
+"""The account that AuthorizedKeysCommand runs as. No valid user name contains ``+``, so no client can log in as it."""
 
 ROOT_USER = "gateway+root"
-"""What the uid that root's sessions run as is called; it is known by its uid alone. ssh refuses to run as a uid without
-an account (OpenSSH 9.2: "No user exists for uid")."""
+"""The account name of the uid that root's sessions run as; only a lookup by uid finds it. ssh refuses to run as a uid
+without an account (OpenSSH 9.2: "No user exists for uid")."""
 
 MAX_REQUEST_BYTES = 4096
 """Longest request, in bytes; nss-systemd's are below 200."""
@@ -29,14 +29,14 @@ _INTERFACE = "io.systemd.UserDatabase."
 
 @dataclass(frozen=True)
 class Account:
-    """What a user record says.
+    """The content of a user record.
 
     Attributes:
         name: The user name.
         uid: The uid, which is the gid as well.
         home: The home directory.
-        shell: What sshd runs the session helper with.
-        password: Its hashed password (crypt(5)), for root's eyes; None where the asker is not root.
+        shell: The shell that sshd runs the session helper with.
+        password: Its hashed password (crypt(5)), for root only; None if the peer is not root.
     """
 
     name: str
@@ -54,7 +54,7 @@ def answer(request: bytes, lookup: Callable[[str | int], Account | None]) -> byt
         lookup: Finds an account by name or by uid.
 
     Returns:
-        The answer with its NUL; `NoRecordFound` for whatever is not a lookup of one known user.
+        The answer with its NUL; `NoRecordFound` for anything but a lookup of one existing user.
     """
     try:
         call = json.loads(request)

@@ -1,1 +1,1 @@
-"""Which keys let a user in."""
+"""The keys that sshd accepts for a user."""

@@ -1,4 +1,4 @@
-"""The user's own authorized_keys on the remote: fetched once for all who ask, and believed for a while."""
+"""A cache of the users' authorized_keys on the remote, with one fetch at a time for each user."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from helpers.broker.remote.verdicts import Verdicts
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError
 
 CACHE_MAX_BYTES = 32 * 1024 * 1024
-"""Most key files, in bytes, that are remembered; the ones not used for longest are forgotten."""
+"""Largest total size, in bytes, of cached key files; the least recently used are evicted."""
 
 REFRESHED_USERS = 100
-"""For how many users keys are kept fresh at most: those who were here last. Each costs a fetch in three quarters
+"""Most users whose keys are refreshed in the background, the most recent ones. Each costs one fetch in three quarters
 of a TTL."""
 
 REFRESHED_AFTER = 0.7
-"""Share of the TTL after which they are fetched anew; looked at eight times a TTL, so that a failure is tried again."""
+"""Share of the TTL after which keys are refreshed; checked eight times a TTL, so that a failed fetch is retried."""
 
 REFRESHED_TTL_S = 10.0
-"""Smallest GATEWAY_CACHE_TTL, in seconds, with which they are: below it the remote would be asked all the time."""
+"""Smallest GATEWAY_CACHE_TTL, in seconds, with which keys are refreshed: below it fetches would never stop."""
 
 _AT_ONCE = 4
-"""Fetches at once that nobody waits for: few beside the pool's threads, which logins need."""
+"""Most background fetches at once: few, since logins need the pool's threads."""
 
 KILLED_STATUSES = range(128 + 1, 128 + 64 + 1)
-"""Exit statuses by which a shell says that a signal ended what it waited for (POSIX sh; signal(7))."""
+"""Exit statuses of a shell whose command was ended by a signal (POSIX sh; signal(7))."""
 
 
 class Pool(Protocol):
-    """What is needed of `helpers.broker.remote.pool.Connections`."""
+    """The part of `helpers.broker.remote.pool.Connections` that is used here."""
 
     async def run(
         self,
@@ -53,34 +53,34 @@ class Pool(Protocol):
         ...
 
     async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
-        """Run a command over a warm connection on the gateway's own behalf."""
+        """Run a command over a warm connection in the background."""
 
     def expected(self, most: int) -> list[str]:
-        """List the users who will probably be back."""
+        """List users who will probably log in again."""
         ...
 
     def forget(self, user: str) -> None:
         """Close a user's connection."""
 
     def age_s(self, user: str) -> float | None:
-        """Tell how old it is."""
+        """Return the age of a user's connection, in seconds."""
 
 
 class RemoteKeys:
-    """The user's own ``~/.ssh/authorized_keys`` on the remote, remembered for a while.
+    """A cache of the users' own ``~/.ssh/authorized_keys`` on the remote.
 
     Args:
         pool: The connections to the remote.
-        ttl_s: GATEWAY_CACHE_TTL, in seconds: for so long a file, or the remote's refusal, is believed.
-        own_key: The gateway's public key in base64, as a line of the file would hold it.
-        sources: Where the remote has its users' keys.
-        on_file: Called when a user's file was fetched, with the user and what is believed now: an empty file for a user
-            whom the remote refuses.
-        verdicts: What is remembered of users whom the remote did not let in; None for a memory of its own.
+        ttl_s: GATEWAY_CACHE_TTL, in seconds: how long a file, or the remote's refusal, is valid.
+        own_key: The gateway's public key in base64, as it stands in a line of the file.
+        sources: The locations of the users' keys on the remote.
+        on_file: Called with the user and the new file after each fetch; with an empty file if the remote refuses the
+            user.
+        verdicts: The cache of failures of users; None for a cache of its own.
         clock: Seconds, monotonic.
 
     Attributes:
-        refusal_timing: Hears how long fetches over new connections take.
+        refusal_timing: Records how long fetches over new connections take.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class RemoteKeys:
         self._fetches: dict[str, asyncio.Task[KeyFile]] = {}
 
     async def read(self, user: str) -> KeyFile:
-        """Answer from memory, or fetch: one fetch at a time for a user, whose askers all get its answer.
+        """Return the cached file, or fetch it: all concurrent requests for a user share one fetch.
 
         Raises:
-            GatewayError: The remote lets the gateway in as no such user, or cannot be reached.
+            GatewayError: The remote refuses the gateway's login as this user, or cannot be reached.
         """
         file = self._files.get(user)
         if file is not None:
@@ -119,7 +119,7 @@ class RemoteKeys:
         return await asyncio.shield(self.fetch(user))
 
     def fetch(self, user: str) -> asyncio.Task[KeyFile]:
-        """Start to fetch, or join the fetch that is under way."""
+        """Start a fetch, or join the one in progress."""
         task = self._fetches.get(user)
         if task is None:
             task = asyncio.create_task(self._fetch(user))
@@ -128,7 +128,7 @@ class RemoteKeys:
         return task
 
     def prefetch(self, user: str) -> None:
-        """Start to fetch what is not remembered, for a login that has only told its name so far."""
+        """Start to fetch a file that is not cached, for a login of which only the name has arrived."""
         self.refusal_timing.looked_up(user)
         if user not in self._files and self._verdicts.error(user) is None:
             self.fetch(user)
@@ -136,7 +136,7 @@ class RemoteKeys:
     def _fetched(self, user: str, task: asyncio.Task[KeyFile]) -> None:
         self._fetches.pop(user, None)
         if not task.cancelled():
-            task.exception()  # whoever waited has it; a prefetch has nobody to tell
+            task.exception()  # requests that waited get it; a prefetch ignores it
 
     async def _fetch(self, user: str) -> KeyFile:
         age_s, began = self._pool.age_s(user), self._clock()
@@ -160,10 +160,10 @@ class RemoteKeys:
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
 
     def _parse(self, user: str, completed: Completed) -> AuthorizedKeys:
-        """Take the keys from what the remote said.
+        """Parse the keys from the command's output.
 
         Raises:
-            RemoteLostError: It was cut short.
+            RemoteLostError: The output is incomplete.
         """
         if completed.status is None or completed.status in KILLED_STATUSES:
             raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
@@ -175,19 +175,19 @@ class RemoteKeys:
         return file
 
     def left_s(self, file: KeyFile) -> float:
-        """Tell for how many seconds a file is believed yet."""
+        """Return for how many more seconds a file is valid."""
         return max(0.0, file.believed_until_s - self._clock())
 
     async def keep_fresh(self) -> None:
-        """Refresh every now and then, until cancelled."""
+        """Refresh periodically, until cancelled."""
         while self._ttl_s >= REFRESHED_TTL_S:
             await asyncio.sleep(self._ttl_s / 8)
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Fetch what will be forgotten soon, for users who will probably be back: their login then waits for no fetch.
+        """Fetch files that expire soon, for users who will probably log in again: their login then waits for no fetch.
 
-        It changes nothing in what is believed, and for how long.
+        This does not change which files are valid, nor for how long after their fetch.
         """
         turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -200,7 +200,7 @@ class RemoteKeys:
                 return
             with suppress(RemoteLostError):
                 keys = self._parse(user, done)
-                # Without the gateway's own key, whether the gateway may still be there is a login's to find out.
+                # Without the gateway's own key in the file, only a new login shows whether the remote still accepts it.
                 if self._own_key in keys.content:
                     believed_until_s = read_s + self._ttl_s
                     self._believe(user, KeyFile(keys.content, "remote", 0.0, believed_until_s, keys.problems))
@@ -215,9 +215,9 @@ class RemoteKeys:
         await asyncio.gather(*map(refresh, due))
 
     def _must_prove_anew(self, content: bytes, age_s: float | None) -> bool:
-        """Whether a warm connection outlived the gateway's own permission to be there.
+        """Whether the gateway must authenticate again, since its own key is not in the file.
 
-        A user who takes the gateway's key out of authorized_keys wants it out; the connection that is still open
-        would not notice. One whose permission comes from elsewhere (a certificate) is renewed once in a TTL.
+        If a user removes the gateway's key from authorized_keys, a connection that is still open keeps working. If the
+        gateway logs in by other means (a certificate), its connection is renewed once in a TTL.
         """
         return self._own_key not in content and age_s is not None and age_s >= self._ttl_s

@@ -1,4 +1,4 @@
-"""One user's authorized_keys, wherever they are from."""
+"""One user's authorized_keys, from any source."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class KeyFile:
     """A user's authorized_keys.
 
     Attributes:
-        content: The file; empty where there is none.
+        content: The file; empty if there is none.
         source: ``remote``, ``path``, ``content`` or ``any``.
-        fetch_ms: Milliseconds that this asker's answer took to fetch; 0 when it was remembered.
-        believed_until_s: Until when it is believed, on the source's clock; 0 where it is read anew for each key.
-        problems: Why some of it, or all, does not count; one sentence each.
+        fetch_ms: Milliseconds that the fetch for this request took; 0 if the file was cached.
+        believed_until_s: When it expires, on the source's clock; 0 if it is read again for each key.
+        problems: Why parts of it, or all, are ignored; one sentence each.
     """
 
     content: bytes
@@ -25,5 +25,5 @@ class KeyFile:
 
     @property
     def why_no_line(self) -> str:
-        """Say in the log why no line of it permits a key."""
+        """The reason, for the log, why no line of it permits a key."""
         return "; ".join(self.problems) or "no line for this key"

@@ -1,8 +1,8 @@
-"""Finds the lines of an authorized_keys file for an offered key, having read the file once.
+"""An index of an authorized_keys file, which finds the lines for an offered key.
 
-Strangers may offer keys as often as they like, as whichever user, and the user may have a MiB of lines. So each file is
-read once, into an index by key, and an offered key is one look into it. A file that takes long to read is read beside
-the event loop, one at a time: Python's threads take turns every 5 ms (sys.getswitchinterval).
+Strangers can offer any number of keys as any user, and the user may have a MiB of lines. So each file is parsed once,
+into an index by key, and an offered key costs one lookup. A large file is parsed in a thread, one at a time, so that
+it does not block the event loop: Python switches between threads every 5 ms (sys.getswitchinterval).
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from cachetools import LRUCache
 from helpers.ssh.authorized_keys import BadLineError, KeyLine, LastLineError, OfferedKey, read_line
 
 MAX_CONTENT_BYTES = 1024 * 1024
-"""Largest authorized_keys file, in bytes; a larger one lets nobody in. About 10,000 Ed25519 keys."""
+"""Largest authorized_keys file, in bytes; a larger one permits no key. About 10,000 Ed25519 keys."""
 
 MAX_PERMITTED_LINES = 256
-"""Most lines for one key. Several make sense, say one for each ``from=``; thousands would only be work for sshd."""
+"""Most lines for one key. Several are useful, one for each ``from=`` for example; thousands only slow sshd down."""
 
 MAX_INDEXES_BYTES = 32 * 1024 * 1024
-"""Most memory, in bytes, that is spent on files and their indexes; the ones not used for longest go."""
+"""Most memory, in bytes, for files and their indexes; the least recently used are evicted."""
 
 READ_AT_ONCE_BYTES = 4 * 1024
-"""Largest file, in bytes, that is read on the event loop, which takes 3 ms at most: a thread would only cost time."""
+"""Largest file, in bytes, that is parsed on the event loop, in 3 ms at most: a thread would only add time."""
 
-_LINE = re.compile(rb"[^\n]+")  # a newline is the only end of a line there is
+_LINE = re.compile(rb"[^\n]+")  # only a newline ends a line
 _SHORTEST_LINE = len("ssh-rsa ") + 20  # base64 of 15 bytes: the type as "RSA", and two numbers without digits
-_ENTRY_BYTES = 450  # a line's objects beside its text, at most (tracemalloc, Python 3.11)
+_ENTRY_BYTES = 450  # a line's objects without its text, at most (tracemalloc, Python 3.11)
 
 
 class KeyIndex:
     """The lines of an authorized_keys file, by key.
 
     Args:
-        content: The file, any bytes; more than `MAX_CONTENT_BYTES` permit nothing.
+        content: The file, any bytes; more than `MAX_CONTENT_BYTES` permit no key.
 
     Attributes:
         size_bytes: Memory that the file and the index take, at most.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Read the file."""
         self._lines: dict[tuple[bool, bytes], list[KeyLine | None]] = {}
         self.size_bytes = 1024 + len(content)
         if len(content) > MAX_CONTENT_BYTES:
@@ -61,7 +60,7 @@ class KeyIndex:
         lines = self._lines.setdefault((is_authority, blob), [])
         if lines and lines[-1] is None:
             return  # the file has ended for this key
-        # A certificate passes over lines with another command than its own, so more of an authority's may count.
+        # A certificate skips lines with another command than its own, so more lines of an authority may be needed.
         if not is_authority and len(lines) >= MAX_PERMITTED_LINES:
             return
         lines.append(line)
@@ -70,25 +69,25 @@ class KeyIndex:
             self.size_bytes += len(line.options) + len(line.command or b"")
 
     def permitted_lines(self, offered: OfferedKey) -> list[bytes]:
-        """Find the lines that may let a key in, and write each as sshd is to read it.
+        """Find the lines that may permit a key, and write each for sshd.
 
         For a plain key these are the lines with that key; for a certificate, the ``cert-authority`` lines with the key
-        that signed it. ``from=``, ``expiry-time=``, ``principals=`` and the rest are sshd's to judge: a line in the
-        result is no verdict. Times without a ``Z`` are read in the gateway's time zone, addresses are those that the
-        gateway sees.
+        that signed it. sshd checks ``from=``, ``expiry-time=``, ``principals=`` and the other options, so it may still
+        refuse the key. It reads times without a ``Z`` in the gateway's time zone, and compares ``from=`` with the
+        client's address at the gateway.
 
         Args:
             offered: The key, from `helpers.ssh.authorized_keys.parse_offered_key`.
 
         Returns:
             Lines without a newline, control characters (but for tabs between quotes) or comment, in the file's order,
-            at most `MAX_PERMITTED_LINES`. With them sshd lets in whom it lets in with the file itself, and in the same
-            way; the few cases in which it lets in fewer are listed in tests/system/test_keyline_differential.py.
+            at most `MAX_PERMITTED_LINES`. With them sshd accepts the same keys as with the file itself, with the same
+            options; tests/system/test_authorized_keys_differential.py lists the few cases in which it accepts fewer.
         """
         return self._find(offered)[0]
 
     def ends_early(self, offered: OfferedKey) -> bool:
-        """Tell whether a line that OpenSSH may accept is not printed, so that neither it nor one below it counts."""
+        """Check whether a line that OpenSSH may accept is not printed, so it and all lines below it are ignored."""
         return self._find(offered)[1]
 
     def _find(self, offered: OfferedKey) -> tuple[list[bytes], bool]:
@@ -106,21 +105,20 @@ class KeyIndex:
 
 
 class KeyIndexes:
-    """The indexes of the files that keys were offered against of late.
+    """A cache of the indexes of recently used files.
 
     Attributes:
-        read: How many files were read.
+        read: How many files were parsed.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
         self.read = 0
         self._indexes: LRUCache[bytes, KeyIndex] = LRUCache(MAX_INDEXES_BYTES, lambda index: index.size_bytes)
         self._readings: dict[bytes, asyncio.Task[KeyIndex]] = {}
         self._thread = ThreadPoolExecutor(1, "authorized_keys")
 
     async def of(self, content: bytes) -> KeyIndex:
-        """Answer with a file's index: from memory, or by reading the file, once for all who ask meanwhile."""
+        """Return a file's index, cached or parsed; concurrent requests share one parse."""
         index = self._indexes.get(content)
         if index is None and len(content) <= READ_AT_ONCE_BYTES:
             return self._keep(content, KeyIndex(content))

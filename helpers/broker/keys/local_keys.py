@@ -13,18 +13,17 @@ from helpers.protocol.errors import PermissionDeniedError
 
 
 class ContentKeys:
-    """GATEWAY_AUTHORIZED_KEYS_CONTENT: the same keys for every user, as the settings hold them.
+    """GATEWAY_AUTHORIZED_KEYS_CONTENT: the same keys for every user, from the setting's value.
 
     Args:
         content: An authorized_keys file.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Keep the content."""
         self._file = KeyFile(content, "content")
 
     async def read(self, user: str) -> KeyFile:
-        """Answer with the content, whoever the user is."""
+        """Return the content, for any user."""
         del user
         return self._file
 
@@ -37,14 +36,13 @@ class PathKeys:
     """
 
     def __init__(self, path: Path) -> None:
-        """Remember the path."""
         self._path = path
 
     async def read(self, user: str) -> KeyFile:
         """Read the file.
 
         Raises:
-            PermissionDeniedError: It cannot be read or is too large; it never means "any key".
+            PermissionDeniedError: The file cannot be read or is too large. This never permits any key.
         """
         del user
         try:
@@ -59,12 +57,12 @@ class PathKeys:
 
 
 def _read_now(path: Path) -> bytes:
-    """Read a file, a byte more than `MAX_CONTENT_BYTES` at most, without waiting.
+    """Read a file without blocking, at most one byte more than `MAX_CONTENT_BYTES`.
 
-    On a FIFO that nobody writes to, everybody's login would wait with the broker's one thread.
+    A FIFO without a writer would block the broker's event loop, and so all logins.
 
     Raises:
-        OSError: It cannot be read, or is not a file.
+        OSError: The path cannot be read, or is not a file.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -1,8 +1,8 @@
-"""Reads a user's authorized_keys on the remote, and believes of them what the remote's own sshd would.
+"""Reads a user's authorized_keys on the remote, and accepts the files that the remote's own sshd would accept.
 
-One command does it all. It lists the owner and the mode of each file and of each directory above it, as sshd's
-StrictModes looks at them, and the lengths by which the files' content is told from anything else that is printed
-meanwhile. What the lists mean is decided here and not there, where every shell and every ls(1) has its own ways.
+A single command reads everything. It lists the owner and the mode of each file and of each directory above it, which
+sshd's StrictModes checks, and the files' lengths, which delimit their content from other output. The lists are
+evaluated here and not on the remote, since shells and ls(1) differ.
 
 Source: sshd_config(5), AuthorizedKeysFile, AuthorizedKeysCommand, StrictModes and TOKENS; OpenSSH 9.2 misc.c
 (safe_path), auth.c (expand_authorized_keys), auth2-pubkey.c (user_key_allowed).
@@ -18,21 +18,21 @@ from helpers.protocol.errors import RemoteLostError
 from helpers.remote_command import marked, printable, why_not_run
 
 MAX_OUTPUT_BYTES = MAX_CONTENT_BYTES + 64 * 1024
-"""Most output, in bytes, that is read: the files, the lists, and what start-up files print before them."""
+"""Most output, in bytes, that is read: the files, the lists, and the output of start-up files."""
 
 DEFAULT_FILES = (".ssh/authorized_keys", ".ssh/authorized_keys2")
 """sshd's own default of AuthorizedKeysFile (sshd_config(5))."""
 
 MAX_LINKS = 40
-"""Most symbolic links that are followed from one file to the next, as Linux follows them (path_resolution(7))."""
+"""Longest chain of symbolic links that is followed, as on Linux (path_resolution(7))."""
 
 _BEGIN = (
     "PATH=${PATH-}:/usr/bin:/bin; LC_ALL=C; export LC_ALL; unset BLOCK_SIZE LS_BLOCK_SIZE;"
     ' gw_id=$(id -u); echo; echo "$gw_mark" uid $gw_id;'
     " gw_name=@USER; gw_home=@HOME; gw_top=;"
     ' if cd -P "$gw_home" 2>/dev/null; then gw_top=${PWD-}; fi;'
-    # Follows the file's own links, has the shell follow those of its directory, and climbs from there to the home or,
-    # where the file is not below it, to the root.
+    # Follows the file's own links, lets the shell resolve those of its directory, and lists each directory up to the
+    # home or, if the file is not below it, up to the root.
     ' gw_read() { gw_file=$1; gw_links=0; while test -L "$gw_file" && test $gw_links -lt @LINKS; do'
     ' gw_to=$(readlink "$gw_file") || break;'
     " case $gw_to in /*) gw_file=$gw_to;; *) gw_file=${gw_file%/*}/$gw_to;; esac;"
@@ -41,16 +41,16 @@ _BEGIN = (
     ' set -- "${PWD-}/${gw_file##*/}" "${PWD-}";'
     ' until test "${PWD-}" = "$gw_top" || test "${PWD-}" = /; do cd -P .. || exit; set -- "$@" "${PWD-}"; done;'
     ' gw_list=$(ls -ldn "$@") || exit; echo "$gw_mark" file $#; printf %s "$gw_list"; echo;'
-    # The group's members matter only where a group may write.
+    # The group's members are needed only if a group may write.
     " for gw_word in $gw_list; do case $gw_word in [-d]????w????*) gw_group; break;; esac; done;"
     ' echo "$gw_mark" content; cat "$1"; echo;'
     ' elif test -e "$gw_file"; then echo "$gw_mark" unreadable; else echo "$gw_mark" absent; fi; };'
-    # Names of those whose primary group it is, then of those whom the group lists.
+    # Names of the users whose primary group it is, then of the members that the group lists.
     " gw_group() { gw_gid=$(id -g); echo $gw_mark group $gw_gid"
     ' $(getent passwd | grep "^[^:]*:[^:]*:[^:]*:$gw_gid:" | head -n 3 | cut -d: -f1)'
     " / $(getent group $gw_gid | cut -d: -f4); };"
 )
-# ``${PWD-}`` is $PWD to sh, and no variable to xonsh, which would put its own value there.
+# ``${PWD-}`` is $PWD in sh. xonsh, which would substitute its own value for $PWD, leaves it alone.
 _COMMAND = (
     " cd /; if gw_out=$(@COMMAND </dev/null 2>/dev/null); then"
     ' echo "$gw_mark" command ${#gw_out}; printf %s "$gw_out"; echo; else echo "$gw_mark" failed $?; fi;'
@@ -71,8 +71,8 @@ class AuthorizedKeys:
     """A user's authorized_keys.
 
     Attributes:
-        content: All files that count, one after the other, and then the command's output.
-        problems: Why a file, or all of it, does not count; one sentence each, in the order of the files.
+        content: All accepted files, concatenated, and then the command's output.
+        problems: Why a file, or everything, is ignored; one sentence each, in the order of the files.
     """
 
     content: bytes
@@ -81,7 +81,7 @@ class AuthorizedKeys:
 
 @dataclass(frozen=True)
 class AuthorizedKeysSources:
-    """Where the remote has its users' keys.
+    """The locations of users' keys on the remote.
 
     Attributes:
         files: REMOTE_AUTHORIZED_KEYS_FILE: paths, absolute or below the home, with the tokens %u, %h and %%.
@@ -97,7 +97,7 @@ class AuthorizedKeysSources:
         Args:
             user: A valid user name.
         """
-        # Not $HOME, which a start-up file may have changed; but ~-0 is a directory of the shell's stack (bash(1)).
+        # Not $HOME, which a start-up file may have changed; except that ~-0 is in the directory stack (bash(1)).
         home = "${HOME-}" if user.startswith("-") else f"~{user}"
         begin = _BEGIN.replace("@LINKS", str(MAX_LINKS)).replace("@USER", user).replace("@HOME", home)
         reads = "".join(f' gw_read "{_absolute(path)}";' for path in self.files)
@@ -105,16 +105,16 @@ class AuthorizedKeysSources:
         return marked(begin + reads + command + _END)
 
     def parse(self, user: str, output: bytes, marker: bytes, status: int | None) -> AuthorizedKeys:
-        """Take the keys from what the command wrote.
+        """Parse the command's output.
 
         Args:
-            user: The user whose keys they are.
-            output: Its standard output.
-            marker: Its marker.
-            status: Its exit status; None where the remote told none.
+            user: The owner of the keys.
+            output: The command's standard output.
+            marker: The command's marker.
+            status: The command's exit status; None if the remote sent none.
 
         Raises:
-            RemoteLostError: It was cut short, or something else wrote in between.
+            RemoteLostError: The output is incomplete, or mixed with that of another program.
         """
         answer = _Answer(output, marker, user)
         return self._read(answer) if answer.begins else AuthorizedKeys(b"", (why_not_run(status, output),))
@@ -142,11 +142,11 @@ class AuthorizedKeysSources:
 
 
 class _NotBelievedError(Exception):
-    """sshd would pass over this file; the text says why."""
+    """sshd would ignore this file; the text is the reason."""
 
 
 class _Answer:
-    """Reads what the command wrote, from front to back."""
+    """Parses the command's output from the beginning to the end."""
 
     def __init__(self, output: bytes, marker: bytes, user: str) -> None:
         self._output, self._marker, self._user = output, b"\n" + marker + b" ", user
@@ -161,7 +161,7 @@ class _Answer:
         end = self._output.find(b"\n", self._at)
         if end < 0:
             raise _cut_short()
-        # The newline stays: it is the one before the next marker.
+        # The newline is not consumed: the next marker begins with it.
         line, self._at = self._output[self._at : end], end
         return line
 
@@ -173,7 +173,7 @@ class _Answer:
         return self._line().decode("ascii", "replace").split(" ")
 
     def _bytes(self, count: int) -> bytes:
-        """Take so many bytes and the newline behind them, which must be there."""
+        """Take so many bytes and the newline that must follow."""
         start = self._at + 1
         content = self._output[start : start + count]
         self._at = start + count
@@ -189,10 +189,10 @@ class _Answer:
         return _number(words[1])
 
     def file(self, uid: int) -> bytes | None:
-        """Take a file; None where there is none.
+        """Take a file; None if there is none.
 
         Raises:
-            _NotBelievedError: sshd would not take it.
+            _NotBelievedError: sshd would ignore it.
         """
         words = self._words()
         if words == ["absent"]:
@@ -225,7 +225,7 @@ class _Answer:
         """Take the output of the command.
 
         Raises:
-            _NotBelievedError: The command failed: sshd throws its output away then.
+            _NotBelievedError: The command failed: sshd then discards its output.
         """
         words = self._words()
         if words[0] == "failed":
@@ -240,10 +240,10 @@ class _Answer:
 
 
 def _private_gid(words: list[str], user: str) -> int | None:
-    """Return the gid of the user's primary group where the user is its only member, else None.
+    """Return the gid of the user's primary group if the user is its only member, else None.
 
     Args:
-        words: ``group``, the gid, the names of those whose primary group it is, ``/``, and those whom it lists.
+        words: ``group``, the gid, the names of the users whose primary group it is, ``/``, and the listed members.
         user: The user's name.
     """
     is_private = words[2:] in ([user, "/"], [user, "/", user], [user, "/", ""])
@@ -251,10 +251,10 @@ def _private_gid(words: list[str], user: str) -> int | None:
 
 
 def _check_strict_modes(entry: re.Match[bytes], uid: int, private_gid: int | None) -> None:
-    """Judge a file or directory as safe_path does: root's or the user's, and nobody else may write.
+    """Check a file or directory as safe_path does: root or the user must own it, and no other user may write to it.
 
-    Debian's sshd, with its umask for private groups, lets a group write whose one member is the user; elsewhere that
-    lets nobody else write either (openssh, debian/patches/user-group-modes.patch).
+    Debian's sshd, with its umask for private groups, accepts write permission for a group whose only member is the
+    user; on other systems such a group is as safe (openssh, debian/patches/user-group-modes.patch).
     """
     group_may_write = entry["group"] == b"w" and int(entry["gid"]) != private_gid
     if int(entry["uid"]) in {0, uid} and not group_may_write and entry["others"] != b"w":
@@ -271,14 +271,14 @@ def _number(word: str) -> int:
 
 
 def _absolute(path: str) -> str:
-    """Write a path as sh has it between double quotes."""
+    """Return an absolute path for use between double quotes in sh."""
     expanded = _expand(path)
     return expanded if expanded.startswith(("/", "${gw_home}")) else f"${{gw_home}}/{expanded}"
 
 
 def _expand(text: str) -> str:
-    """Put shell variables in the place of sshd's tokens; text of a setting, which was checked."""
-    # In braces, or the letters that follow a token would belong to the variable's name.
+    """Replace sshd's tokens by shell variables, in the checked value of a setting."""
+    # In braces, so that letters after a token do not become part of the variable's name.
     values = {"%%": "%", "%u": "${gw_name}", "%h": "${gw_home}"}
     return re.sub("%.", lambda token: values[token[0]], text)
 

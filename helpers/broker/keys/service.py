@@ -1,4 +1,4 @@
-"""AuthorizedKeysCommand: which lines let one offered key in."""
+"""AuthorizedKeysCommand: the lines that permit one offered key."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class KeyService:
     Args:
         config: The broker's settings.
         accounts: The users.
-        source: Where keys come from.
+        source: The source of keys.
         clients: The clients.
-        log: Where each verdict goes.
+        log: Receives each verdict.
         warm_up: Called with the name of a user whose key was permitted: a session follows.
 
     Attributes:
         offered: How many keys sshd asked about.
-        permitted: How many of these let a user in.
+        permitted: How many of these were permitted.
     """
 
     def __init__(  # noqa: PLR0917 - four collaborators, the settings and the log
@@ -49,17 +49,17 @@ class KeyService:
         self.offered = self.permitted = 0
 
     async def authorized_keys(self, peer: Peer, request: dict[str, Any]) -> bytes:
-        """Find the lines that let one offered key in.
+        """Find the lines that permit one offered key.
 
         Args:
             peer: AuthorizedKeysCommand, as the account made for it or as root.
-            request: ``user``, ``key_type`` and ``key`` (base64) as sshd gave them; ``connection`` or "".
+            request: ``user``, ``key_type`` and ``key`` (base64) as sshd passed them; ``connection`` or "".
 
         Returns:
-            The lines, each with its newline; none where the key is refused, whatever the reason.
+            The lines, each with its newline; none if the key is refused, for any reason.
 
         Raises:
-            PermissionDeniedError: The peer is neither.
+            PermissionDeniedError: The peer's uid is neither.
         """
         if peer.uid not in (0, self._config.auth_uid):
             self._log.warning("refused", op="authorized_keys", uid=peer.uid, pid=peer.pid)
@@ -116,11 +116,11 @@ class KeyService:
         return await self._source.admit(user, uid, offered, verdict, stranger)
 
     async def run(self) -> None:
-        """Do what the source has to do in the background, until cancelled."""
+        """Run the source's background work, until cancelled."""
         while True:
             try:
                 await self._source.run()
-            except Exception as error:  # noqa: BLE001 - as no thread for a moment; it would not be begun again
+            except Exception as error:  # noqa: BLE001 - for example no free thread; the loop must go on
                 self._log.error("fault", op="keep_fresh", error=repr(error), where=fault_of(error))
             else:
                 return

@@ -1,4 +1,4 @@
-"""The sources of keys: each decides which lines permit a key, and what sshd may keep of them."""
+"""The sources of keys: each finds the lines that permit a key, and decides whether sshd may cache them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ENDS_EARLY = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a source says of one offered key.
+    """A source's verdict on one offered key.
 
     Attributes:
-        lines: The lines of authorized_keys that permit it; none where it is not permitted.
-        file: The file that they are from.
+        lines: The lines of authorized_keys that permit the key; none if it is not permitted.
+        file: The file that contains them.
     """
 
     lines: Sequence[bytes]
@@ -35,7 +35,7 @@ class Verdict:
 
 
 class KeySource(Protocol):
-    """Where it is known which keys let a user in."""
+    """A source of authorized keys."""
 
     @property
     def files_read(self) -> int:
@@ -43,42 +43,42 @@ class KeySource(Protocol):
         ...
 
     def prepare(self, user: str) -> None:
-        """A login as this user begins: sshd will ask for keys in a moment."""
+        """Prepare for a login as this user: sshd will soon ask for keys."""
 
     async def judge(self, user: str, offered: OfferedKey) -> Verdict:
-        """Find the lines that permit a key; raises `GatewayError` where none lets this user in now."""
+        """Find the lines that permit a key; raises `GatewayError` if no key can be permitted now."""
         ...
 
     async def admit(
         self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
     ) -> str | None:
-        """Have all made that the login by a permitted key needs.
+        """Have the home made, and whatever else the login with a permitted key needs.
 
         Args:
             user: The user's name.
             uid: The user's uid.
             offered: The key.
-            verdict: What `judge` said.
-            client: The client, where it is one that the remote has not let in yet.
+            verdict: The result of `judge`.
+            client: The client, if the remote has not accepted it yet.
 
         Returns:
-            Why the login must not go on; None where it may.
+            Why the login must not go on; None if it may.
         """
         ...
 
     def refusal_delay_s(self, user: str) -> float:
-        """Tell after how many seconds a refusal may leave, so that its time tells no names."""
+        """Return the delay of a refusal, in seconds, which hides whether the name exists."""
         ...
 
     async def run(self) -> None:
-        """Do what there is to do in the background, until cancelled."""
+        """Run the source's background work, until cancelled."""
 
 
 class _Indexed:
-    """Looks keys up in files.
+    """Looks keys up in indexed files.
 
     Args:
-        privileged: The supervisor.
+        privileged: The client of the supervisor's privileged server.
     """
 
     def __init__(self, privileged: PrivilegedClient) -> None:
@@ -102,7 +102,7 @@ class LocalKeySource(_Indexed):
 
     Args:
         keys: The file.
-        privileged: The supervisor.
+        privileged: The client of the supervisor's privileged server.
     """
 
     def __init__(self, keys: ContentKeys | PathKeys, privileged: PrivilegedClient) -> None:
@@ -113,7 +113,7 @@ class LocalKeySource(_Indexed):
         """Nothing takes time."""
 
     async def judge(self, user: str, offered: OfferedKey) -> Verdict:
-        """Look the key up in the file as it is now."""
+        """Look the key up in the current file."""
         return await self._look_up(await self._keys.read(user), offered)
 
     async def admit(
@@ -124,7 +124,7 @@ class LocalKeySource(_Indexed):
         return await self._privileged.make_home(user, uid)
 
     def refusal_delay_s(self, user: str) -> float:
-        """Return 0: all names have the same keys."""
+        """Return 0: all names have the same keys, so the time reveals nothing."""
         del user
         return 0.0
 
@@ -133,10 +133,10 @@ class LocalKeySource(_Indexed):
 
 
 class AnyKeySource:
-    """Any key passes: the remote judges the forwarded agent, or GATEWAY_ACCEPT_ANY_KEY is on.
+    """Permits any key: the remote authenticates the user's forwarded agent, or GATEWAY_ACCEPT_ANY_KEY is on.
 
     Args:
-        privileged: The supervisor.
+        privileged: The client of the supervisor's privileged server.
     """
 
     files_read = 0
@@ -148,7 +148,7 @@ class AnyKeySource:
         """Nothing takes time."""
 
     async def judge(self, user: str, offered: OfferedKey) -> Verdict:
-        """Permit the key itself, without options; of a certificate the plain key, which is offered next."""
+        """Permit the key itself, without options; for a certificate its plain key, which the client offers next."""
         del user
         line = f"{offered.key_type} {base64.b64encode(offered.blob).decode('ascii')}".encode("ascii")
         return Verdict([] if offered.certificate else [line], KeyFile(b"", "any"))
@@ -156,13 +156,13 @@ class AnyKeySource:
     async def admit(
         self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
     ) -> str | None:
-        """Have the user's home made, unless too many such clients are here."""
+        """Have the user's home made, unless too many unproved clients are connected."""
         del offered, verdict
         where = None if client is None or client.process is None else (client.process, client.address)
         return await self._privileged.make_home(user, uid, where)
 
     def refusal_delay_s(self, user: str) -> float:
-        """Return 0: all names are treated alike."""
+        """Return 0: all names get the same answer."""
         del user
         return 0.0
 
@@ -174,9 +174,9 @@ class RemoteKeySource(_Indexed):
     """The user's own authorized_keys on the remote.
 
     Args:
-        keys: What is fetched, and for how long it is believed.
-        sshd_keys: What sshd may keep of it.
-        privileged: The supervisor.
+        keys: The cache of the users' files.
+        sshd_keys: The lines that sshd may cache.
+        privileged: The client of the supervisor's privileged server.
     """
 
     def __init__(self, keys: RemoteKeys, sshd_keys: SshdKeyCache, privileged: PrivilegedClient) -> None:
@@ -184,7 +184,7 @@ class RemoteKeySource(_Indexed):
         self._keys, self._sshd_keys = keys, sshd_keys
 
     def prepare(self, user: str) -> None:
-        """Start to fetch while the SSH handshake with the client goes on."""
+        """Start to fetch the user's file during the SSH handshake with the client."""
         self._keys.prefetch(user)
 
     async def judge(self, user: str, offered: OfferedKey) -> Verdict:
@@ -194,14 +194,14 @@ class RemoteKeySource(_Indexed):
     async def admit(
         self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
     ) -> str | None:
-        """Have the user's home made, and let sshd keep the lines for as long as the file is believed."""
+        """Have the user's home made, and let sshd cache the lines for as long as the file is valid."""
         del client
         return await self._sshd_keys.add(user, uid, verdict.file, offered, verdict.lines)
 
     def refusal_delay_s(self, user: str) -> float:
-        """Return what is left of the time that a fetch over a new connection takes."""
+        """Return the rest of the time that a fetch over a new connection would take."""
         return self._keys.refusal_timing.left_s(user)
 
     async def run(self) -> None:
-        """Keep the keys of users fresh who will probably be back."""
+        """Refresh the keys of users who will probably log in again."""
         await self._keys.keep_fresh()

@@ -1,7 +1,7 @@
-"""Which keys sshd may accept without asking: those that were permitted, while the file they are from is believed.
+"""Keys that sshd accepts from its own file: those that were permitted, while the user's authorized_keys is valid.
 
-sshd reads AuthorizedKeysFile before it runs AuthorizedKeysCommand (sshd_config(5)), and so saves two starts of Python
-for each login of somebody who was here a moment ago.
+sshd reads AuthorizedKeysFile before it runs AuthorizedKeysCommand (sshd_config(5)). The next login of the same user
+then saves two starts of Python.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from helpers.broker.privileged_client import PrivilegedClient
 from helpers.ssh.authorized_keys import OfferedKey, with_expiry
 
 MAX_USERS = 1024
-"""Users who are remembered: twice as many as have a warm connection."""
+"""Most users whose keys are cached: twice as many as have a warm connection."""
 
 MAX_KEYS = 4
-"""Keys of one user that are remembered; the one that was offered first makes room."""
+"""Most cached keys of one user; the one that was offered first is evicted."""
 
 MAX_LINES_BYTES = 8 * 1024
-"""Longest lines of one key, in bytes, that are remembered; sshd asks about a key with longer ones each time.
-All of them take 32 MiB at most."""
+"""Largest size of one key's lines, in bytes, that is cached; sshd asks each time about a key with more.
+The whole cache takes 32 MiB at most."""
 
 LONGEST_S = 600.0
-"""Longest time, in seconds, for which sshd does not ask, whatever GATEWAY_CACHE_TTL: while a connection is warm."""
+"""Longest time, in seconds, for which sshd may cache lines, even with a longer GATEWAY_CACHE_TTL: the lifetime of an
+idle warm connection."""
 
 MARGIN_S = 2.0
-"""Seconds before the end of what is believed at which sshd asks again: its lines end with a second, and later than the
-file that they are in, so that it has none to complain about."""
+"""Seconds before the expiry of the user's authorized_keys at which sshd's file is removed. sshd's lines expire at a
+full second, after the removal of their file, so that sshd logs no expired line."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class _Known:
 
 
 class PermittedLines:
-    """What was permitted to whom.
+    """The permitted keys of each user, with their lines.
 
     Args:
         clock: Seconds since the epoch.
@@ -55,13 +56,13 @@ class PermittedLines:
         self._users: LRUCache[str, _Known] = LRUCache(MAX_USERS)
 
     def add(self, user: str, content: bytes, offered: OfferedKey, lines: Sequence[bytes]) -> None:
-        """Note that a key was permitted.
+        """Record that a key was permitted.
 
         Args:
-            user: Whose it is.
-            content: The authorized_keys file that says so.
-            offered: The key; certificates are not remembered.
-            lines: The lines that sshd was given for it; a key with more than `MAX_LINES_BYTES` is not either.
+            user: The key's user.
+            content: The authorized_keys file that permits it.
+            offered: The key; certificates are not cached.
+            lines: The lines that sshd was given for it; more than `MAX_LINES_BYTES` are not cached.
         """
         self.renew(user, content)
         if offered.certificate is not None or sum(map(len, lines)) > MAX_LINES_BYTES:
@@ -73,10 +74,10 @@ class PermittedLines:
             del known.lines[next(iter(known.lines))]
 
     def renew(self, user: str, content: bytes) -> bool:
-        """Note that a user's file was fetched again; what was permitted by another one counts no more.
+        """Record that a user's file was fetched again, and drop keys that a different file permitted.
 
         Returns:
-            Whether the user's keys were remembered until now: then sshd must be told.
+            Whether the user had cached keys: then sshd's file must be written again.
         """
         known = self._users.get(user)
         if known is None:
@@ -86,32 +87,32 @@ class PermittedLines:
         return True
 
     def lines(self, user: str, seconds: float) -> list[bytes]:
-        """List the lines by which sshd lets a user in, each with its end.
+        """List the lines that permit a user's keys, each with its expiry time.
 
         Args:
             user: The user.
-            seconds: After how many the file goes that they are in.
+            seconds: After how many seconds their file is removed.
         """
         known = self._users.get(user)
         if known is None or seconds <= 0:
             return []
-        # sshd lets a line hold to the end of the second that it names.
+        # In sshd a line is valid until the end of the second in its expiry-time.
         expires = datetime.fromtimestamp(self._clock(), UTC) + timedelta(seconds=seconds + MARGIN_S - 1)
         return [with_expiry(line, expires) for lines in known.lines.values() for line in lines]
 
 
 def _digest(content: bytes) -> bytes:
-    """Tell files apart without keeping them: at most a MiB each, and more users than the cache may have files of."""
+    """Hash a file for comparison: the files of `MAX_USERS` users, up to a MiB each, would take too much memory."""
     return hashlib.sha256(content).digest()
 
 
 class SshdKeyCache:
-    """Has the supervisor write the files by which sshd knows keys itself.
+    """Has the supervisor write the files from which sshd accepts keys without asking the broker.
 
     Args:
-        privileged: The supervisor.
-        uid_of: Tells a user's uid; None where there is none.
-        clock: Seconds, monotonic, as `RemoteKeys` has it.
+        privileged: The client of the supervisor's privileged server.
+        uid_of: Returns a user's uid; None if there is none.
+        clock: Seconds, monotonic, the same clock as that of `RemoteKeys`.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class SshdKeyCache:
         self._tasks: set[asyncio.Task[str | None]] = set()
 
     async def add(self, user: str, uid: int, file: KeyFile, offered: OfferedKey, lines: Sequence[bytes]) -> str | None:
-        """Have a user's home made, and let sshd accept a key by itself for as long as its file is believed.
+        """Have a user's home made, and let sshd cache a key's lines for as long as the user's file is valid.
 
         Args:
             user: The user's name.
@@ -135,13 +136,13 @@ class SshdKeyCache:
             lines: The lines that permit it.
 
         Returns:
-            Why the login must not go on; None where it may.
+            Why the login must not go on; None if it may.
         """
         self._lines.add(user, file.content, offered, lines)
         return await self._write(user, uid, file)
 
     def fetched(self, user: str, file: KeyFile) -> None:
-        """Let sshd go on for as long as a file that was fetched is believed, or end what it permits no more."""
+        """Extend the lifetime of sshd's file after a fetch, or remove it if the user's authorized_keys has changed."""
         if not self._lines.renew(user, file.content):
             return
         uid = self._uid_of(user)

@@ -1,1 +1,1 @@
-"""The way to the remote host; paramiko is used here alone."""
+"""Connections to the remote host. No other package uses paramiko."""

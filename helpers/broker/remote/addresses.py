@@ -11,15 +11,15 @@ from typing import Any
 from helpers.protocol.errors import RemoteUnresolvedError
 
 DEMOTED_S = 600.0
-"""Seconds for which an address that did not connect, where another one did, is tried after the others: ten minutes, as
-RFC 6555 section 4.2 remembers what worked."""
+"""Seconds for which an address that failed to connect while another one succeeded is tried last: ten minutes, as
+RFC 6555 section 4.2 caches the outcome."""
 
 Address = tuple[int, tuple[Any, ...]]
-"""A family and an address, as connect(2) takes them; the numeric address comes first."""
+"""A family and an address for connect(2); the numeric address comes first."""
 
 
 class Addresses:
-    """The addresses of one host and port. Threads that connect share it.
+    """The addresses of one host and port; thread-safe, as all connecting threads share it.
 
     Args:
         host: REMOTE_HOST.
@@ -28,7 +28,6 @@ class Addresses:
     """
 
     def __init__(self, host: str, port: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Look nothing up yet."""
         self._host, self._port, self._clock = host, port, clock
         self._last: list[str] = []
         self._demoted: dict[str, float] = {}
@@ -37,8 +36,8 @@ class Addresses:
         """Look the host up.
 
         Returns:
-            At least one address: the families by turns (RFC 8305 section 4), in the system's order (RFC 6724), and
-            behind all others those that did not connect lately.
+            At least one address. The families alternate (RFC 8305 section 4), each in the system's order (RFC 6724);
+            addresses that recently failed to connect come last.
 
         Raises:
             RemoteUnresolvedError: The host has no address.
@@ -54,11 +53,11 @@ class Addresses:
         return ordered
 
     def beside(self, address: str) -> list[str]:
-        """List the numeric addresses that were found last, behind one that is in use."""
+        """List the numeric addresses of the last lookup, with the address in use first."""
         return [address, *(other for other in self._last if other != address)]
 
     def connected(self, address: str, failed: Iterable[str]) -> None:
-        """Note which address connected, and which others had been tried before it."""
+        """Record which address connected, and which ones failed before it."""
         now = self._clock()
         self._demoted = {name: end for name, end in self._demoted.items() if end > now and name != address}
         self._demoted.update((other, now + DEMOTED_S) for other in failed)
@@ -68,12 +67,12 @@ class Addresses:
 
 
 def numeric(address: Address) -> str:
-    """Write an address without its port."""
+    """Format an address without its port."""
     return str(address[1][0])
 
 
 def _by_turns(addresses: Iterable[Address]) -> list[Address]:
-    """Put the families by turns, the first one first, and keep the order of each."""
+    """Alternate the families, beginning with the first one, and keep the order within each."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)

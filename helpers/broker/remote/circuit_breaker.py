@@ -1,4 +1,4 @@
-"""A circuit breaker: a remote that is down is not asked again by every login."""
+"""A circuit breaker: while the remote is down, logins fail at once instead of each trying to connect."""
 
 from __future__ import annotations
 
@@ -9,49 +9,48 @@ from collections.abc import Callable
 from helpers.protocol.errors import GatewayError
 
 FAILURES = 3
-"""Failures of the network in a row after which connections are no longer tried: one may be chance."""
+"""Consecutive network failures after which connections are no longer tried: a single one may be chance."""
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds without a try, after each further failure; the last one repeats. A user who comes back half a minute after
-the remote did gets in."""
+"""Seconds without a try, after each further failure; the last one repeats. Logins work at most half a minute after
+the remote is back."""
 
 JITTER = 0.5
-"""Each pause is longer or shorter by up to this share of it, so that gateways do not all come back at once."""
+"""Each pause is longer or shorter by up to this share of it, so that gateways do not all reconnect at once."""
 
 
 class CircuitBreaker:
-    """Remembers how the last connections went.
+    """Counts the failures of recent connections.
 
     Args:
         clock: Seconds, monotonic.
-        spread: Answers a number from -1 to 1, for the jitter.
+        spread: Returns a number from -1 to 1, for the jitter.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
-        spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - nobody gains by guessing it
+        spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - guessing it gains nothing
     ) -> None:
-        """Start closed: connections are made."""
         self._clock, self._spread = clock, spread
         self._failures = 0
         self._until_s = 0.0
         self._error: GatewayError | None = None
 
     def check(self) -> None:
-        """Let a connection be tried, or not.
+        """Fail if no connection may be tried now.
 
         Raises:
-            GatewayError: The last failure again, while the remote is left alone.
+            GatewayError: The last failure again, during a pause.
         """
         if self._error is not None and self._is_paused:
             raise type(self._error)(self._error.message)
 
     def failed(self, error: GatewayError) -> None:
-        """Note that the remote could not be reached.
+        """Record that the remote could not be reached.
 
-        What fails while the remote is left alone was under way before, and is no further failure: where ten logins meet
-        with a moment's outage, the pause is as short as where one does.
+        An attempt that fails during a pause began before it, and does not count: ten logins that meet a short outage
+        cause the same pause as one.
         """
         if self._is_paused:
             return
@@ -65,5 +64,5 @@ class CircuitBreaker:
         return self._failures >= FAILURES and self._clock() < self._until_s
 
     def worked(self) -> None:
-        """Note that the remote was reached, whatever it then said."""
+        """Record that the remote was reached, even if it refused the login."""
         self._failures, self._error = 0, None

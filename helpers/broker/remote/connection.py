@@ -1,4 +1,4 @@
-"""Connections to the remote's sshd, with paramiko; its exceptions end here."""
+"""Connections to the remote's sshd, with paramiko; its exceptions are mapped here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DEAD_AFTER_MS = 10_000
 TCP_USER_TIMEOUT)."""
 
 BEGUN_FRESH_S = 1.0
-"""Seconds for which the output of a command that began with the connection may be taken: at once, that is."""
+"""Seconds after the login within which the output of the command that began with it may be used."""
 
 _NEEDS_PASSPHRASE = (
     f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
@@ -67,7 +67,7 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
         certificate: The text of its ``-cert.pub``, if it has one.
 
     Raises:
-        SettingsError: It needs a passphrase, or is no such key, or the certificate is not for it.
+        SettingsError: The key needs a passphrase or is not valid, or the certificate is not for it.
     """
     if text.startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----"):
         raise SettingsError(_NEEDS_PASSPHRASE)
@@ -78,7 +78,7 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
         except paramiko.PasswordRequiredException as exc:
             raise SettingsError(_NEEDS_PASSPHRASE) from exc
         except (paramiko.SSHException, ValueError, IndexError, TypeError, AssertionError):
-            continue  # the last where an ed25519 key's two halves are not one key's (paramiko, ed25519key.py)
+            continue  # AssertionError: the two halves of an ed25519 key do not match (paramiko, ed25519key.py)
         if certificate is not None:
             _certify(key, certificate)
         return key
@@ -87,7 +87,7 @@ def load_key(text: str, certificate: str | None = None) -> paramiko.PKey:
 
 
 def _without_pkcs8(text: str) -> str:
-    """Write a key in PKCS #8 (RFC 5958; ``ssh-keygen -m PKCS8``), which paramiko does not read, in OpenSSH's format."""
+    """Convert a key from PKCS #8 (RFC 5958; ``ssh-keygen -m PKCS8``), which paramiko cannot read, to OpenSSH format."""
     if not text.startswith("-----BEGIN PRIVATE KEY-----"):
         return text
     form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -98,7 +98,7 @@ def _without_pkcs8(text: str) -> str:
 
 
 def _certify(key: paramiko.PKey, certificate: str) -> None:
-    """Put a key's certificate beside it, once it is sure that it is one; paramiko looks at its type alone."""
+    """Attach a certificate to its key after checking that it is one for this key; paramiko checks only its type."""
     try:
         found = serialization.load_ssh_public_identity(certificate.encode())
         if isinstance(found, serialization.SSHCertificate) and found.type is serialization.SSHCertificateType.USER:
@@ -107,13 +107,13 @@ def _certify(key: paramiko.PKey, certificate: str) -> None:
                 key.load_certificate(certificate)
                 return
     except (ValueError, UnsupportedAlgorithm):
-        pass  # it is none
+        pass  # not a certificate
     msg = f"{KEY_SETTINGS}: the -cert.pub beside it is no user certificate for this key; have the key signed anew"
     raise SettingsError(msg)
 
 
 def identity(key: paramiko.PKey) -> Identity:
-    """Let the agent sign with a key: by its own algorithm, for RSA those with SHA-2 (RFC 8332)."""
+    """Return the agent's identity for a key. It signs with the key's own algorithm, for RSA with SHA-2 (RFC 8332)."""
     algorithms = {"rsa-sha2-256", "rsa-sha2-512"} if key.get_name() == "ssh-rsa" else {key.get_name()}
 
     def sign(data: bytes, algorithm: str) -> bytes | None:
@@ -124,7 +124,7 @@ def identity(key: paramiko.PKey) -> Identity:
 
 
 def silence_paramiko() -> None:
-    """Keep paramiko's own log, which quotes the remote, out of ours."""
+    """Disable paramiko's own log, which quotes the remote."""
     logger = logging.getLogger("paramiko")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
@@ -135,8 +135,8 @@ class Connection:
 
     Args:
         transport: An authenticated transport.
-        address: The remote's numeric address, which UDP is to use too.
-        command: The command that runs on the transport's ``begun`` channel; None where none was begun.
+        address: The remote's numeric address, which UDP uses too.
+        command: The command that runs on the transport's ``begun`` channel; None if none was begun.
         marker: That command's marker.
 
     Attributes:
@@ -146,7 +146,6 @@ class Connection:
     def __init__(
         self, transport: PipelinedTransport, address: str, command: str | None = None, marker: bytes = b""
     ) -> None:
-        """Take the transport over."""
         self._transport, self.address = transport, address
         self._spare, self._begun = transport.spare, transport.begun
         self._begun_command, self._begun_marker, self._begun_s = command, marker, time.monotonic()
@@ -156,40 +155,40 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Whether the connection is up, as far as is known here."""
+        """Whether the connection is up, as far as the gateway can tell."""
         return self._transport.is_active()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._transport.close()
 
     @property
     def round_trip_s(self) -> float:
-        """How long the remote's kernel takes to answer, in seconds, at the worst that is likely."""
+        """The remote kernel's longest likely response time, in seconds (RFC 6298)."""
         return self._tcp_info().round_trip_s
 
     @property
     def unacknowledged(self) -> bool:
-        """Whether the remote's kernel has still to say that it has got what was sent, once and then again."""
+        """Whether the remote's kernel has not yet acknowledged data that was retransmitted."""
         return self._tcp_info().unacknowledged
 
     @property
     def loses(self) -> bool:
-        """Whether packets have been lost since it was made."""
+        """Whether packets have been lost since the connection was made."""
         return self._tcp_info().loses
 
     def _tcp_info(self) -> TcpInfo:
         sock = self._transport.sock
-        assert isinstance(sock, socket.socket)  # noqa: S101 - a channel only where a transport runs over another
+        assert isinstance(sock, socket.socket)  # noqa: S101 - a channel only if one transport runs over another
         return tcp_info.read(sock)
 
     def prepare(self, timeout_s: float) -> None:
-        """Have a channel ready for the next command: it costs one round trip that no login then waits for."""
+        """Open a channel for the next command, which saves that command one round trip."""
         with self._lock:
             ready = self._spare is not None and not self._spare.closed
         if ready:
             return
-        with suppress(GatewayError):  # the next command finds out for itself
+        with suppress(GatewayError):  # the next command reports the failure
             channel = self._open(timeout_s)
             with self._lock:
                 unused, self._spare = self._spare, channel
@@ -208,13 +207,13 @@ class Connection:
         """Run a command without a PTY.
 
         Args:
-            command: The line that the user's shell on the remote is given; one of `helpers.remote_command`.
+            command: The command line for the user's shell on the remote, from `helpers.remote_command`.
             max_bytes: Most output, in bytes, that is read.
-            timeout_s: Longest time for all of it, in seconds.
-            until: Called with what stands behind the marker in each line that has it; once it answers other than None,
-                reading stops.
-            ahead: Whether nobody waits for it: then the channel that is ready is left to whoever comes meanwhile, and
-                would wait for another one; unless the remote has refused one beside it.
+            timeout_s: Longest time for the whole command, in seconds.
+            until: Called with the text behind the marker in each line that has it; reading stops once it returns
+                something other than None.
+            ahead: Whether no login waits for the command. It then leaves the open channel to a login that may come
+                meanwhile, unless the remote has refused a second channel.
 
         Raises:
             RemoteTimeoutError: It took too long.
@@ -247,12 +246,12 @@ class Connection:
             _close(channel)
 
     def _take_begun(self, command: str) -> paramiko.Channel | None:
-        """Take the channel of the command that began with the connection, if it is this command."""
+        """Take the channel of the command that began with the login, if it is this command."""
         with self._lock:
             channel, self._begun = self._begun, None
         if channel is None:
             return None
-        # What it says is as old as the connection. Keys that nobody asked for then are not news to who asks later.
+        # Its output is as old as the connection: a later request must not take it for a fresh answer.
         if command == self._begun_command and time.monotonic() - self._begun_s < BEGUN_FRESH_S:
             return channel
         _close(channel)
@@ -268,14 +267,14 @@ class Connection:
             msg = "the connection to the remote host broke"
             raise RemoteLostError(msg) from exc
         if channel is None:
-            self._has_room = False  # MaxSessions 1 (sshd_config(5)), as some have it
+            self._has_room = False  # MaxSessions 1 (sshd_config(5)), as on some hosts
             msg = "the remote host has no room for another session; see MaxSessions in its sshd_config"
             raise NoRoomError(msg)
         return channel
 
 
 def _close(channel: paramiko.Channel) -> None:
-    """Close a channel, also one whose connection has broken, for which paramiko raises what a write does."""
+    """Close a channel. If its connection is broken, paramiko raises the error of a write, which is ignored."""
     with suppress(OSError, EOFError, paramiko.SSHException):
         channel.close()
 
@@ -305,27 +304,27 @@ def _read(
     while len(stderr) < _STDERR_MAX_BYTES and (chunk := channel.recv_stderr(_STDERR_MAX_BYTES - len(stderr))):
         stderr += chunk
     status = channel.exit_status
-    # To paramiko a channel also ends when the transport breaks. EOF it sends in answer to the remote's close.
+    # paramiko also ends a channel when the transport breaks. It sends EOF in answer to the remote's close.
     if not channel.eof_sent and (status < 0 or not channel.eof_received):
         raise EOFError
     return Completed(bytes(output), bytes(stderr), None if status < 0 else status, marker)
 
 
 class _ForesightError(RemoteLostError):
-    """The handshake broke, perhaps because another key exchange method was agreed on than was foreseen."""
+    """The handshake broke, perhaps because the guessed key exchange method was wrong."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """The one remote host, and how to get in.
+    """The remote host, and the gateway's credentials there.
 
     Attributes:
         host: REMOTE_HOST.
         port: REMOTE_PORT.
-        known_hosts: Where its host keys are looked up; None means that any host key will do.
-        key: The gateway's private key; None where it has none, and connects for nobody.
-        unchecked: Told the type and fingerprint of each host key that was believed without a look.
-        foreseen: The key exchange method that was agreed on with the remote last; empty before the first time.
+        known_hosts: Its host keys; None accepts any host key.
+        key: The gateway's private key; None if it has none, and then it makes no connections.
+        unchecked: Called with the type and fingerprint of each host key that was accepted without a check.
+        foreseen: The key exchange method that was negotiated last; empty before the first time.
         addresses: Its addresses.
     """
 
@@ -338,7 +337,7 @@ class Remote:
     addresses: Addresses = field(init=False)
 
     def __post_init__(self) -> None:
-        """Share what is known of the addresses among all connections."""
+        """Share the addresses and their failures among all connections."""
         object.__setattr__(self, "addresses", Addresses(self.host, self.port))
 
     def connect(
@@ -348,19 +347,19 @@ class Remote:
 
         Args:
             user: A valid user name.
-            command: Writes the command line, given the remote's numeric address, that is run first; it is begun with
-                the login, where the remote is OpenSSH. None for none.
-            attempt: Told of the connection, for one who may give it up.
+            command: Returns the first command line for the remote's numeric address. If the remote is OpenSSH, the
+                command is sent with the login. None for none.
+            attempt: Gets the connection's socket, so that its owner can give the attempt up.
 
         Raises:
             RemoteUnresolvedError: The host has no address.
-            RemoteRefusedError: It refuses connections.
-            RemoteTimeoutError: It does not answer in time.
+            RemoteRefusedError: The host refuses connections.
+            RemoteTimeoutError: The host does not answer in time.
             RemoteLostError: The connection broke.
-            LoginTimeoutError, LoginLostError: The same two, once it was there and had shown its host key.
-            HostKeyError: Its host key is unknown, changed or revoked.
-            NoCommonAlgorithmError: It has no algorithm of one kind that the gateway has.
-            PermissionDeniedError: It does not let the gateway's key in as this user.
+            LoginTimeoutError, LoginLostError: The same two, after the host key was verified.
+            HostKeyError: The host key is unknown, changed or revoked.
+            NoCommonAlgorithmError: The host shares no algorithm of one kind with the gateway.
+            PermissionDeniedError: The host refuses the gateway's key for this user.
         """
         if self.key is None:
             raise self._denied(user)
@@ -410,7 +409,7 @@ class Remote:
         except OSError as exc:
             raise self._tcp_error(exc, names) from exc
         self.addresses.connected(names[number], names[:number])
-        # getpeername() would not tell any more where the remote has hung up already.
+        # getpeername() fails if the remote has closed the connection already.
         return sock, names[number]
 
     def _tcp_error(self, error: OSError, names: list[str]) -> GatewayError:
@@ -443,7 +442,7 @@ class Remote:
                 f"the remote host {self.host} port {self.port} broke off the SSH handshake; if its sshd is OpenSSH 9.8 "
                 "or newer, is the gateway's address in PerSourcePenaltyExemptList there?"
             )
-            # One that hangs up on everybody (MaxStartups) does so before it says who it is.
+            # A server that drops connections (MaxStartups) does so before it sends its identification.
             lost = _ForesightError if transport.foreseen and transport.remote_version else RemoteLostError
             raise lost(msg) from exc
         if transport.agreed is not None:
@@ -488,7 +487,7 @@ class Remote:
         )
 
     def _refusal(self, user: str, transport: PipelinedTransport) -> PermissionDeniedError:
-        """Say why the remote has refused a login."""
+        """Explain why the remote has refused a login."""
         methods = _names(transport.methods)
         if transport.partial:
             return PermissionDeniedError(
@@ -502,7 +501,7 @@ class Remote:
             )
         denied = self._denied(user)
         if str(transport.remote_version).startswith("SSH-2.0-dropbear"):
-            # dropbear 2022.83: "Bad public key options", in its own log alone.
+            # dropbear 2022.83: "Bad public key options", only in its own log.
             return PermissionDeniedError(
                 f"{denied.message}; its sshd is dropbear, which ignores a line with an option that it does not know, "
                 "such as from=, pty or no-user-rc"
@@ -520,26 +519,26 @@ def _tcp_socket(family: int) -> socket.socket:
     """Make a socket for a connection to the remote.
 
     Raises:
-        OSError: The kernel has no such family, as IPv6 where it is disabled.
+        OSError: The kernel does not support the family, as where IPv6 is disabled.
     """
     sock = socket.socket(family, socket.SOCK_STREAM)
-    # Before connect(): sshd's and our Nagle would otherwise add round trips to the handshake.
+    # Before connect(): Nagle's algorithm would otherwise add round trips to the handshake.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
-    # What is lost again is sent again after a round trip, and not after twice, four, eight times as long.
-    with suppress(OSError):  # where the kernel has it; gVisor has not
+    # A packet that is lost again is retransmitted after one round trip, without exponential backoff (tcp(7)).
+    with suppress(OSError):  # gVisor does not support it
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
     return sock
 
 
 def _names(names: Iterable[str]) -> str:
-    """Write a list of names that a remote may have sent, so that it can be shown: RFC 4251 section 6, and shortened."""
+    """Format a list of names from the remote for display: checked as in RFC 4251 section 6, and shortened."""
     text = ", ".join(re.sub(r"[^!-~]+", "?", name) for name in names) or "nothing"
     return text if len(text) <= _NAMES_MAX_CHARS else f"{text[:_NAMES_MAX_CHARS]}..."
 
 
 def _prefer(transport: paramiko.Transport, key_types: list[str]) -> None:
-    """Ask for the host key types that known_hosts has, first, as ssh(1) does: others would be unknown."""
+    """Prefer the host key types in known_hosts, as ssh(1) does: a key of another type would be unknown."""
     options = transport.get_security_options()
     known = {"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in key_types else set()
     known.update(key_types)

@@ -1,8 +1,8 @@
 """Keeps connections open where the remote's logind would end mosh-server with the connection that started it.
 
-mosh-server outlives the SSH session that starts it, which is the point of it. With ``KillUserProcesses=yes``
-(logind.conf(5)) systemd-logind ends it with that session. The gateway's sessions live on one connection for each user,
-which it closes after ten minutes without use: so there it keeps the connection for as long as a mosh-client lives.
+mosh-server normally outlives the SSH session that starts it. With ``KillUserProcesses=yes`` (logind.conf(5)),
+systemd-logind ends it with that session. The gateway starts a user's mosh-servers over one connection, which it closes
+after ten minutes without use. On such a remote it keeps the connection open for as long as a mosh-client lives.
 """
 
 from __future__ import annotations
@@ -17,39 +17,38 @@ from helpers.protocol.event_log import EventLog, fault_of
 from helpers.remote_command import marked, marked_lines
 
 ASK_AFTER_S = 5.0
-"""Seconds after a session's start at which the remote is asked: the prompt is there by then, and waits for nothing."""
+"""Seconds after a session's start at which the remote is asked: the prompt is there by then and is not delayed."""
 
 MAX_ANSWER_BYTES = 64 * 1024
-"""Most output, in bytes, that start-up files on the remote may add."""
+"""Most output, in bytes, with that of start-up files on the remote."""
 
 ASK_COMMAND = marked(
     'echo; echo "$gw_mark" $(busctl --timeout=5 get-property org.freedesktop.login1 /org/freedesktop/login1'
     " org.freedesktop.login1.Manager KillUserProcesses 2>/dev/null)"
 )
-"""Asks logind (org.freedesktop.login1(5)); without systemd there is no answer."""
+"""Reads logind's property (org.freedesktop.login1(5)); without systemd there is no output."""
 
 _YES = b"b true"  # busctl(1)
 
 
 class Logind:
-    """Watches over the mosh sessions of remotes whose logind ends processes.
+    """Keeps connections open for mosh sessions if the remote's logind ends processes with their session.
 
     Args:
         connections: The connections to the remote.
-        log: Where it is told, once.
+        log: Receives one line about it.
     """
 
     def __init__(self, connections: Connections, log: EventLog) -> None:
-        """Start without sessions."""
         self._connections, self._log = connections, log
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_told = False
 
     def session_started(self, user: str, pid: int) -> None:
-        """Keep the user's connection, if it must be kept, until a process ends.
+        """Keep the user's connection open until a process ends, if the remote needs it.
 
         Args:
-            user: A user who has just got a mosh session.
+            user: A user with a new mosh session.
             pid: The process that becomes its mosh-client.
         """
         self._later(self._hold(user, pid))
@@ -71,7 +70,7 @@ class Logind:
                         self._tell()
                         await ended.wait()
         except OSError as error:
-            if not isinstance(error, ProcessLookupError):  # ended already
+            if not isinstance(error, ProcessLookupError):  # it has ended already
                 self._log.error("fault", op="hold", error=repr(error), where=fault_of(error))
 
     async def _ask(self, user: str) -> bool:
@@ -89,7 +88,7 @@ class Logind:
 
 
 async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for an event for so many seconds at most, and tell whether it came."""
+    """Wait for an event for so many seconds at most, and return whether it came."""
     try:
         async with asyncio.timeout(timeout_s):
             await event.wait()

@@ -1,11 +1,11 @@
-"""SSH's handshake in few round trips: nothing is waited for that is known already.
+"""A pipelined SSH handshake: the client sends messages without waiting for replies that it can predict.
 
-RFC 4253 and 4252 let a client send its KEXINIT and its half of the key exchange with its identification, and its login
-with the service request; sshd takes channels and a command with the login, too. Counting TCP's, a login with a
-command's output takes 4 round trips, where paramiko by itself takes 9. Nothing that authenticates is sent before
-`PipelinedTransport.authenticate`, which whoever holds the transport calls once the host key is verified.
+RFC 4253 and 4252 let a client send its KEXINIT and its half of the key exchange with its identification, and the
+authentication request with the service request; sshd also accepts channel requests and a command with them. Including
+TCP's, a login with a command's output takes 4 round trips; paramiko alone takes 9. Nothing that authenticates is sent
+before `PipelinedTransport.authenticate`, which the caller calls after it has verified the host key.
 
-paramiko has no public way to any of this, so this module overrides and calls methods of its that begin with ``_``.
+paramiko has no public interface for any of this, so this module overrides and calls its private methods.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from paramiko.packet import Packetizer
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
 _FORESEEABLE = ("mlkem768x25519-", "curve25519-")
-# What sshd says instead where the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
+# sshd's disconnect message if the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
 _TOO_MANY_FAILURES = b"Too many authentication failures"
 _MAX_PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE (packet.c); RFC 4253 section 6.1 wants 35000
 _MAX_EXTENSIONS = 1024  # as in OpenSSH (kex.c, kex_input_ext_info)
-_MAX_IDENTIFICATION_BYTES = 64 * 1024  # with the lines that may come before it, RFC 4253 section 4.2
-_POLL_S = 0.1  # paramiko tells of a transport's end by no event
-# The names by which the server's lists go in paramiko, ours, the word for one entry, and sshd_config(5)'s keyword.
+_MAX_IDENTIFICATION_BYTES = 64 * 1024  # including the lines that may precede it, RFC 4253 section 4.2
+_POLL_S = 0.1  # paramiko has no event for the end of a transport
+# paramiko's names of the server's lists and of ours, the word for one entry, and sshd_config(5)'s keyword.
 _NEGOTIATED = (
     ("kex_algo_list", "preferred_kex", "key exchange method", "KexAlgorithms"),
     ("server_key_algo_list", "preferred_keys", "host key algorithm", "HostKeyAlgorithms"),
@@ -50,32 +50,31 @@ _NEGOTIATED = (
     ("client_compress_algo_list", "preferred_compression", "compression method", "Compression"),
     ("server_compress_algo_list", "preferred_compression", "compression method", "Compression"),
 )
-# What else stands in the list of key exchange methods (RFC 8308; OpenSSH, PROTOCOL section 1.10).
+# Entries in the list of key exchange methods that are not methods (RFC 8308; OpenSSH, PROTOCOL section 1.10).
 _NO_METHODS = ("ext-info-", "kex-strict-")
 
 
 class NoCommonAlgorithmError(paramiko.ssh_exception.IncompatiblePeer):
-    """The server has no algorithm of one kind that we have.
+    """The server shares no algorithm of one kind with us.
 
     Attributes:
-        kind: The word for one, such as ``cipher``.
-        keyword: The keyword of sshd_config(5) that says which ones sshd has.
-        ours: The names of ours.
-        theirs: The names of the server's, unchecked.
+        kind: The kind, such as ``cipher``.
+        keyword: The keyword of sshd_config(5) that configures sshd's algorithms of this kind.
+        ours: The names of our algorithms.
+        theirs: The names of the server's algorithms, unchecked.
     """
 
     def __init__(self, kind: str, keyword: str, ours: tuple[str, ...], theirs: list[str]) -> None:
-        """Keep them."""
         super().__init__(f"no common {kind}")
         self.kind, self.keyword, self.ours, self.theirs = kind, keyword, ours, theirs
 
 
 class PromptedError(paramiko.SSHException):
-    """The server's keyboard-interactive authentication asks for something (RFC 4256)."""
+    """The server's keyboard-interactive authentication sent a prompt (RFC 4256)."""
 
 
 class _BoundedPacketizer(Packetizer):
-    """Reads no more than a server may send at once: the first of it comes before anything proves who the server is."""
+    """Limits the size of packets and of the identification, which are read before the server is authenticated."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -106,32 +105,32 @@ def _feed_extended(channel: paramiko.Channel, message: paramiko.Message) -> None
 
 
 def _check_window(channel: paramiko.Channel) -> None:
-    """See that a server sends no more than its window, which paramiko trusts it with: we open it for what was read."""
+    """Check that a server sends no more than its window allows. paramiko does not check it."""
     if len(channel.in_buffer) + len(channel.in_stderr_buffer) > channel.in_window_size:
         raise paramiko.SSHException("the server sends more than its window")
 
 
 class PipelinedTransport(paramiko.Transport):
-    """A client's transport that waits for nothing that it does not need.
+    """A client's transport with a pipelined handshake.
 
     Args:
         sock: A connected socket.
-        foreseen: The key exchange method that will be agreed on, so that our half of it need not wait for the server's
-            KEXINIT: that of the last time. None, or one that this class cannot begin so, waits. Where it turns out to
-            be wrong the server hangs up.
+        foreseen: The key exchange method to guess, usually the one negotiated last time: our half of the exchange is
+            then sent without waiting for the server's KEXINIT. With None, or a method that cannot be begun early, it
+            waits. If the guess is wrong, the server closes the connection.
 
     Attributes:
         foreseen: The method that was begun early; None for none.
-        agreed: The method that was agreed on.
-        begun: The channel on which the first command runs; None where none was begun.
-        spare: A channel that is open for the next command; None where there is none.
-        refused: Whether the server has said that it does not let the login in.
-        methods: The methods by which authentication can go on, as the server said last, unchecked; see `refused`.
-        partial: Whether the server took the key, and wants another method after it.
+        agreed: The method that was negotiated.
+        begun: The channel on which the first command runs; None if none was begun.
+        spare: A channel that is open for the next command; None if there is none.
+        refused: Whether the server has refused the login.
+        methods: The server's last list of methods that can continue, unchecked; see `refused`.
+        partial: Whether the server accepted the key, and requires another method after it.
         interactive: Whether keyboard-interactive authentication without a prompt completed the login.
     """
 
-    # RFC 8731's name for what paramiko knows by the name that came before it.
+    # RFC 8731's name. paramiko has the method only under its earlier name, with @libssh.org.
     _kex_info = paramiko.Transport._kex_info | {"curve25519-sha256": KexCurve25519}
     _preferred_kex = tuple(
         name
@@ -139,8 +138,8 @@ class PipelinedTransport(paramiko.Transport):
         for name in (("curve25519-sha256", known) if known == "curve25519-sha256@libssh.org" else (known,))
     )
 
-    # paramiko looks up from its socket so often, in seconds, to see whether it was closed. At paramiko's own
-    # 0.1 an idle connection wakes the broker ten times a second; `close` wakes it, and keepalives need no more.
+    # The interval, in seconds, at which paramiko checks whether the transport was closed. At paramiko's own 0.1 an
+    # idle connection wakes the broker ten times a second. `close` wakes the thread, and keepalives need no more.
     _active_check_timeout = 5.0
     _channel_handler_table = paramiko.Transport._channel_handler_table | {
         MSG_CHANNEL_DATA: _feed,
@@ -148,7 +147,6 @@ class PipelinedTransport(paramiko.Transport):
     }
 
     def __init__(self, sock: socket.socket, foreseen: str | None = None) -> None:
-        """Prepare; `start_client` begins."""
         super().__init__(sock, packetizer_class=_BoundedPacketizer)
         is_usable = foreseen is not None and foreseen.startswith(_FORESEEABLE) and foreseen in self.preferred_kex
         self.foreseen = foreseen if is_usable else None
@@ -160,14 +158,14 @@ class PipelinedTransport(paramiko.Transport):
         self._early: Any = None
 
     def close(self) -> None:
-        """Hang up, at once."""
+        """Close the connection at once."""
         # Closing a socket that a thread reads from does not wake the thread (close(2)).
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         super().close()
 
     def get_exception(self) -> Exception | None:
-        """Take the reason for which paramiko's thread ended; where it is none of SSH's, the server is to blame."""
+        """Return why paramiko's thread ended. Another exception than SSH's was caused by the server's data."""
         reason: Exception | None = super().get_exception()
         if isinstance(reason, ValueError | LookupError | TypeError | AttributeError | AssertionError):
             return paramiko.SSHException(f"the server's packet makes no sense ({type(reason).__name__})")
@@ -175,20 +173,20 @@ class PipelinedTransport(paramiko.Transport):
 
     @property
     def is_openssh(self) -> bool:
-        """Whether the server says that it is OpenSSH."""
+        """Whether the server identifies itself as OpenSSH."""
         return str(self.remote_version).startswith("SSH-2.0-OpenSSH_")
 
     def _check_banner(self) -> None:
         # Our identification has just been sent. RFC 4253 section 7.1: KEXINIT may follow it at once.
         self._send_kex_init()
         if self.foreseen is not None:
-            # Without first_kex_packet_follows: the packet is what comes next, once the method is the one agreed on.
+            # Without first_kex_packet_follows: if the guess is right, the packet is the one that comes next anyway.
             self._early = self._kex_info[self.foreseen](self)
             self._early.start_kex()
         super()._check_banner()
 
     def _send_kex_init(self) -> None:
-        # paramiko's run() sends it too, when it has read the server's identification. After each exchange it is None.
+        # paramiko's run() sends it too, after reading the server's identification. After each exchange it is None.
         if self.local_kex_init is None:
             super()._send_kex_init()
 
@@ -219,7 +217,7 @@ class PipelinedTransport(paramiko.Transport):
             raise
 
     def _parse_ext_info(self, message: paramiko.Message) -> None:
-        # paramiko would count to 4 billion, and no end of the connection would end that.
+        # paramiko would loop up to 4 billion times, and closing the connection would not stop it.
         if message.get_int() > _MAX_EXTENSIONS:
             raise paramiko.SSHException("the server announces too many extensions")
         message.rewind()
@@ -234,10 +232,10 @@ class PipelinedTransport(paramiko.Transport):
     def authenticate(
         self, user: str, key: paramiko.PKey, command: tuple[str, bytes] | None, timeout_s: float
     ) -> list[str]:
-        """Log in; with OpenSSH, begin a command and open a channel for the next one with the same packets.
+        """Log in; with OpenSSH, begin a command and open a channel for the next one in the same packets.
 
-        A channel that is asked for before the login has succeeded is answered after it. sshd (9.2, 10.0) does so; other
-        servers may take it for a breach of the protocol, so they are not asked.
+        sshd (9.2, 10.0) answers a channel request that arrives before the login has succeeded after it. Other servers
+        may treat it as a protocol error, so it is sent to OpenSSH only.
 
         Args:
             user: The user name.
@@ -246,7 +244,7 @@ class PipelinedTransport(paramiko.Transport):
             timeout_s: Longest time, in seconds.
 
         Returns:
-            The methods by which authentication would have to go on; none when it is complete.
+            The methods that must follow for authentication to complete; empty if it is complete.
 
         Raises:
             paramiko.SSHException: The server refuses, or the transport broke.
@@ -255,12 +253,12 @@ class PipelinedTransport(paramiko.Transport):
         done = threading.Event()
         self.auth_handler = handler = _PipelinedAuth(self, command)
         handler.auth_publickey(user, key, done)
-        # What EXT_INFO has to say is how to sign with an RSA key; and sshd's Nagle may hold it back for a round trip.
+        # Only an RSA key needs EXT_INFO, which Nagle's algorithm in sshd may delay for a round trip.
         if self.server_extensions or (self.is_openssh and "rsa" not in key.get_name()):
             handler.proceed()
         partial: list[str] = handler.wait_for_response(done)
         if "keyboard-interactive" in partial:
-            # What was asked for with the key was answered before the login is complete: it was not understood.
+            # The server answered the channel requests before the login was complete, so it has dropped them.
             handler.discard_channels()
             partial = handler.go_on_interactively(user)
             self.interactive = not partial
@@ -269,7 +267,7 @@ class PipelinedTransport(paramiko.Transport):
         return partial
 
     def _await_channels(self, opened: list[paramiko.Channel], is_begun: bool, timeout_s: float) -> None:  # noqa: FBT001
-        """Wait for the answers to what was asked for with the login: they come right behind its own."""
+        """Wait for the answers to the channel requests that were sent with the login: they directly follow its own."""
         deadline = time.monotonic() + timeout_s
         live = [channel if self._await_channel(channel, deadline) else None for channel in opened]
         if is_begun:
@@ -279,41 +277,41 @@ class PipelinedTransport(paramiko.Transport):
         self.spare = live[0]
 
     def _await_channel(self, channel: paramiko.Channel, deadline: float) -> bool:
-        """Wait for the answer to the request of a channel, and tell whether there is one.
+        """Wait for the answer to a channel request, and return whether the channel was opened.
 
-        `paramiko.Transport.open_channel` keeps the reason of a refusal where another thread, refused too, may take it.
+        `paramiko.Transport.open_channel` stores the reason of a refusal where another refused thread may take it.
         """
-        # The event is gone once the answer is there.
+        # paramiko removes the event when the answer arrives.
         event = self.channel_events.get(channel.chanid)
         while event is not None and not event.wait(_POLL_S):
             if not self.is_active():
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError
-        # It is set when the channel is opened, and stays when it closes: the command may be over by now.
+        # paramiko sets the event when the channel is opened and keeps it when it closes: the command may have ended.
         if not channel.active and not self.is_active():
             raise EOFError
         return bool(channel.active)
 
     def open_channel_in(self, timeout_s: float) -> paramiko.Channel | None:
-        """Open a session's channel.
+        """Open a session channel.
 
         Args:
             timeout_s: Longest time, in seconds.
 
         Returns:
-            The channel; None where the server refuses one.
+            The channel; None if the server refuses one.
 
         Raises:
-            TimeoutError: It did not answer in time.
+            TimeoutError: The server did not answer in time.
             EOFError: The transport broke.
-            paramiko.SSHException: The server does not end an exchange of keys.
+            paramiko.SSHException: The server does not complete a key exchange.
         """
         channel = self.ask_for_channel()
         return channel if self._await_channel(channel, time.monotonic() + timeout_s) else None
 
     def ask_for_channel(self) -> paramiko.Channel:
-        """Ask for a session's channel, without waiting: `paramiko.Transport.open_channel` up to where it waits."""
+        """Request a session channel without waiting: the first part of `paramiko.Transport.open_channel`."""
         with self.lock:
             number = self._next_channel()
             window, packet = self.default_window_size, self.default_max_packet_size
@@ -332,15 +330,15 @@ class PipelinedTransport(paramiko.Transport):
         return channel
 
     def exec_unanswered(self, remote_channel: int, command: str, stdin: bytes) -> None:
-        """Ask for a command and for no reply, and send all of its standard input.
+        """Request a command without a reply, and send all of its standard input.
 
-        `paramiko.Channel.exec_command` waits for one: a round trip, since sshd's Nagle then holds the first data back
-        until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
+        `paramiko.Channel.exec_command` waits for the reply, which costs a round trip: Nagle's algorithm in sshd holds
+        the first data back until the reply is acknowledged. RFC 4254 section 5.4: want_reply may be false.
 
         Args:
             remote_channel: The server's number of the channel.
             command: The command line.
-            stdin: Its standard input, which then ends; far less than a channel's first window.
+            stdin: Its whole standard input, far smaller than a channel's first window.
         """
         message = paramiko.Message()
         message.add_byte(cMSG_CHANNEL_REQUEST)
@@ -361,7 +359,7 @@ class PipelinedTransport(paramiko.Transport):
 
     @contextmanager
     def corked(self) -> Iterator[None]:
-        """Have what is sent meanwhile leave in as few segments as it fits into: where many are lost, fewer are."""
+        """Send the data of this block in as few TCP segments as possible: fewer segments are lost less often."""
         self._cork(on=True)
         try:
             yield
@@ -369,18 +367,18 @@ class PipelinedTransport(paramiko.Transport):
             self._cork(on=False)
 
     def _cork(self, *, on: bool) -> None:
-        assert isinstance(self.sock, socket.socket)  # noqa: S101 - a channel only where a transport runs over another
-        with suppress(OSError):  # closed, or in a test no TCP
+        assert isinstance(self.sock, socket.socket)  # noqa: S101 - a channel only if one transport runs over another
+        with suppress(OSError):  # closed, or not TCP (in a test)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, int(on))
 
 
 class _PipelinedAuth(AuthHandler):
-    """Sends the login as soon as it is known how to sign it: at once, or at EXT_INFO.
+    """Sends the authentication request as soon as the signature algorithm is known: at once, or at EXT_INFO.
 
-    A server that is not OpenSSH, and sends no EXT_INFO, is heard out: at SERVICE_ACCEPT, as paramiko has it.
+    For a server that is not OpenSSH and sends no EXT_INFO it waits for SERVICE_ACCEPT, as paramiko does.
 
     Attributes:
-        opened: The channels that were asked for.
+        opened: The channels that were requested.
     """
 
     def __init__(self, transport: PipelinedTransport, command: tuple[str, bytes] | None) -> None:
@@ -417,16 +415,16 @@ class _PipelinedAuth(AuthHandler):
         self.transport._send_message(response)
 
     def go_on_interactively(self, user: str) -> list[str]:
-        """Go on by keyboard-interactive authentication, once the server has taken the key.
+        """Continue with keyboard-interactive authentication after the server has accepted the key.
 
-        Never before: a server that asks for a password counts what is no answer to it as a failed login.
+        Not before it: a server that prompts for a password counts an empty response as a failed login.
 
         Returns:
-            The methods by which authentication would have to go on; none when it is complete.
+            The methods that must follow for authentication to complete; empty if it is complete.
 
         Raises:
-            PromptedError: The server asks for something.
-            paramiko.SSHException: It refuses, or the transport broke.
+            PromptedError: The server sent a prompt.
+            paramiko.SSHException: The server refuses, or the transport broke.
         """
         self.auth_event = done = threading.Event()
         self.auth_method, self.username, self.submethods = "keyboard-interactive", user, ""
@@ -435,7 +433,7 @@ class _PipelinedAuth(AuthHandler):
         return partial
 
     def discard_channels(self) -> None:
-        """Forget the channels that were asked for with the login."""
+        """Discard the channels that were requested with the login."""
         for channel in self.opened:
             self.transport.channel_events.pop(channel.chanid, None)
             channel._unlink()
@@ -451,7 +449,7 @@ class _PipelinedAuth(AuthHandler):
             self.proceed()
 
     def proceed(self) -> None:
-        """Log in, once, when the service was requested: called by paramiko's thread and by the caller's."""
+        """Send the authentication request once, after the service request; called by both threads."""
         with self._lock:
             if self._sent or not self._requested:
                 return
@@ -462,6 +460,6 @@ class _PipelinedAuth(AuthHandler):
                 return
             self.opened = [transport.ask_for_channel()]
             if self._command is not None:
-                # sshd numbers channels from 0 up, and this is its first.
+                # sshd numbers channels from 0, and this is its first.
                 transport.exec_unanswered(0, *self._command)
                 self.opened.append(transport.ask_for_channel())

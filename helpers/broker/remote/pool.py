@@ -1,7 +1,7 @@
-"""The warm connections: one per user, shared by all that is done for that user, and closed when idle.
+"""The connection pool: one warm connection for each user, shared by the user's requests and closed when idle.
 
-Everything here runs on the event loop's thread, so nothing is locked; what blocks runs in two pools of threads, so
-that strangers' cold logins never hold up those of users who are already known.
+All of it runs on the event loop's thread, so nothing is locked. Blocking calls run in two thread pools, so that new
+connections for strangers never delay commands over warm ones.
 """
 
 from __future__ import annotations
@@ -33,57 +33,57 @@ MAX_CONNECTING = 10
 """Connections under way at once: sshd's MaxStartups begins to drop unauthenticated ones at 10 (sshd_config(5))."""
 
 MAX_STRANGERS = 7
-"""How many of these may be for names that never had a session: whoever invents names faster than the remote refuses
-them leaves room for users whose connection has gone cold."""
+"""How many of these may be for names that never had a session. A client that invents names faster than the remote
+refuses them leaves the rest to users whose connection has been closed."""
 
 MAX_WAITING = 200
-"""Connections that may wait for their turn; a stranger's beyond that is refused at once."""
+"""Most connections that may wait for their turn; a stranger's is refused at once beyond that."""
 
 MAX_RUNNING = 128
-"""Commands under way at once over warm connections. Each that runs takes a thread, of 51 kB (measured)."""
+"""Most commands at once over warm connections. Each running command takes a thread of 51 kB (measured)."""
 
 MAX_FOR_USER = 8
-"""How many of these may be one user's, and fewer while many are taken (`helpers.broker.fair_share`): users whose home
-or shell hangs on the remote, or is made to, leave room for others. With two more, which nobody runs yet, they are as
-many as sshd has over one connection (sshd_config(5), MaxSessions 10)."""
+"""How many of these one user may have, and fewer while many are taken (`helpers.broker.fair_share`): users whose home
+or shell hangs on the remote, on purpose or not, leave room for others. With two idle channels they are as many as sshd
+allows over one connection (sshd_config(5), MaxSessions 10)."""
 
 MAX_WARM = 512
-"""Connections kept; the one that was idle longest makes room. Each costs the broker about 0.1 MB."""
+"""Most connections that are kept; the one idle for longest is closed first. Each costs the broker about 0.1 MB."""
 
 IDLE_S = 600.0
 """Seconds after which an unused connection is closed."""
 
 STRANGER_IDLE_S = 60.0
-"""The same for one over which no session ever began: whoever knows names of users must not hold the remote open."""
+"""The same for a connection without a session: a client that guesses users' names must not keep connections open."""
 
 MAX_AGE_S = 3600.0
-"""Seconds after which a connection is no longer used, so that the remote decides anew who may log in."""
+"""Seconds after which a connection is no longer used, so that the remote authenticates the gateway again."""
 
 ACKNOWLEDGE_S = 0.5
-"""Seconds, on top of the round trip that was measured, after which the remote's kernel must have acknowledged what was
-sent over a warm connection, and ours has sent it again: Linux waits for 0.2 s before it does either. A connection on
-which it has not may have died, or be busy repeating what the network lost; a new one is tried beside it, and whichever
-answers first is as good."""
+"""Seconds, on top of the measured round trip, after which the remote's kernel must have acknowledged data on a warm
+connection, and ours has retransmitted it: Linux waits for 0.2 s before it does either. A connection without an
+acknowledgement may be dead, or busy with retransmissions; a new one is tried in parallel, and the first answer is
+used."""
 
 RIVAL_AFTER_S = 3.0
-"""Seconds after which a new connection, or the first command over it, gets a rival where packets have been lost: the
-remote's TCP waits twice as long each time that the same packet is lost again, and a second connection begins anew. At
-100 ms RTT all are done within one second where nothing is lost, and 78 % within these where 29 % is, each way
-(measured)."""
+"""Seconds after which a second connection is tried if a new connection, or its first command, is not done and packets
+have been lost: the remote's TCP doubles its timeout each time that the same packet is lost, and a second connection
+starts over. At 100 ms RTT all are done within one second without loss, and 78 % within this time with 29 % loss each
+way (measured)."""
 
 RIVAL_STEP_S = 0.5
-"""Seconds between looks, after that, at whether packets have been lost."""
+"""Seconds between later checks for lost packets."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """What a command on the remote did.
+    """The output and exit status of a command on the remote.
 
     Attributes:
-        stdout: Its output, or, where reading stopped early, what had come.
-        stderr: What it wrote to standard error, 8 KiB at most.
-        status: Its exit status; None when reading stopped early or the remote told none.
-        marker: The command's marker, by which lines of its output count (`helpers.remote_command`).
+        stdout: Its output, up to the point where reading stopped.
+        stderr: Its standard error, 8 KiB at most.
+        status: Its exit status; None if reading stopped early or the remote sent none.
+        marker: The marker that begins each valid line of its output (`helpers.remote_command`).
     """
 
     stdout: bytes
@@ -93,35 +93,35 @@ class Completed:
 
 
 class RemoteConnection(Protocol):
-    """What is needed of `helpers.broker.remote.connection.Connection`."""
+    """The part of `helpers.broker.remote.connection.Connection` that the pool uses."""
 
     address: str
     interactive: bool
 
     @property
     def round_trip_s(self) -> float:
-        """How long an acknowledgement takes at the worst that is likely."""
+        """The longest likely time until an acknowledgement, in seconds."""
         ...
 
     @property
     def unacknowledged(self) -> bool:
-        """Whether the remote's kernel has still to acknowledge what was sent twice."""
+        """Whether the remote's kernel has not yet acknowledged data that was retransmitted."""
         ...
 
     @property
     def loses(self) -> bool:
-        """Whether packets have been lost since it was made."""
+        """Whether packets have been lost since the connection was made."""
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether it is up."""
+        """Whether the connection is up."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
 
     def prepare(self, timeout_s: float) -> None:
-        """Have a channel ready for the next command."""
+        """Open a channel for the next command."""
 
     def run(
         self,
@@ -136,19 +136,19 @@ class RemoteConnection(Protocol):
 
 
 class NoRoomError(RemoteLostError):
-    """The remote has no room for another command over a connection: MaxSessions (sshd_config(5))."""
+    """The remote refuses another channel over a connection: MaxSessions (sshd_config(5))."""
 
 
 class LoginLostError(RemoteLostError):
-    """The remote, which is there, broke off the login of one user."""
+    """The remote closed the connection during a user's login, after its host key was verified."""
 
 
 class LoginTimeoutError(RemoteTimeoutError):
-    """The remote, which is there, did not finish the login of one user in time."""
+    """The remote did not complete a user's login in time, after its host key was verified."""
 
 
 Connect = Callable[[str, Callable[[str], str] | None, Attempt], RemoteConnection]
-"""Makes a connection for a user name, begins a command, and tells the attempt how it goes."""
+"""Makes a connection for a user name, begins a command, and updates the attempt."""
 
 
 _T = TypeVar("_T")
@@ -157,7 +157,7 @@ _OUTAGES = (
     RemoteTimeoutError,
     RemoteLostError,
     RemoteUnresolvedError,
-    NoCommonAlgorithmError,  # no outage, but the same for every user
+    NoCommonAlgorithmError,  # not an outage, but it affects every user
 )
 
 
@@ -167,14 +167,14 @@ class Warm:
 
     Attributes:
         connection: The connection.
-        opened_s: When it was made, on the pool's clock.
-        used_s: When it was last used.
+        opened_s: Time of its creation, on the pool's clock.
+        used_s: Time of its last use.
         users: How many commands run over it now, or wait for their turn.
-        kept: Whether its user had a session since it was made.
-        retired: Whether it is out of the pool, and closed after its last command.
+        kept: Whether its user has started a session since it was made.
+        retired: Whether it was removed from the pool; it is closed after its last command.
         preparing: Whether its next channel is being opened.
-        kills_processes: Whether logind on the remote ends what a session has started with the session; None where the
-            remote has not been asked (`helpers.broker.remote.logind`).
+        kills_processes: Whether the remote's logind ends a session's processes with the session; None before the
+            remote was asked (`helpers.broker.remote.logind`).
     """
 
     connection: RemoteConnection
@@ -189,10 +189,10 @@ class Warm:
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ran.
+    """The result of a command, and its timing.
 
     Attributes:
-        completed: What it did.
+        completed: Its output and exit status.
         address: The remote's numeric address.
         connect_ms: Milliseconds spent on a new connection; 0 over a warm one.
         run_ms: Milliseconds from sending the command to its end.
@@ -211,8 +211,8 @@ class Connections:
         connect: Makes a connection for a user name, and begins a command (see
             `helpers.broker.remote.connection.Remote.connect`); blocks; raises `GatewayError`.
         clock: Seconds, monotonic.
-        known: Tells whether a user name ever had a session.
-        verdicts: What is remembered of users whom the remote did not let in; None for a memory of its own.
+        known: Returns whether a user name ever had a session.
+        verdicts: The cache of failures of users; None for a cache of its own.
     """
 
     def __init__(
@@ -222,7 +222,6 @@ class Connections:
         known: Callable[[str], bool] = lambda _: False,
         verdicts: Verdicts | None = None,
     ) -> None:
-        """Start with no connection."""
         self._connect, self._clock, self._known = connect, clock, known
         self.verdicts = verdicts or Verdicts(clock=clock)
         self._breaker = CircuitBreaker(clock)
@@ -236,7 +235,7 @@ class Connections:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        """Count the connections that are kept and alive."""
+        """Count the live connections in the pool."""
         return sum(warm.connection.alive for warm in self._warm.values())
 
     async def run(
@@ -249,14 +248,14 @@ class Connections:
     ) -> Ran:
         """Run a command as a user, over the user's warm connection if there is a live one.
 
-        A connection that turns out to be dead is replaced once; one that stays silent gets a rival.
+        A dead connection is replaced once; if one does not answer, a second one is tried in parallel.
 
         Args:
             user: A valid user name.
-            command: Writes the command line, given the remote's numeric address.
+            command: Returns the command line for the remote's numeric address.
             max_bytes: Most output, in bytes, that is read.
-            until: Called with what stands behind the marker in each line that has it; once it answers other than None,
-                reading stops.
+            until: Called with the text behind the marker in each line that has it; reading stops once it returns
+                something other than None.
 
         Raises:
             GatewayError: The remote cannot be reached, or does not answer.
@@ -279,21 +278,21 @@ class Connections:
                 raise
             self.forget(user, warm.connection)
         finally:
-            # Nobody waits any more for one that has not had its turn yet.
+            # An attempt that still waits for its turn is no longer needed.
             for attempt in attempts:
                 attempt.add_done_callback(_observe)
                 attempt.cancel()
         return await self._run_cold(user, command, max_bytes, until)
 
     def _is_unlucky(self, user: str) -> bool:
-        """Tell whether a user's connection was made a while ago, and has lost packets."""
+        """Check whether a user's connection was made more than `RIVAL_AFTER_S` ago, and has lost packets."""
         warm = self._warm.get(user)
         return warm is not None and self._clock() - warm.opened_s >= RIVAL_AFTER_S and warm.connection.loses
 
     async def _run_cold(
         self, user: str, command: Callable[[str], str], max_bytes: int, until: Callable[[bytes], object] | None
     ) -> Ran:
-        """Run a command over a new connection, which takes the place of the old one."""
+        """Run a command over a new connection, which replaces the old one."""
         began = self._clock()
         while True:
             warm, is_own = await self._new(user, command)
@@ -301,7 +300,7 @@ class Connections:
             try:
                 ran = await self._run(user, warm, command, max_bytes=max_bytes, until=until)
             except NoRoomError:
-                # Of those who share a new connection one has room, who need not be the one for whom it was made.
+                # Of the requests that share a new connection one gets a channel, but not always the one that made it.
                 if is_own and not warm.users:
                     raise
                 self.forget(user, warm.connection)
@@ -309,7 +308,7 @@ class Connections:
                 return replace(ran, connect_ms=connect_ms)
 
     async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
-        """Run a command over a user's warm connection on the gateway's own behalf, which keeps no connection longer.
+        """Run a command over a user's warm connection in the background, without extending its lifetime.
 
         Args:
             user: A valid user name.
@@ -317,7 +316,7 @@ class Connections:
             max_bytes: Most output, in bytes, that is read.
 
         Returns:
-            What it did; None where there is no such connection, or it did not work, which its next user will see to.
+            The result; None if there is no warm connection, or the command failed. The next request handles that.
         """
         warm = self._usable(user)
         if warm is None or not self._places.has_room(user):
@@ -329,22 +328,22 @@ class Connections:
         return ran.completed
 
     def expected(self, most: int) -> list[str]:
-        """List the users who will probably be back: had a session since they are connected, and not too long ago.
+        """List users who have recently had a session, and so will probably log in again.
 
         Args:
-            most: How many at most; those who were here last.
+            most: How many at most; the most recent ones.
         """
         now = self._clock()
         likely = [user for user, warm in self._warm.items() if warm.kept and now - warm.used_s <= IDLE_S]
         return likely[-most:]
 
     def warm_up(self, user: str) -> None:
-        """Start to connect for a login that is about to need it; whoever needs it then hears of a failure."""
+        """Start to connect for a login that is about to need it; a failure is reported to the request that needs it."""
         if self._usable(user) is None:
             self._later(self._warm_up(user))
 
     def forget(self, user: str, connection: RemoteConnection | None = None) -> None:
-        """Close a user's connection, or only this one, so that the next use proves itself anew."""
+        """Close a user's connection, or only this one, so that the next use authenticates again."""
         warm = self._warm.get(user)
         if warm is not None and connection in (None, warm.connection):
             del self._warm[user]
@@ -353,14 +352,14 @@ class Connections:
                 warm.connection.close()
 
     def keep(self, user: str) -> None:
-        """Note that a user has a session, and will probably be back."""
+        """Record that a user has a session, and so will probably log in again."""
         warm = self._warm.get(user)
         if warm is not None:
             warm.kept = True
 
     @contextmanager
     def held(self, user: str) -> Iterator[Warm | None]:
-        """Keep a user's connection open meanwhile, also where it is used no more; None where there is none."""
+        """Keep a user's connection open within the context, even if it is idle; None if there is none."""
         warm = self._warm.get(user)
         if warm is None:
             yield None
@@ -372,17 +371,17 @@ class Connections:
             _release(warm)
 
     def connection(self, user: str) -> RemoteConnection | None:
-        """Return a user's connection, as far as it is known to work; None where there is none."""
+        """Return a user's connection if it is alive and acknowledges; None otherwise."""
         warm = self._usable(user)
         return None if warm is None or warm.connection.unacknowledged else warm.connection
 
     def age_s(self, user: str) -> float | None:
-        """Tell for how many seconds a user's connection has been open; None where there is none."""
+        """Return for how many seconds a user's connection has been open; None if there is none."""
         warm = self._warm.get(user)
         return None if warm is None else self._clock() - warm.opened_s
 
     def sweep(self) -> None:
-        """Close what is idle, old or dead; called every now and then."""
+        """Close connections that are idle, old or dead; called periodically."""
         now = self._clock()
         for user, warm in list(self._warm.items()):
             idle_s = IDLE_S if warm.kept else STRANGER_IDLE_S
@@ -391,7 +390,7 @@ class Connections:
                 self.forget(user)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close all connections and stop the threads."""
         for warm in self._warm.values():
             warm.connection.close()
         self._warm.clear()
@@ -445,10 +444,10 @@ class Connections:
         await self._new(user, None)
 
     def _in_place(self, user: str, work: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Do what blocks, in a place that the user holds, until it ends: an asker who leaves does not end it.
+        """Run a blocking call in a thread. The user holds a place until it ends, even if the caller is cancelled.
 
         Raises:
-            RuntimeError: No thread can be started, as at a limit of processes.
+            RuntimeError: No thread can be started, for example at a limit of processes.
         """
         try:
             running = asyncio.get_running_loop().run_in_executor(self._runners, work)
@@ -470,10 +469,10 @@ class Connections:
             warm.preparing = False
 
     async def _new(self, user: str, command: Callable[[str], str] | None) -> tuple[Warm, bool]:
-        """Connect, once for all who ask at the same time; the first one's command is begun.
+        """Connect, once for all concurrent requests; the first one's command is begun.
 
         Returns:
-            The connection, and whether it was made for this asker.
+            The connection, and whether it was made for this request.
         """
         task = self._connecting.get(user)
         is_own = task is None
@@ -486,11 +485,11 @@ class Connections:
             task = asyncio.create_task(self._add(user, command, known=known))
             self._connecting[user] = task
             task.add_done_callback(lambda _: self._connecting.pop(user, None))
-        # An asker who leaves must not take the connection from the others.
+        # A cancelled request must not cancel the connection of the others.
         return await asyncio.shield(task), is_own
 
     async def _add(self, user: str, command: Callable[[str], str] | None, *, known: bool) -> Warm:
-        """Connect; where packets are lost, and it takes long, twice: the one that is made first counts."""
+        """Connect; if it takes long and packets are lost, try a second connection, and use the first that is made."""
         first, rival = Attempt(), Attempt()
         tasks = {asyncio.create_task(self._attempt(user, command, first, rival, known=known))}
         try:
@@ -504,7 +503,7 @@ class Connections:
     async def _attempt(
         self, user: str, command: Callable[[str], str] | None, attempt: Attempt, other: Attempt, *, known: bool
     ) -> Warm:
-        # Whoever waited for a turn while the remote went down spares it the try.
+        # The breaker is checked after the wait for a turn: the remote may have gone down meanwhile.
         async with nullcontext() if known else self._strangers, self._turns:
             attempt.check()
             self._breaker.check()
@@ -525,13 +524,13 @@ class Connections:
                 connection.close()
                 attempt.check()
             attempt.succeeded()
-            # Before this turn is free, which the other one may be waiting for.
+            # Before the turn is released, for which the other attempt may be waiting.
             other.give_up()
             self._breaker.worked()
         return self._enter(user, connection)
 
     def _enter(self, user: str, connection: RemoteConnection) -> Warm:
-        """Take a new connection into the pool, in the place of the user's old one."""
+        """Add a new connection to the pool, in place of the user's old one."""
         self.verdicts.clear(user)
         now = self._clock()
         warm = Warm(connection, now, now)
@@ -557,7 +556,7 @@ def _release(warm: Warm) -> None:
 
 
 async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnection) -> bool:
-    """Wait for an attempt for as long as its connection deserves, and tell whether it is done."""
+    """Wait for an attempt, longer if its connection acknowledges, and return whether it is done."""
     patience_s = min(WARM_TIMEOUT_S, connection.round_trip_s + ACKNOWLEDGE_S)
     done, _ = await asyncio.wait(attempts, timeout=patience_s)
     if not done and not connection.unacknowledged:
@@ -566,7 +565,7 @@ async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnectio
 
 
 async def _is_done_or_unlucky(attempts: set[asyncio.Task[_T]], is_unlucky: Callable[[], bool]) -> bool:
-    """Wait for an attempt until it is done, or takes long and is unlucky, and tell whether it is done."""
+    """Wait until an attempt is done, or takes long and has lost packets; return whether it is done."""
     done, _ = await asyncio.wait(attempts, timeout=RIVAL_AFTER_S)
     while not done and not is_unlucky():
         done, _ = await asyncio.wait(attempts, timeout=RIVAL_STEP_S)
@@ -574,7 +573,7 @@ async def _is_done_or_unlucky(attempts: set[asyncio.Task[_T]], is_unlucky: Calla
 
 
 async def _first(attempts: set[asyncio.Task[_T]]) -> _T:
-    """Wait for the first attempt that works, or is refused; where there is none, raise what the last one says."""
+    """Wait for the first attempt that succeeds or is refused; if there is none, raise the last one's error."""
     while True:
         done, attempts = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
         worked = [attempt for attempt in done if attempt.exception() is None]
@@ -584,6 +583,6 @@ async def _first(attempts: set[asyncio.Task[_T]]) -> _T:
 
 
 def _observe(done: asyncio.Future[Any]) -> None:
-    """Take note of how a task ended that may have nobody left to tell."""
+    """Retrieve a task's exception, so that asyncio does not log it as unhandled."""
     if not done.cancelled():
         done.exception()

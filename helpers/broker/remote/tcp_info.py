@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection (tcp(7), TCP_INFO)."""
+"""The kernel's state of a TCP connection (tcp(7), TCP_INFO)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
-# Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds. rcv_ooopack is behind those
-# that are left out, from Linux 5.4 on.
+# Linux, linux/tcp.h, struct tcp_info: eight bytes, then numbers; times are in microseconds. rcv_ooopack, which follows
+# the numbers that are skipped, exists from Linux 5.4 on.
 _LAYOUT = struct.Struct("=2xB5x24I120xI")
 _RETRANSMITS, _UNACKED, _RTT, _RTTVAR, _TOTAL_RETRANS, _RCV_OOOPACK = 0, 5, 16, 17, 24, 25
 
@@ -17,10 +17,10 @@ class TcpInfo:
     """A part of struct tcp_info.
 
     Attributes:
-        round_trip_s: How long the other kernel takes to answer, in seconds, at the worst that is likely (RFC 6298).
-        unacknowledged: Whether the other kernel has still to say that it has got what was sent, once and then again.
-        loses: Whether packets have been lost since the connection was made: ours, which were sent again, or the other
-            side's, whose next ones came first.
+        round_trip_s: The peer's longest likely response time, in seconds (RFC 6298).
+        unacknowledged: Whether the peer has not yet acknowledged data that was retransmitted.
+        loses: Whether packets have been lost since the connection was made: ours, which were retransmitted, or the
+            peer's, after which others arrived out of order.
     """
 
     round_trip_s: float
@@ -29,7 +29,7 @@ class TcpInfo:
 
 
 def read(sock: socket.socket) -> TcpInfo:
-    """Ask the kernel; of a closed socket nothing is known, and so nothing bad."""
+    """Read the kernel's state; for a closed socket all values are zero."""
     try:
         told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
     except OSError:

@@ -1,7 +1,7 @@
-"""Agent pass-through: which logins on the remote are under way, since the users' own ssh makes them.
+"""Agent pass-through: limits for logins on the remote that the users' own ssh makes.
 
-A stranger with any key may come that far: without a limit strangers could turn the gateway against the remote, and with
-one limit for all they could keep everyone else out.
+A stranger with any key gets as far as such a login. Without a limit strangers could flood the remote through the
+gateway; with a single limit for all they could keep users out.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ MAX_LOGINS = 10
 """Logins under way at once: sshd's MaxStartups begins to drop unauthenticated connections at 10 (sshd_config(5))."""
 
 MAX_STRANGERS = 7
-"""How many of these may be strangers': the rest is for users who have logged in before."""
+"""How many of these may be strangers'; the rest is for users who have logged in before."""
 
 MAX_FOR_SOURCE = 5
-"""How many turns of either kind one source may have while no other has any; fewer while many are taken
+"""How many turns of either kind one source may have while all others are free; fewer while many are taken
 (`helpers.broker.fair_share`)."""
 
 IPV6_PREFIX = 64
-"""Bits by which IPv6 addresses are one: so many say whose network it is, as for sshd (60-abuse.conf)."""
+"""IPv6 addresses with the same prefix of so many bits count as one source, as in sshd (60-abuse.conf)."""
 
 MAX_WAITING, MAX_WAITING_FOR_SOURCE = 100, 20
-"""Strangers' logins that may wait for a turn, and those of one source: each waits in a process. One more is refused."""
+"""Most logins of strangers that may wait for a turn, in total and from one source: each waits in a process. Further
+ones are refused."""
 
 LOGIN_S = 60.0
-"""Longest time, in seconds, that a login may take: some agents ask their user, or wait for a key's touch. A stranger
-has all of it while no other has a turn, and less the fewer turns are free."""
+"""Longest time, in seconds, that a login may take: some agents prompt the user, or wait for a touch of the key. A
+stranger gets all of it while no other has a turn, and less as fewer turns are free."""
 
 _BUSY = "the gateway is busy with other logins; try again in a moment"
 
 
 class LoginLimiter:
-    """Counts the logins by the processes that watch over them; a turn ends with its process."""
+    """Gives turns to processes that watch logins; a turn ends with its process."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._turns, self._strangers = FairShare(MAX_LOGINS, MAX_FOR_SOURCE), FairShare(MAX_STRANGERS, MAX_FOR_SOURCE)
         self._waiting: Counter[str] = Counter()
         self._held: set[asyncio.Task[None]] = set()
@@ -52,15 +52,15 @@ class LoginLimiter:
         """Wait for a turn.
 
         Args:
-            pid: The process for whose life it lasts.
-            source: From where the login comes, see `source_of`.
-            known: Whether its user has logged in before, by the same key or from the same address.
+            pid: The process that holds the turn until it ends.
+            source: The source of the login, see `source_of`.
+            known: Whether the user has logged in before, with the same key or from the same address.
 
         Returns:
             How many seconds the login may take.
 
         Raises:
-            RemoteTimeoutError: The turn does not come in time, or too many wait for theirs.
+            RemoteTimeoutError: The turn does not come in time, or too many logins wait.
             OSError: There is no such process.
         """
         async with AsyncExitStack() as stack:
@@ -75,7 +75,7 @@ class LoginLimiter:
                     await self._take(stack, source, self._strangers, self._turns)
                 finally:
                     self._waiting[source] -= 1
-                    self._waiting += Counter()  # keeps those that are above zero
+                    self._waiting += Counter()  # drops entries that are zero
             task = asyncio.create_task(_hold(ended, stack.pop_all()))
             self._held.add(task)
             task.add_done_callback(self._held.discard)
@@ -98,14 +98,14 @@ async def _hold(ended: asyncio.Event, turn: AsyncExitStack) -> None:
 
 
 def source_of(address: str | None, user: str) -> str:
-    """Name what counts as one for the limits.
+    """Return the source that a login counts for.
 
     Args:
-        address: The client's address; None where it is a proxy's, which is everyone's, or the key has proved who comes.
-        user: The user's name, by which clients are told apart then.
+        address: The client's address; None if it is a proxy's, which clients share, or the key identifies the user.
+        user: The user's name, the source if there is no address.
 
     Returns:
-        The IPv4 address; the network of an IPv6 address, of which one stranger has 2**64; or the user.
+        The IPv4 address; the network of an IPv6 address, in which one stranger has 2**64 addresses; or the user.
     """
     if address is None:
         return f"user {user}"

@@ -1,4 +1,4 @@
-"""Sessions: starts them, and with agent pass-through lets their ssh log in by turns."""
+"""Sessions: starts them, and with agent pass-through gives turns to their ssh's logins."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class SessionService:
     """Answers the session helper.
 
     Args:
-        mode: How the gateway decides who may log in.
+        mode: How users authenticate.
         accounts: The users.
         starter: Starts sessions on the remote.
         clients: The clients.
         connections: The connections to the remote.
         open_sessions: The table of sessions.
-        log: Where each session goes.
+        log: Receives each session.
 
     Attributes:
         started: How many sessions were started.
-        failed: How many were not.
+        failed: How many failed to start.
     """
 
     def __init__(  # noqa: PLR0917 - four collaborators, the mode and the log
@@ -61,11 +61,11 @@ class SessionService:
             request: See `session_starter.parse_request`; ``connection`` and ``key`` for the log.
 
         Returns:
-            Where the mosh-server is, and its key; or the way to the remote, for ssh.
+            The mosh-server's address, port and key; or the remote's addresses, for ssh.
 
         Raises:
             PermissionDeniedError: No user owns the peer's uid.
-            GatewayError: The remote has no session; the sentence says why.
+            GatewayError: The remote starts no session; the sentence is the reason.
         """
         user = self._accounts.owner(peer, "session")
         wanted = parse_request(request)
@@ -80,7 +80,7 @@ class SessionService:
             self._log.error("session_failed", **login, outcome=error.code, reason=error.message, ms=ms)
             raise
         self.started += 1
-        if not self._mode.passes_agent_through:  # else the remote has not judged yet, see `logged_in`
+        if not self._mode.passes_agent_through:  # else the remote has not authenticated the user yet, see `logged_in`
             self._accounts.note_session(peer.uid)
             self._connections.keep(user)
             self._clients.note_login(user, client)
@@ -135,18 +135,18 @@ class SessionService:
         return {"sessions": [asdict(session) for session in self._open.all()]}
 
     async def login(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Give the user who owns the peer's uid a turn to log in on the remote by the user's own agent.
+        """Give the user who owns the peer's uid a turn to log in on the remote with the user's own agent.
 
         Args:
-            peer: The process that watches over the login; the turn is over when it ends.
-            request: ``connection`` as SSH_CONNECTION has it; ``key``, the first line of SSH_USER_AUTH's file.
+            peer: The process that watches the login; the turn ends with it.
+            request: ``connection``, the value of SSH_CONNECTION; ``key``, the first line of SSH_USER_AUTH's file.
 
         Returns:
             ``seconds``: how long the login may take.
 
         Raises:
             PermissionDeniedError: No user owns the peer's uid.
-            RemoteTimeoutError: Too many others are logging in.
+            RemoteTimeoutError: Too many other logins are in progress.
         """
         user, client = self._accounts.owner(peer, "login"), self._clients.read(peer, request)
         by_key = self._clients.knows_key(user, client)
@@ -155,13 +155,13 @@ class SessionService:
         return {"seconds": await self._logins.take_turn(peer.pid, source, known=known)}
 
     async def logged_in(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Note that the remote has let the user who owns the peer's uid in, by the user's own agent.
+        """Record that the remote has accepted the user who owns the peer's uid, with the user's own agent.
 
-        A process with that uid is the gateway's own code, since a client has no other way to run anything here; and it
-        says so when ssh, which the remote has let in, runs its LocalCommand.
+        Only the gateway's own code runs with that uid, since a client cannot run anything else here. It sends this
+        request when ssh, after its login on the remote, runs its LocalCommand.
 
         Raises:
-            PermissionDeniedError: No user owns the peer's uid, or it is not the agent that decides here.
+            PermissionDeniedError: No user owns the peer's uid, or agent pass-through is off.
         """
         user = self._accounts.owner(peer, "logged_in")
         if not self._mode.passes_agent_through:

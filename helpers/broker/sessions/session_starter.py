@@ -1,4 +1,4 @@
-"""Starts sessions on the remote: a mosh-server for a terminal, the way for ssh for everything else."""
+"""Starts sessions on the remote: a mosh-server for a terminal; everything else goes over ssh."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ MOSH_OUTPUT_MAX_BYTES = 64 * 1024
 """Most output, in bytes, that a login shell may write before mosh-server's line."""
 
 MAX_COMMAND_CHARS = 40_000
-"""Longest command, in characters, that is carried: in base64 it is still one argument (128 KiB on Linux)."""
+"""Longest command, in characters, that is accepted: in base64 it still fits into one argument (128 KiB on Linux)."""
 
 SFTP_REQUEST = "gateway-subsystem-sftp"
-"""What sshd says for a client's request of the subsystem sftp: see ``sshd_config.d``."""
+"""The command that sshd runs for a client's request of the subsystem sftp: see ``sshd_config.d``."""
 
 SFTP_COMMAND = "internal-sftp"
-"""What SSH_ORIGINAL_COMMAND is then told on the remote, where a key's ``command=`` rules: the name by which scripts
-know sftp on every host, since the path of its program differs."""
+"""The value of SSH_ORIGINAL_COMMAND on the remote for sftp under a key's ``command=``: scripts can rely on this name on
+every host, since the path of sftp-server differs."""
 
 _SFTP_ALONE = "echo This service allows sftp connections only.; exit 1"
-"""What sshd does for everything but sftp where a key has ``command="internal-sftp"`` (session.c, do_child)."""
+"""sshd's reply to everything but sftp for a key with ``command="internal-sftp"`` (session.c, do_child)."""
 
 _SFTP_SERVER = (
     "exec env PATH=/usr/lib/openssh:/usr/libexec/openssh:/usr/lib/ssh:/usr/libexec/ssh:/usr/libexec:/usr/lib/misc"
     " sftp-server"
 )
-"""Runs sftp-server where the systems that have OpenSSH put it; a line that means the same in every shell."""
+"""Runs sftp-server from the directories in which systems install it; the line means the same in every shell."""
 
 _SFTP_OPTIONS = re.compile(r"[A-Za-z0-9._/%+=:, -]*", re.ASCII)
 
@@ -48,15 +48,15 @@ _LOCALE_NAME = re.compile(r"LANG|LC_[A-Z]{1,16}", re.ASCII)
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """What a session wants, checked.
+    """A session helper's request, checked.
 
     Attributes:
-        terminal: What mosh needs to know; None for a request that mosh cannot carry.
-        command: The command that rules, a key's or else the client's; None for a login shell.
-        original_command: What the client asked for, where a key's ``command=`` rules; None otherwise.
-        forced: Whether a key's ``command=`` rules.
-        window: Whether the terminal has a size. Where it has none, a program asked for it (Ansible) and reads what the
-            command writes.
+        terminal: The terminal for mosh; None for a request that mosh cannot carry.
+        command: The command to run, a key's ``command=`` or else the client's; None for a login shell.
+        original_command: The client's command if a key's ``command=`` replaces it; None otherwise.
+        forced: Whether a key's ``command=`` replaces the client's.
+        window: Whether the terminal has a size. A terminal without one was requested by a program (Ansible) that reads
+            the command's output.
     """
 
     terminal: mosh.Terminal | None
@@ -67,7 +67,7 @@ class SessionRequest:
 
     @property
     def subsystem(self) -> str | None:
-        """The subsystem to ask the remote for; None for a command or a shell."""
+        """The subsystem to request from the remote; None for a command or a shell."""
         return "sftp" if self.command == SFTP_REQUEST and not self.forced else None
 
 
@@ -80,7 +80,7 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
             client's, or None.
 
     Raises:
-        ProtocolError: It is not whole.
+        ProtocolError: The request is not valid.
     """
     carried, original = request.get("command"), request.get("original_command")
     for text in (original, carried):
@@ -97,14 +97,14 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
 
 
 def _as_the_remote_has_it(command: str, *, sftp: bool) -> str:
-    """Put a program in the place of ``internal-sftp``, sshd's own sftp server, by which no shell knows one.
+    """Replace ``internal-sftp``, sshd's own sftp server, by a program: to a shell it is no command.
 
     Args:
         command: A key's ``command=``. The options that follow the name, such as ``-R``, are those of sftp-server(8).
         sftp: Whether the client asked for the subsystem sftp.
 
     Raises:
-        ProtocolError: An option has a character that a shell might read; sshd itself would show it to none.
+        ProtocolError: An option contains a character that a shell might interpret; sshd itself uses no shell for it.
     """
     name, options = command[: len(SFTP_COMMAND)], command[len(SFTP_COMMAND) :]
     if name != SFTP_COMMAND or options[:1].strip(" \t"):
@@ -121,7 +121,7 @@ def _check_command(text: object) -> None:
         msg = f"the command is longer than {MAX_COMMAND_CHARS} characters"
         raise ProtocolError(msg)
     try:
-        encoded = text.encode("utf-8", "surrogateescape")  # as the environment holds bytes that are no UTF-8
+        encoded = text.encode("utf-8", "surrogateescape")  # as os.environ encodes bytes that are not UTF-8
     except UnicodeEncodeError as exc:
         msg = "the command is not text"
         raise ProtocolError(msg) from exc
@@ -151,11 +151,11 @@ def _terminal(terminal: object) -> mosh.Terminal:
 
 @dataclass(frozen=True)
 class Started:
-    """A session that can begin.
+    """A session that was started.
 
     Attributes:
-        answer: What the session helper needs to know.
-        log: What the log is told.
+        answer: The answer for the session helper.
+        log: The fields for the log.
     """
 
     answer: SessionAnswer
@@ -163,7 +163,7 @@ class Started:
 
     @property
     def transport(self) -> str:
-        """What the session runs over: ``mosh`` or ``ssh``."""
+        """The session's transport: ``mosh`` or ``ssh``."""
         return "mosh" if self.answer["transport"] == "mosh" or "mosh" in self.answer else "ssh"
 
 
@@ -173,14 +173,13 @@ class SessionStarter:
     Args:
         config: The broker's settings.
         connections: The connections to the remote.
-        known_hosts: Where the remote's host keys are looked up; None where any will do.
+        known_hosts: The remote's host keys; None if any host key is accepted.
         addresses: The remote's addresses.
     """
 
     def __init__(
         self, config: BrokerConfig, connections: Connections, known_hosts: KnownHosts | None, addresses: Addresses
     ) -> None:
-        """Take the collaborators."""
         self._config, self._connections, self._known_hosts = config, connections, known_hosts
         self._addresses, self._by_agent = addresses, config.access_mode.passes_agent_through
 
@@ -189,22 +188,22 @@ class SessionStarter:
 
         Args:
             user: The name that owns the session's uid.
-            request: What it wants.
+            request: The session's request.
 
         Raises:
-            GatewayError: The remote has no session for it; the sentence says why.
+            GatewayError: The remote starts no session for it; the sentence is the reason.
         """
         if request.terminal is None or self._by_agent or not self._mosh_carries(request):
             return await self._ssh(user, request)
         return await self._mosh(user, request, request.terminal)
 
     def _mosh_carries(self, request: SessionRequest) -> bool:
-        """Whether a terminal goes over mosh: a shell's always; a command's unless its output or status is wanted."""
+        """Whether mosh carries a terminal: a shell's always, a command's unless its output or status is needed."""
         by_ssh = request.forced or not request.window or self._config.gateway_pty_commands == "ssh"
         return request.command is None or not by_ssh
 
     async def _mosh(self, user: str, request: SessionRequest, terminal: mosh.Terminal) -> Started:
-        """Start a mosh-server, in the first locale that the remote knows."""
+        """Start a mosh-server, in the first locale that the remote has."""
         config = self._config
         failure: GatewayError | None = None
         for locale in terminal.locales:
@@ -243,12 +242,12 @@ class SessionStarter:
         )
 
     async def _ssh(self, user: str, request: SessionRequest) -> Started:
-        """Tell the way to the remote, for the session's own ssh; none for a user whom the remote just refused."""
+        """Answer with what the session's own ssh needs; fail for a user whom the remote has just refused."""
         if not self._by_agent:
             self._connections.verdicts.check_refusal(user)
         connection = self._connections.connection(user)
         addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
-        # Which of them ssh reaches is not known yet; a mosh-server on :: serves IPv4 as well on Linux and macOS.
+        # ssh may reach any of these addresses; a mosh-server on :: also serves IPv4 on Linux and macOS.
         address = next((each for each in addresses if ":" in each), addresses[0])
         terminal = request.terminal if self._mosh_carries(request) else None
         run = _run(request) if request.forced else None
@@ -260,12 +259,12 @@ class SessionStarter:
             "port": self._config.remote_port,
             "host_key_alias": self._known_hosts.known_name if self._known_hosts else self._config.remote_host,
             "known_hosts": self._config.known_hosts,
-            # Without a key of the gateway's, the agent is the one that the user forwarded.
+            # Without a gateway key, ssh uses the agent that the user forwarded.
             "agent": None if self._by_agent else self._config.agent_socket,
             "user": user,
-            # With the user's own agent each session proves itself: whoever has a name's uid there has proved nothing.
+            # With agent pass-through each session must authenticate: any client gets the uid of the name it claims.
             "share": not self._by_agent,
-            # Only where the remote has completed a login so: where it asks for a password, no answer is a failed login.
+            # Only if a login on the remote was completed so: if it prompts for a password, that is a failed login.
             "interactive": connection is not None and connection.interactive,
             "subsystem": request.subsystem,
             "command": run.line if run else None if request.subsystem else request.command,
@@ -279,7 +278,7 @@ class SessionStarter:
                 "program": self._config.remote_mosh_server,
                 "predict": self._config.gateway_mosh_predict,
             }
-        # Its own connection is ssh's to check, and is not checked where nothing is.
+        # ssh checks the host key of its own connection, unless REMOTE_IGNORE_HOST_KEY is on.
         unchecked = {} if self._known_hosts else {"host_key": "ignored"}
         return Started(answer, {"remote": ",".join(addresses), **unchecked})
 

@@ -1,4 +1,4 @@
-"""Signs the logins of sessions' own ssh, with the gateway's key."""
+"""Signs the logins of the sessions' own ssh with the gateway's key."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class SigningService:
 
     Args:
         accounts: The users.
-        identity: The gateway's key; None where the gateway has none.
-        known_hosts: Where the remote's host keys are looked up; None where any will do.
-        log: Where refusals go.
+        identity: The gateway's key; None if the gateway has none.
+        known_hosts: The remote's host keys; None if any host key is accepted.
+        log: Receives refusals.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class SigningService:
         self._accounts, self._identity, self._known_hosts, self._log = accounts, identity, known_hosts, log
 
     def answer(self, peer: Peer, message: bytes) -> bytes:
-        """Answer one message to the agent: see `helpers.ssh.agent`, for the user who owns the peer's uid."""
+        """Answer one message to the agent for the user who owns the peer's uid: see `helpers.ssh.agent`."""
         try:
             user = self._accounts.owner(peer, "agent")
             if self._identity is None:
