@@ -27,7 +27,7 @@ from helpers.broker.remote.connection import Remote, identity, load_key, silence
 from helpers.broker.remote.pool import Connections
 from helpers.broker.remote.verdicts import Verdicts
 from helpers.broker.server import Server
-from helpers.broker.services import Services, Surroundings
+from helpers.broker.services import Dependencies, Services
 from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.deadlines import DRAIN_S
@@ -45,7 +45,7 @@ SWEEP_S = 30.0
 """Seconds between checks for idle connections."""
 
 
-def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
+def build_dependencies(config: BrokerConfig, log: EventLog) -> Dependencies:
     """Put together what the broker's services work with.
 
     Raises:
@@ -64,7 +64,7 @@ def surroundings(config: BrokerConfig, log: EventLog) -> Surroundings:
     verdicts = Verdicts(config.gateway_cache_ttl)
     connections = Connections(remote.connect, known=uids.had_session, verdicts=verdicts)
     privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
-    return Surroundings(
+    return Dependencies(
         config=config,
         uids=uids,
         open_sessions=open_sessions,
@@ -127,24 +127,24 @@ def _key_source(
     return RemoteKeySource(keys, sshd_keys, privileged)
 
 
-async def serve(given: Surroundings) -> None:
+async def serve(dependencies: Dependencies) -> None:
     """Serve until SIGTERM; then finish the requests that were accepted and return."""
-    services, connections = Services(given), given.connections
-    server = Server(services.handlers, services.accounts.account, services.signing.answer, given.log)
+    services, connections = Services(dependencies), dependencies.connections
+    server = Server(services.handlers, services.accounts.account, services.signing.answer, dependencies.log)
     servers = await server.listen(*(socket.socket(fileno=fd) for fd in LISTENING_FDS))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     os.write(STATUS_FD, encode({"result": {}}))
     os.close(STATUS_FD)
     fresh = asyncio.create_task(services.keys.run())
-    given.open_sessions.adopt()
+    dependencies.open_sessions.adopt()
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
                 await stop.wait()
         except TimeoutError:
             connections.sweep()
-            given.open_sessions.adopt()
+            dependencies.open_sessions.adopt()
     fresh.cancel()
     # The supervisor holds the sockets too, so new connections wait in their queues for the next broker.
     await server.leave(servers)
@@ -168,11 +168,11 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     silence_paramiko()
     try:
-        given = surroundings(config, log)
+        dependencies = build_dependencies(config, log)
     except GatewayError as error:
         os.write(STATUS_FD, encode(error_answer(error)))
         return error.status
-    asyncio.run(serve(given))
+    asyncio.run(serve(dependencies))
     # Skips joining paramiko's threads, which may be waiting for a remote that does not answer.
     sys.stderr.flush()
     os._exit(0)

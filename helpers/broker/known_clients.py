@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cachetools import TTLCache
 
-FAMILIAR_S = 86_400.0
+KNOWN_CLIENT_TTL_S = 86_400.0
 """Seconds for which a user's login is remembered."""
 
 MAX_LOGINS = 20_000
@@ -22,7 +22,7 @@ class KnownClients:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._logins: TTLCache[tuple[str, str], bool] = TTLCache(MAX_LOGINS, FAMILIAR_S, clock)
+        self._logins: TTLCache[tuple[str, str], bool] = TTLCache(MAX_LOGINS, KNOWN_CLIENT_TTL_S, clock)
 
     def note(self, user: str, *marks: str | None) -> None:
         """Remember a login.

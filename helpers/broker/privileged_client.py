@@ -52,31 +52,31 @@ class PrivilegedClient:
         Returns:
             As `make_home` does. A failure to write the file is no error: sshd then asks the broker.
         """
-        errand = {"user": user, "uid": uid, "seconds": seconds}
+        request = {"user": user, "uid": uid, "seconds": seconds}
         text = [line.decode("utf-8", "surrogateescape") for line in lines]
-        if len(encode(errand | {"lines": text})) > MAX_REQUEST_BYTES - 64:
+        if len(encode(request | {"lines": text})) > MAX_REQUEST_BYTES - 64:
             text = []
-        return await self._run(errand | {"lines": text})
+        return await self._run(request | {"lines": text})
 
-    async def _run(self, errand: dict[str, Any]) -> str | None:
+    async def _run(self, request: dict[str, Any]) -> str | None:
         async with self._turn:
             self._number += 1
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    return await self._exchange(errand | {"number": self._number})
+                    return await self._exchange(request | {"number": self._number})
             except (BrokenPipeError, ConnectionResetError):
                 self._gone()
             except (OSError, TimeoutError, ProtocolError):
                 pass
         return "the supervisor does not answer"
 
-    async def _exchange(self, errand: dict[str, Any]) -> str | None:
+    async def _exchange(self, request: dict[str, Any]) -> str | None:
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._sock, encode(errand))
+        await loop.sock_sendall(self._sock, encode(request))
         while said := await loop.sock_recv(self._sock, MAX_REQUEST_BYTES):
             answer = decode(said)
             # An answer with another number came too late for an earlier request.
-            if answer.get("number") == errand["number"]:
+            if answer.get("number") == request["number"]:
                 trouble = answer.get("trouble", "")
                 return None if trouble is None else str(trouble)
         raise BrokenPipeError

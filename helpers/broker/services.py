@@ -26,7 +26,7 @@ from helpers.ssh.known_hosts import KnownHosts
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Dependencies:
     """What the services depend on.
 
     Attributes:
@@ -60,7 +60,7 @@ class Services:
     """The broker's services.
 
     Args:
-        given: What they depend on.
+        dependencies: What they depend on.
 
     Attributes:
         accounts: Answers nss-systemd.
@@ -70,25 +70,31 @@ class Services:
         status: Answers ``gatewayctl``.
     """
 
-    def __init__(self, given: Surroundings) -> None:
-        config, log = given.config, given.log
-        self._given = given
+    def __init__(self, dependencies: Dependencies) -> None:
+        config, log = dependencies.config, dependencies.log
+        self._dependencies = dependencies
         self._tasks: set[asyncio.Task[str | None]] = set()
-        clients = Clients(given.supervisor, config.gateway_trusted_proxies)
-        self.accounts = AccountService(config, given.uids, log, self._login_begins)
-        warm_up = _nothing if given.identity is None else given.connections.warm_up
-        self.keys = KeyService(config, self.accounts, given.source, clients, log, warm_up)
-        starter = SessionStarter(config, given.connections, given.known_hosts, given.addresses)
+        clients = Clients(dependencies.supervisor, config.gateway_trusted_proxies)
+        self.accounts = AccountService(config, dependencies.uids, log, self._login_begins)
+        warm_up = _nothing if dependencies.identity is None else dependencies.connections.warm_up
+        self.keys = KeyService(config, self.accounts, dependencies.source, clients, log, warm_up)
+        starter = SessionStarter(config, dependencies.connections, dependencies.known_hosts, dependencies.addresses)
         self.sessions = SessionService(
-            config.access_mode, self.accounts, starter, clients, given.connections, given.open_sessions, log
+            config.access_mode,
+            self.accounts,
+            starter,
+            clients,
+            dependencies.connections,
+            dependencies.open_sessions,
+            log,
         )
-        self.signing = SigningService(self.accounts, given.identity, given.known_hosts, log)
+        self.signing = SigningService(self.accounts, dependencies.identity, dependencies.known_hosts, log)
         counters = {
-            "connections": lambda: len(given.connections),
+            "connections": lambda: len(dependencies.connections),
             "lookups": lambda: self.accounts.lookups,
             "keys_offered": lambda: self.keys.offered,
             "keys_permitted": lambda: self.keys.permitted,
-            "key_files_read": lambda: given.source.files_read,
+            "key_files_read": lambda: dependencies.source.files_read,
             "sessions": lambda: self.sessions.started,
             "failures": lambda: self.sessions.failed,
         }
@@ -109,10 +115,10 @@ class Services:
 
     def _login_begins(self, user: str, uid: int) -> None:
         """Prepare the login during the SSH handshake: sshd has just looked the name up, and asks for keys next."""
-        self._given.source.prepare(user)
-        if user in self._given.config.passwords:
+        self._dependencies.source.prepare(user)
+        if user in self._dependencies.config.passwords:
             # A login by password makes no key request, which otherwise makes the home.
-            task = asyncio.ensure_future(self._given.privileged.make_home(user, uid))
+            task = asyncio.ensure_future(self._dependencies.privileged.make_home(user, uid))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

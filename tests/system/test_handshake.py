@@ -267,8 +267,8 @@ def test_nothing_authenticates_before_the_host_key_is_known(dialled: Dialled, tm
     before = dialled.remote(PORT, right)
     before.connect(user.name, lambda _: _COMMAND).close()
     remote = dialled.remote(PORT, wrong)
-    remote.foreseen.extend(before.foreseen)
-    assert remote.foreseen
+    remote.guessed_kex.extend(before.guessed_kex)
+    assert remote.guessed_kex
     since = lab.remote.log.mark()
     other = lab.add_user()
     with pytest.raises(HostKeyError):

@@ -53,19 +53,19 @@ def test_given_up_when_it_is_made(ends: tuple[socket.socket, socket.socket]) -> 
     attempt.give_up()
     near.sendall(b"x")
     assert far.recv(1) == b"x"
-    assert not attempt.is_unlucky(0.0)
+    assert not attempt.is_losing(0.0)
 
 
 def test_a_connection_that_loses_nothing_is_not_unlucky(ends: tuple[socket.socket, socket.socket]) -> None:
     """Nor is one that is not made yet, or is closed; the kernel tells how long a round trip takes."""
     near, far = ends
     attempt = Attempt()
-    assert not attempt.is_unlucky(0.0)
+    assert not attempt.is_losing(0.0)
     attempt.connected(near)
     near.sendall(b"x")
     assert far.recv(1) == b"x"
-    assert not attempt.is_unlucky(0.0)
+    assert not attempt.is_losing(0.0)
     assert tcp_info.read(near).round_trip_s > 0
     near.close()
-    assert not attempt.is_unlucky(0.0)
-    assert tcp_info.read(near) == tcp_info.TcpInfo(0.0, unacknowledged=False, loses=False)
+    assert not attempt.is_losing(0.0)
+    assert tcp_info.read(near) == tcp_info.TcpInfo(0.0, unacknowledged=False, lost_packets=False)

@@ -197,8 +197,8 @@ def test_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     _resolves(monkeypatch, "::1", "::2", "::3", "192.0.2.1", "::1", "192.0.2.2")
     addresses = Addresses("remote.example", 22)
     assert [numeric(each) for each in addresses.resolve()] == ["::1", "192.0.2.1", "::2", "192.0.2.2", "::3"]
-    assert addresses.beside("192.0.2.1") == ["192.0.2.1", "::1", "::2", "192.0.2.2", "::3"]
-    assert addresses.beside("192.0.2.9")[:2] == ["192.0.2.9", "::1"]
+    assert addresses.starting_with("192.0.2.1") == ["192.0.2.1", "::1", "::2", "192.0.2.2", "::3"]
+    assert addresses.starting_with("192.0.2.9")[:2] == ["192.0.2.9", "::1"]
 
 
 def test_an_address_that_failed_is_tried_last(monkeypatch: pytest.MonkeyPatch) -> None:

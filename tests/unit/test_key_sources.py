@@ -26,7 +26,7 @@ from helpers.broker.keys.local_keys import ContentKeys, PathKeys
 from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeysSources
 from helpers.broker.keys.sources import AnyKeySource, LocalKeySource
 from helpers.broker.privileged_client import PrivilegedClient
-from helpers.broker.remote.pool import Completed, Ran
+from helpers.broker.remote.pool import CommandResult, Completed
 from helpers.broker.remote.verdicts import OUTAGE_TTL_S
 from helpers.protocol.errors import (
     GatewayError,
@@ -68,14 +68,14 @@ class FakePool:
         self.likely: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self.alter: Callable[[Ran], Ran] = lambda ran: ran
+        self.alter: Callable[[CommandResult], CommandResult] = lambda ran: ran
 
-    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+    async def run_in_background(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
         """Answer the next outcome; a status below zero is a connection that does not work."""
         completed = (await self.run(user, lambda _: command, max_bytes=max_bytes)).completed
         return None if completed.status == -1 else completed
 
-    def expected(self, most: int) -> list[str]:
+    def recent_users(self, most: int) -> list[str]:
         """List whom the test expects."""
         return self.likely[-most:]
 
@@ -86,7 +86,7 @@ class FakePool:
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None = None,
-    ) -> Ran:
+    ) -> CommandResult:
         """Answer the next outcome."""
         assert (command("192.0.2.1"), max_bytes, until) == (_SOURCES.command_line(user), MAX_OUTPUT_BYTES, None)
         self.fetches.append(user)
@@ -98,7 +98,7 @@ class FakePool:
         self._opened_s.setdefault(user, self._clock())
         said, status = (b"", outcome) if isinstance(outcome, int) else (authorized_keys(outcome, None), 0)
         completed = Completed(said, b"", status, MARKER)
-        return self.alter(Ran(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0))
+        return self.alter(CommandResult(completed, "192.0.2.1", 100.0 if cold else 0.0, 10.0))
 
     def forget(self, user: str) -> None:
         """Give a connection up."""
@@ -163,7 +163,7 @@ def test_the_ttl_begins_with_the_reading() -> None:
 
         keys, pool, clock = _keys(_FILE)
 
-        def slowly(ran: Ran) -> Ran:
+        def slowly(ran: CommandResult) -> CommandResult:
             clock.now_s += slow_s
             return replace(ran, run_ms=slow_s * 1000)
 
@@ -434,7 +434,7 @@ def test_a_remembered_failure_holds_no_connection() -> None:
                 *,
                 max_bytes: int,
                 until: Callable[[bytes], object] | None = None,
-            ) -> Ran:
+            ) -> CommandResult:
                 del user, command, max_bytes, until
                 transport = _Transport()
                 held.append(weakref.ref(transport))

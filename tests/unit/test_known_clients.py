@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.broker.known_clients import FAMILIAR_S, MAX_LOGINS, KnownClients
+from helpers.broker.known_clients import KNOWN_CLIENT_TTL_S, MAX_LOGINS, KnownClients
 from lab.fakes import ManualClock
 
 _KEY, _OTHER_KEY = "SHA256:a", "SHA256:b"
@@ -36,7 +36,7 @@ def test_a_login_is_forgotten_after_a_day() -> None:
     clock = ManualClock()
     familiar = KnownClients(clock)
     familiar.note("alice", "192.0.2.7")
-    clock.now_s += FAMILIAR_S - 1
+    clock.now_s += KNOWN_CLIENT_TTL_S - 1
     assert familiar.knows("alice", "192.0.2.7")
     clock.now_s += 2
     assert not familiar.knows("alice", "192.0.2.7")

@@ -31,7 +31,7 @@ class _Connection:
     address = "192.0.2.1"
     alive = True
     interactive = False
-    round_trip_s, unacknowledged, loses = 0.1, False, False
+    round_trip_s, unacknowledged, lost_packets = 0.1, False, False
 
     def __init__(self, answer: bytes) -> None:
         self._answer, self.asked, self.is_closed = answer, 0, False

@@ -22,12 +22,12 @@ from helpers.broker.remote.pool import (
     MAX_WAITING,
     MAX_WARM,
     STRANGER_IDLE_S,
+    CommandResult,
     Completed,
     Connections,
     LoginLostError,
     LoginTimeoutError,
     NoRoomError,
-    Ran,
     _first,
 )
 from helpers.protocol.deadlines import RUN_TIMEOUT_S
@@ -58,7 +58,7 @@ class FakeConnection:
     def __init__(self, address: str = "192.0.2.1") -> None:
         """Be alive."""
         self.address, self.alive, self.interactive = address, True, False
-        self.round_trip_s, self.unacknowledged, self.loses = 0.1, False, False
+        self.round_trip_s, self.unacknowledged, self.lost_packets = 0.1, False, False
         self.error: GatewayError | None = None
         self.room, self.running = 10, 0
         self.lines: list[str] = []
@@ -155,7 +155,7 @@ class Pool(Connections):
         self.remote, self.clock = FakeRemote(), ManualClock()
         super().__init__(self.remote.connect, self.clock, lambda name: name == "alice")
 
-    async def do(self, user: str = "alice", line: str = "cat") -> Ran:
+    async def do(self, user: str = "alice", line: str = "cat") -> CommandResult:
         """Run something."""
         return await self.run(user, lambda address: f"{line} {address}", max_bytes=100)
 
@@ -186,7 +186,7 @@ def test_a_connection_is_made_once_and_stays_warm() -> None:
 
     async def scenario(pool: Pool) -> None:
         first, second = await pool.do(), await pool.do(line="mosh")
-        assert first == Ran(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
+        assert first == CommandResult(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
         assert second.completed.stdout == b"ok"
         assert pool.remote.users == ["alice"]
         assert pool.remote.made[0].lines == ["cat 192.0.2.1", "mosh 192.0.2.1"]
@@ -275,7 +275,7 @@ def test_a_user_whose_commands_hang_leaves_room_for_others() -> None:
         pool.remote.holds, pool.remote.room = True, 1000
         hanging = [asyncio.create_task(pool.do()) for _ in range(MAX_RUNNING + 1)]
         await _until(lambda: bool(pool.remote.made) and pool.remote.made[0].running == MAX_FOR_USER)
-        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        assert await pool.run_in_background("alice", "cat", max_bytes=100) is None
         pool.remote.holds = False
         assert (await pool.do("bob")).completed.stdout == b"ok"
         for task in hanging[MAX_FOR_USER:]:
@@ -486,11 +486,11 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def _unlucky(monkeypatch: pytest.MonkeyPatch, pool: Pool, *numbers: int) -> None:
     """Have some attempts lose packets, by their numbers from 1 up."""
 
-    def is_unlucky(attempt: Attempt, after_s: float) -> bool:
+    def is_losing(attempt: Attempt, after_s: float) -> bool:
         assert after_s == 0.0
         return any(attempt in pool.remote.attempts[number - 1 : number] for number in numbers)
 
-    monkeypatch.setattr(Attempt, "is_unlucky", is_unlucky)
+    monkeypatch.setattr(Attempt, "is_losing", is_losing)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -586,7 +586,7 @@ def test_the_first_command_over_a_connection_that_loses_packets_gets_a_rival(mon
         asker = asyncio.create_task(pool.do("bob"))
         await _until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
         pool.remote.holds = False
-        pool.remote.made[0].loses = True
+        pool.remote.made[0].lost_packets = True
         assert (await asker).completed.stdout == b"ok"
         assert pool.remote.users == ["bob", "bob"]
         await pool.do("bob")
@@ -680,7 +680,7 @@ def test_the_sweep_closes_what_is_idle_old_or_dead() -> None:
     async def scenario(pool: Pool) -> None:
         for user in ("idle", "dead", "used", "running"):
             await pool.do(user)
-            pool.keep(user)
+            pool.note_session(user)
         idle, dead, used, running = pool.remote.made
         running.gate.clear()
         task = asyncio.create_task(pool.do("running"))
@@ -704,17 +704,17 @@ def test_what_the_gateway_runs_for_itself_is_no_use() -> None:
     """It keeps no connection open for longer, makes none, and where it fails leaves the connection to its next user."""
 
     async def scenario(pool: Pool) -> None:
-        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        assert await pool.run_in_background("alice", "cat", max_bytes=100) is None
         assert pool.remote.made == []
         await pool.do()
         pool.clock.now_s += IDLE_S
-        assert await pool.run_unused("alice", "cat", max_bytes=100) == Completed(b"ok", b"", 0)
+        assert await pool.run_in_background("alice", "cat", max_bytes=100) == Completed(b"ok", b"", 0)
         pool.remote.made[0].error = RemoteTimeoutError("no")
-        assert await pool.run_unused("alice", "cat", max_bytes=100) is None
+        assert await pool.run_in_background("alice", "cat", max_bytes=100) is None
         assert (pool.remote.made[0].lines[1:], len(pool)) == (["cat", "cat"], 1)
         # Nor does it take the channel that is ready for whoever comes.
         assert pool.remote.made[0].ahead == [False, True, True]
-        pool.keep("alice")
+        pool.note_session("alice")
         pool.clock.now_s += 1
         pool.sweep()
         assert (pool.remote.made[0].alive, len(pool.remote.made), len(pool)) == (False, 1, 0)
@@ -729,15 +729,15 @@ def test_who_will_probably_be_back() -> None:
         for user in ("first", "stranger", "second", "third"):
             await pool.do(user)
             if user != "stranger":
-                pool.keep(user)
-        assert pool.expected(9) == ["first", "second", "third"]
+                pool.note_session(user)
+        assert pool.recent_users(9) == ["first", "second", "third"]
         await pool.do("first")
-        await pool.run_unused("second", "cat", max_bytes=100)
-        assert pool.expected(2) == ["third", "first"]
+        await pool.run_in_background("second", "cat", max_bytes=100)
+        assert pool.recent_users(2) == ["third", "first"]
         pool.clock.now_s += IDLE_S
         await pool.do("third")
         pool.clock.now_s += 1
-        assert pool.expected(9) == ["third"]
+        assert pool.recent_users(9) == ["third"]
 
     _run(scenario)
 
@@ -748,8 +748,8 @@ def test_a_connection_that_no_session_came_of_goes_soon() -> None:
     async def scenario(pool: Pool) -> None:
         for user in ("stranger", "user"):
             await pool.do(user)
-        pool.keep("user")
-        pool.keep("nobody")
+        pool.note_session("user")
+        pool.note_session("nobody")
         pool.clock.now_s += STRANGER_IDLE_S
         pool.sweep()
         assert len(pool) == 2
@@ -932,16 +932,16 @@ def test_a_refusal_is_remembered_for_the_ttl() -> None:
     _run(scenario)
 
 
-async def _worked() -> Ran:
-    return Ran(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
+async def _worked() -> CommandResult:
+    return CommandResult(Completed(b"ok", b"", 0), "192.0.2.1", 0.0, 0.0)
 
 
-async def _lost() -> Ran:
+async def _lost() -> CommandResult:
     msg = "lost"
     raise RemoteLostError(msg)
 
 
-async def _denied() -> Ran:
+async def _denied() -> CommandResult:
     msg = "denied"
     raise PermissionDeniedError(msg)
 
@@ -949,11 +949,13 @@ async def _denied() -> Ran:
 @pytest.mark.parametrize(
     "order", [(_denied, _worked), (_worked, _denied), (_lost, _worked), (_worked, _lost), (_worked, _worked)]
 )
-def test_of_two_attempts_the_one_that_works_counts(order: tuple[Callable[[], Coroutine[None, None, Ran]], ...]) -> None:
+def test_of_two_attempts_the_one_that_works_counts(
+    order: tuple[Callable[[], Coroutine[None, None, CommandResult]], ...],
+) -> None:
     """A failure is none while a rival still may work, nor where it has worked at the same moment."""
 
     async def scenario() -> None:
-        kept: list[set[asyncio.Task[Ran]]] = []
+        kept: list[set[asyncio.Task[CommandResult]]] = []
         for _ in range(50):  # a set has its members by their addresses: those of kept tasks come in both orders
             attempts = {asyncio.create_task(attempt()) for attempt in order}
             kept.append(attempts)

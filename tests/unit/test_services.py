@@ -29,7 +29,7 @@ from helpers.broker.privileged_client import PrivilegedClient
 from helpers.broker.remote.addresses import Addresses
 from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.pool import Completed, Connections
-from helpers.broker.services import Services, Surroundings
+from helpers.broker.services import Dependencies, Services
 from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (
@@ -62,7 +62,7 @@ class FakeConnection:
 
     address = "192.0.2.1"
     alive, interactive = True, False
-    round_trip_s, unacknowledged, loses = 0.1, False, False
+    round_trip_s, unacknowledged, lost_packets = 0.1, False, False
 
     def __init__(self, gateway: FakeGateway) -> None:
         """Belong to a gateway."""
@@ -199,7 +199,7 @@ class FakeGateway:
     def serve(self, source: KeySource) -> None:
         """Have a broker whose keys are from a source."""
         self.broker = Services(
-            Surroundings(
+            Dependencies(
                 config=self.config,
                 uids=self.users,
                 open_sessions=OpenSessions(":memory:", self.log),

@@ -14,7 +14,7 @@ from cachetools import TLRUCache
 from helpers.broker.keys.key_file import KeyFile
 from helpers.broker.keys.refusal_timing import RefusalTiming
 from helpers.broker.keys.remote_authorized_keys import MAX_OUTPUT_BYTES, AuthorizedKeys, AuthorizedKeysSources
-from helpers.broker.remote.pool import Completed, Ran
+from helpers.broker.remote.pool import CommandResult, Completed
 from helpers.broker.remote.verdicts import Verdicts
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError
 
@@ -48,14 +48,14 @@ class Pool(Protocol):
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None = None,
-    ) -> Ran:
+    ) -> CommandResult:
         """Run a command as a user."""
         ...
 
-    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+    async def run_in_background(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
         """Run a command over a warm connection in the background."""
 
-    def expected(self, most: int) -> list[str]:
+    def recent_users(self, most: int) -> list[str]:
         """List users who will probably log in again."""
         ...
 
@@ -98,7 +98,7 @@ class RemoteKeys:
         self.refusal_timing, self._on_file = RefusalTiming(clock), on_file
         self._files: TLRUCache[str, KeyFile] = TLRUCache(
             CACHE_MAX_BYTES,
-            lambda _, file, __: file.believed_until_s,
+            lambda _, file, __: file.valid_until_s,
             clock,
             getsizeof=lambda file: 512 + len(file.content),
         )
@@ -156,7 +156,7 @@ class RemoteKeys:
         if ran.connect_ms > 0.0:
             self.refusal_timing.fetched(user, self._clock() - began)
         read_s = self._clock() - ran.run_ms / 1000
-        file = self._believe(user, KeyFile(keys.content, "remote", 0.0, read_s + self._ttl_s, keys.problems))
+        file = self._store(user, KeyFile(keys.content, "remote", 0.0, read_s + self._ttl_s, keys.problems))
         return replace(file, fetch_ms=ran.connect_ms + ran.run_ms)
 
     def _parse(self, user: str, completed: Completed) -> AuthorizedKeys:
@@ -169,14 +169,14 @@ class RemoteKeys:
             raise RemoteLostError("the reading of authorized_keys was cut short on the remote host")
         return self._sources.parse(user, completed.stdout, completed.marker, completed.status)
 
-    def _believe(self, user: str, file: KeyFile) -> KeyFile:
+    def _store(self, user: str, file: KeyFile) -> KeyFile:
         self._files[user] = file
         self._on_file(user, file)
         return file
 
     def left_s(self, file: KeyFile) -> float:
         """Return for how many more seconds a file is valid."""
-        return max(0.0, file.believed_until_s - self._clock())
+        return max(0.0, file.valid_until_s - self._clock())
 
     async def keep_fresh(self) -> None:
         """Refresh periodically, until cancelled."""
@@ -195,22 +195,22 @@ class RemoteKeys:
             async with turns:
                 read_s = self._clock()
                 command = self._sources.command_line(user)
-                done = await self._pool.run_unused(user, command, max_bytes=MAX_OUTPUT_BYTES)
+                done = await self._pool.run_in_background(user, command, max_bytes=MAX_OUTPUT_BYTES)
             if done is None:
                 return
             with suppress(RemoteLostError):
                 keys = self._parse(user, done)
                 # Without the gateway's own key in the file, only a new login shows whether the remote still accepts it.
                 if self._own_key in keys.content:
-                    believed_until_s = read_s + self._ttl_s
-                    self._believe(user, KeyFile(keys.content, "remote", 0.0, believed_until_s, keys.problems))
+                    valid_until_s = read_s + self._ttl_s
+                    self._store(user, KeyFile(keys.content, "remote", 0.0, valid_until_s, keys.problems))
 
         now = self._clock()
         due = [
             user
-            for user in self._pool.expected(REFRESHED_USERS)
+            for user in self._pool.recent_users(REFRESHED_USERS)
             if (file := self._files.get(user)) is None
-            or file.believed_until_s - now <= self._ttl_s * (1 - REFRESHED_AFTER)
+            or file.valid_until_s - now <= self._ttl_s * (1 - REFRESHED_AFTER)
         ]
         await asyncio.gather(*map(refresh, due))
 

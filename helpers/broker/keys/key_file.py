@@ -13,14 +13,14 @@ class KeyFile:
         content: The file; empty if there is none.
         source: ``remote``, ``path``, ``content`` or ``any``.
         fetch_ms: Milliseconds that the fetch for this request took; 0 if the file was cached.
-        believed_until_s: When it expires, on the source's clock; 0 if it is read again for each key.
+        valid_until_s: When it expires, on the source's clock; 0 if it is read again for each key.
         problems: Why parts of it, or all, are ignored; one sentence each.
     """
 
     content: bytes
     source: str
     fetch_ms: float = 0.0
-    believed_until_s: float = field(default=0.0, compare=False)
+    valid_until_s: float = field(default=0.0, compare=False)
     problems: tuple[str, ...] = field(default=(), compare=False)
 
     @property

@@ -127,12 +127,12 @@ class AuthorizedKeysSources:
             try:
                 if (content := answer.file(uid)) is not None:
                     contents.append(content)
-            except _NotBelievedError as exc:
+            except _IgnoredFileError as exc:
                 problems.append(f"{path} on the remote host does not count: {exc}")
         if self.command:
             try:
                 contents.append(answer.command_output())
-            except _NotBelievedError as exc:
+            except _IgnoredFileError as exc:
                 problems.append(f"{self.command.split()[0]} on the remote host does not count: {exc}")
         answer.end()
         content = b"\n".join(contents)
@@ -141,7 +141,7 @@ class AuthorizedKeysSources:
         return AuthorizedKeys(content, tuple(problems))
 
 
-class _NotBelievedError(Exception):
+class _IgnoredFileError(Exception):
     """sshd would ignore this file; the text is the reason."""
 
 
@@ -192,13 +192,13 @@ class _Answer:
         """Take a file; None if there is none.
 
         Raises:
-            _NotBelievedError: sshd would ignore it.
+            _IgnoredFileError: sshd would ignore it.
         """
         words = self._words()
         if words == ["absent"]:
             return None
         if words == ["unreadable"]:
-            raise _NotBelievedError("it cannot be read, or is no regular file")
+            raise _IgnoredFileError("it cannot be read, or is no regular file")
         if words[0] != "file" or len(words) != 2:  # noqa: PLR2004 - the two
             raise _cut_short()
         listed = [self._listed() for _ in range(_number(words[1]))]
@@ -225,11 +225,11 @@ class _Answer:
         """Take the output of the command.
 
         Raises:
-            _NotBelievedError: The command failed: sshd then discards its output.
+            _IgnoredFileError: The command failed: sshd then discards its output.
         """
         words = self._words()
         if words[0] == "failed":
-            raise _NotBelievedError(f"it ended with status {printable(words[-1].encode())}")
+            raise _IgnoredFileError(f"it ended with status {printable(words[-1].encode())}")
         if words[0] != "command" or len(words) != 2:  # noqa: PLR2004 - the two
             raise _cut_short()
         return self._bytes(_number(words[1]))
@@ -261,7 +261,7 @@ def _check_strict_modes(entry: re.Match[bytes], uid: int, private_gid: int | Non
         return
     kind = "file" if entry["kind"] == b"-" else "directory"
     path = printable(entry[0][entry[0].find(b" /") + 1 :])
-    raise _NotBelievedError(f"bad ownership or modes for {kind} {path} (StrictModes)")
+    raise _IgnoredFileError(f"bad ownership or modes for {kind} {path} (StrictModes)")
 
 
 def _number(word: str) -> int:

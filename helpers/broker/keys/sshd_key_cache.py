@@ -152,5 +152,5 @@ class SshdKeyCache:
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, user: str, uid: int, file: KeyFile) -> str | None:
-        seconds = min(file.believed_until_s - self._clock(), LONGEST_S) - MARGIN_S
+        seconds = min(file.valid_until_s - self._clock(), LONGEST_S) - MARGIN_S
         return await self._privileged.remember(user, uid, self._lines.lines(user, seconds), seconds)

@@ -52,7 +52,7 @@ class Addresses:
         self._last = [numeric(each) for each in ordered]
         return ordered
 
-    def beside(self, address: str) -> list[str]:
+    def starting_with(self, address: str) -> list[str]:
         """List the numeric addresses of the last lookup, with the address in use first."""
         return [address, *(other for other in self._last if other != address)]
 

@@ -44,12 +44,12 @@ class Attempt:
             msg = "another connection to the remote host was quicker"
             raise RemoteLostError(msg)
 
-    def is_unlucky(self, after_s: float) -> bool:
+    def is_losing(self, after_s: float) -> bool:
         """Check whether TCP has been connected for so many seconds and has lost packets."""
         with self._lock:
             if self._socket is None or time.monotonic() - self._connected_s < after_s:
                 return False
-            return tcp_info.read(self._socket).loses
+            return tcp_info.read(self._socket).lost_packets
 
     def succeeded(self) -> None:
         """Record that the connection is made: `give_up` no longer closes it."""

@@ -173,9 +173,9 @@ class Connection:
         return self._tcp_info().unacknowledged
 
     @property
-    def loses(self) -> bool:
+    def lost_packets(self) -> bool:
         """Whether packets have been lost since the connection was made."""
-        return self._tcp_info().loses
+        return self._tcp_info().lost_packets
 
     def _tcp_info(self) -> TcpInfo:
         sock = self._transport.sock
@@ -310,7 +310,7 @@ def _read(
     return Completed(bytes(output), bytes(stderr), None if status < 0 else status, marker)
 
 
-class _ForesightError(RemoteLostError):
+class _WrongGuessError(RemoteLostError):
     """The handshake broke, perhaps because the guessed key exchange method was wrong."""
 
 
@@ -324,7 +324,7 @@ class Remote:
         known_hosts: Its host keys; None accepts any host key.
         key: The gateway's private key; None if it has none, and then it makes no connections.
         unchecked: Called with the type and fingerprint of each host key that was accepted without a check.
-        foreseen: The key exchange method that was negotiated last; empty before the first time.
+        guessed_kex: The key exchange method that was negotiated last; empty before the first time.
         addresses: Its addresses.
     """
 
@@ -333,7 +333,7 @@ class Remote:
     known_hosts: KnownHosts | None
     key: paramiko.PKey | None
     unchecked: Callable[[str], None] = lambda _: None
-    foreseen: deque[str] = field(default_factory=lambda: deque(maxlen=1))
+    guessed_kex: deque[str] = field(default_factory=lambda: deque(maxlen=1))
     addresses: Addresses = field(init=False)
 
     def __post_init__(self) -> None:
@@ -367,14 +367,14 @@ class Remote:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         if self.known_hosts is not None:
             self.known_hosts.keys()
-        foreseen = self.foreseen[-1] if self.foreseen else None
+        guessed_kex = self.guessed_kex[-1] if self.guessed_kex else None
         try:
-            return self._connect(user, self.key, command, attempt, foreseen=foreseen, deadline=deadline)
-        except _ForesightError:
+            return self._connect(user, self.key, command, attempt, guessed_kex=guessed_kex, deadline=deadline)
+        except _WrongGuessError:
             attempt.check()
             # The remote's settings have changed since the last time.
-            self.foreseen.clear()
-            return self._connect(user, self.key, command, attempt, foreseen=None, deadline=deadline)
+            self.guessed_kex.clear()
+            return self._connect(user, self.key, command, attempt, guessed_kex=None, deadline=deadline)
 
     def _connect(
         self,
@@ -383,14 +383,14 @@ class Remote:
         command: Callable[[str], str] | None,
         attempt: Attempt,
         *,
-        foreseen: str | None,
+        guessed_kex: str | None,
         deadline: float,
     ) -> Connection:
         sock, address = self._connect_tcp()
         transport = None
         try:
             attempt.connected(sock)
-            transport = PipelinedTransport(sock, foreseen)
+            transport = PipelinedTransport(sock, guessed_kex)
             self._handshake(transport, deadline)
             line, marker = None if command is None else command(address), new_marker()
             begun = None if line is None else (line, standard_input(marker))
@@ -443,10 +443,10 @@ class Remote:
                 "or newer, is the gateway's address in PerSourcePenaltyExemptList there?"
             )
             # A server that drops connections (MaxStartups) does so before it sends its identification.
-            lost = _ForesightError if transport.foreseen and transport.remote_version else RemoteLostError
+            lost = _WrongGuessError if transport.guessed_kex and transport.remote_version else RemoteLostError
             raise lost(msg) from exc
         if transport.agreed is not None:
-            self.foreseen.append(transport.agreed)
+            self.guessed_kex.append(transport.agreed)
         if self.known_hosts is not None:
             self.known_hosts.verify(key.get_name(), key.asbytes())
         else:

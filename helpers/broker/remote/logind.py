@@ -74,7 +74,7 @@ class Logind:
                 self._log.error("fault", op="hold", error=repr(error), where=fault_of(error))
 
     async def _ask(self, user: str) -> bool:
-        completed = await self._connections.run_unused(user, ASK_COMMAND, max_bytes=MAX_ANSWER_BYTES)
+        completed = await self._connections.run_in_background(user, ASK_COMMAND, max_bytes=MAX_ANSWER_BYTES)
         return completed is not None and _YES in marked_lines(completed.stdout, completed.marker)
 
     def _tell(self) -> None:

@@ -32,7 +32,7 @@ from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
 
 _MSG_KEX_ECDH_REPLY = 31  # RFC 5656 section 4, RFC 8731
-_FORESEEABLE = ("mlkem768x25519-", "curve25519-")
+_GUESSABLE = ("mlkem768x25519-", "curve25519-")
 # sshd's disconnect message if the first failure is one too many (sshd_config(5), MaxAuthTries 1; auth.c).
 _TOO_MANY_FAILURES = b"Too many authentication failures"
 _MAX_PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE (packet.c); RFC 4253 section 6.1 wants 35000
@@ -115,12 +115,12 @@ class PipelinedTransport(paramiko.Transport):
 
     Args:
         sock: A connected socket.
-        foreseen: The key exchange method to guess, usually the one negotiated last time: our half of the exchange is
+        guessed_kex: The key exchange method to guess, usually the one negotiated last time: our half of the exchange is
             then sent without waiting for the server's KEXINIT. With None, or a method that cannot be begun early, it
             waits. If the guess is wrong, the server closes the connection.
 
     Attributes:
-        foreseen: The method that was begun early; None for none.
+        guessed_kex: The method that was begun early; None for none.
         agreed: The method that was negotiated.
         begun: The channel on which the first command runs; None if none was begun.
         spare: A channel that is open for the next command; None if there is none.
@@ -146,10 +146,10 @@ class PipelinedTransport(paramiko.Transport):
         MSG_CHANNEL_EXTENDED_DATA: _feed_extended,
     }
 
-    def __init__(self, sock: socket.socket, foreseen: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, guessed_kex: str | None = None) -> None:
         super().__init__(sock, packetizer_class=_BoundedPacketizer)
-        is_usable = foreseen is not None and foreseen.startswith(_FORESEEABLE) and foreseen in self.preferred_kex
-        self.foreseen = foreseen if is_usable else None
+        is_usable = guessed_kex is not None and guessed_kex.startswith(_GUESSABLE) and guessed_kex in self.preferred_kex
+        self.guessed_kex = guessed_kex if is_usable else None
         self.agreed: str | None = None
         self.begun: paramiko.Channel | None = None
         self.spare: paramiko.Channel | None = None
@@ -179,9 +179,9 @@ class PipelinedTransport(paramiko.Transport):
     def _check_banner(self) -> None:
         # Our identification has just been sent. RFC 4253 section 7.1: KEXINIT may follow it at once.
         self._send_kex_init()
-        if self.foreseen is not None:
+        if self.guessed_kex is not None:
             # Without first_kex_packet_follows: if the guess is right, the packet is the one that comes next anyway.
-            self._early = self._kex_info[self.foreseen](self)
+            self._early = self._kex_info[self.guessed_kex](self)
             self._early.start_kex()
         super()._check_banner()
 
@@ -197,7 +197,7 @@ class PipelinedTransport(paramiko.Transport):
         else:
             self._parse_kex_init(message)
             if type(self.kex_engine) is not type(early):
-                raise paramiko.SSHException("another key exchange method was agreed on than was foreseen")
+                raise paramiko.SSHException("another key exchange method was negotiated than was guessed")
             self.kex_engine = early
             self._expect_packet(_MSG_KEX_ECDH_REPLY)
         if self.agreed is None:

@@ -109,7 +109,7 @@ class RemoteConnection(Protocol):
         ...
 
     @property
-    def loses(self) -> bool:
+    def lost_packets(self) -> bool:
         """Whether packets have been lost since the connection was made."""
         ...
 
@@ -162,7 +162,7 @@ _OUTAGES = (
 
 
 @dataclass
-class Warm:
+class PooledConnection:
     """A connection in the pool.
 
     Attributes:
@@ -170,7 +170,7 @@ class Warm:
         opened_s: Time of its creation, on the pool's clock.
         used_s: Time of its last use.
         users: How many commands run over it now, or wait for their turn.
-        kept: Whether its user has started a session since it was made.
+        had_session: Whether its user has started a session since it was made.
         retired: Whether it was removed from the pool; it is closed after its last command.
         preparing: Whether its next channel is being opened.
         kills_processes: Whether the remote's logind ends a session's processes with the session; None before the
@@ -181,14 +181,14 @@ class Warm:
     opened_s: float
     used_s: float
     users: int = 0
-    kept: bool = False
+    had_session: bool = False
     retired: bool = False
     preparing: bool = False
     kills_processes: bool | None = None
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """The result of a command, and its timing.
 
     Attributes:
@@ -225,8 +225,8 @@ class Connections:
         self._connect, self._clock, self._known = connect, clock, known
         self.verdicts = verdicts or Verdicts(clock=clock)
         self._breaker = CircuitBreaker(clock)
-        self._warm: dict[str, Warm] = {}
-        self._connecting: dict[str, asyncio.Task[Warm]] = {}
+        self._warm: dict[str, PooledConnection] = {}
+        self._connecting: dict[str, asyncio.Task[PooledConnection]] = {}
         self._turns = asyncio.Semaphore(MAX_CONNECTING)
         self._strangers = asyncio.Semaphore(MAX_STRANGERS)
         self._connectors = ThreadPoolExecutor(MAX_CONNECTING, "connect")
@@ -245,7 +245,7 @@ class Connections:
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None = None,
-    ) -> Ran:
+    ) -> CommandResult:
         """Run a command as a user, over the user's warm connection if there is a live one.
 
         A dead connection is replaced once; if one does not answer, a second one is tried in parallel.
@@ -267,7 +267,7 @@ class Connections:
             attempts = {asyncio.create_task(self._run(user, warm, command, max_bytes=max_bytes, until=until))}
         try:
             if warm is None:
-                done = await _is_done_or_unlucky(attempts, lambda: self._is_unlucky(user))
+                done = await _is_done_or_losing(attempts, lambda: self._is_losing(user))
             else:
                 done = await _is_done(attempts, warm.connection)
             if not done:
@@ -280,18 +280,18 @@ class Connections:
         finally:
             # An attempt that still waits for its turn is no longer needed.
             for attempt in attempts:
-                attempt.add_done_callback(_observe)
+                attempt.add_done_callback(_retrieve_exception)
                 attempt.cancel()
         return await self._run_cold(user, command, max_bytes, until)
 
-    def _is_unlucky(self, user: str) -> bool:
+    def _is_losing(self, user: str) -> bool:
         """Check whether a user's connection was made more than `RIVAL_AFTER_S` ago, and has lost packets."""
         warm = self._warm.get(user)
-        return warm is not None and self._clock() - warm.opened_s >= RIVAL_AFTER_S and warm.connection.loses
+        return warm is not None and self._clock() - warm.opened_s >= RIVAL_AFTER_S and warm.connection.lost_packets
 
     async def _run_cold(
         self, user: str, command: Callable[[str], str], max_bytes: int, until: Callable[[bytes], object] | None
-    ) -> Ran:
+    ) -> CommandResult:
         """Run a command over a new connection, which replaces the old one."""
         began = self._clock()
         while True:
@@ -307,7 +307,7 @@ class Connections:
             else:
                 return replace(ran, connect_ms=connect_ms)
 
-    async def run_unused(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
+    async def run_in_background(self, user: str, command: str, *, max_bytes: int) -> Completed | None:
         """Run a command over a user's warm connection in the background, without extending its lifetime.
 
         Args:
@@ -327,14 +327,14 @@ class Connections:
             return None
         return ran.completed
 
-    def expected(self, most: int) -> list[str]:
+    def recent_users(self, most: int) -> list[str]:
         """List users who have recently had a session, and so will probably log in again.
 
         Args:
             most: How many at most; the most recent ones.
         """
         now = self._clock()
-        likely = [user for user, warm in self._warm.items() if warm.kept and now - warm.used_s <= IDLE_S]
+        likely = [user for user, warm in self._warm.items() if warm.had_session and now - warm.used_s <= IDLE_S]
         return likely[-most:]
 
     def warm_up(self, user: str) -> None:
@@ -351,14 +351,14 @@ class Connections:
             if not warm.users:
                 warm.connection.close()
 
-    def keep(self, user: str) -> None:
+    def note_session(self, user: str) -> None:
         """Record that a user has a session, and so will probably log in again."""
         warm = self._warm.get(user)
         if warm is not None:
-            warm.kept = True
+            warm.had_session = True
 
     @contextmanager
-    def held(self, user: str) -> Iterator[Warm | None]:
+    def held(self, user: str) -> Iterator[PooledConnection | None]:
         """Keep a user's connection open within the context, even if it is idle; None if there is none."""
         warm = self._warm.get(user)
         if warm is None:
@@ -384,7 +384,7 @@ class Connections:
         """Close connections that are idle, old or dead; called periodically."""
         now = self._clock()
         for user, warm in list(self._warm.items()):
-            idle_s = IDLE_S if warm.kept else STRANGER_IDLE_S
+            idle_s = IDLE_S if warm.had_session else STRANGER_IDLE_S
             idle = not warm.users and (now - warm.used_s > idle_s or now - warm.opened_s > MAX_AGE_S)
             if idle or not warm.connection.alive:
                 self.forget(user)
@@ -397,7 +397,7 @@ class Connections:
         self._connectors.shutdown(wait=False, cancel_futures=True)
         self._runners.shutdown(wait=False, cancel_futures=True)
 
-    def _usable(self, user: str) -> Warm | None:
+    def _usable(self, user: str) -> PooledConnection | None:
         warm = self._warm.get(user)
         if warm is None:
             return None
@@ -409,13 +409,13 @@ class Connections:
     async def _run(
         self,
         user: str,
-        warm: Warm,
+        warm: PooledConnection,
         command: Callable[[str], str],
         *,
         max_bytes: int,
         until: Callable[[bytes], object] | None,
         ahead: bool = False,
-    ) -> Ran:
+    ) -> CommandResult:
         line = command(warm.connection.address)
         began = self._clock()
         if not ahead:
@@ -438,7 +438,7 @@ class Connections:
             # The dict's order is the order of use, oldest first.
             if self._warm.get(user) is warm:
                 self._warm[user] = self._warm.pop(user)
-        return Ran(completed, warm.connection.address, 0.0, (ended - began) * 1000)
+        return CommandResult(completed, warm.connection.address, 0.0, (ended - began) * 1000)
 
     async def _warm_up(self, user: str) -> None:
         await self._new(user, None)
@@ -454,11 +454,11 @@ class Connections:
         except RuntimeError:
             self._places.release(user)
             raise
-        running.add_done_callback(_observe)
+        running.add_done_callback(_retrieve_exception)
         running.add_done_callback(lambda _: self._places.release(user))
         return asyncio.shield(running)
 
-    async def _prepare(self, user: str, warm: Warm) -> None:
+    async def _prepare(self, user: str, warm: PooledConnection) -> None:
         if not self._places.has_room(user):
             return  # the next command opens a channel for itself
         warm.preparing = True
@@ -468,7 +468,7 @@ class Connections:
         finally:
             warm.preparing = False
 
-    async def _new(self, user: str, command: Callable[[str], str] | None) -> tuple[Warm, bool]:
+    async def _new(self, user: str, command: Callable[[str], str] | None) -> tuple[PooledConnection, bool]:
         """Connect, once for all concurrent requests; the first one's command is begun.
 
         Returns:
@@ -488,21 +488,21 @@ class Connections:
         # A cancelled request must not cancel the connection of the others.
         return await asyncio.shield(task), is_own
 
-    async def _add(self, user: str, command: Callable[[str], str] | None, *, known: bool) -> Warm:
+    async def _add(self, user: str, command: Callable[[str], str] | None, *, known: bool) -> PooledConnection:
         """Connect; if it takes long and packets are lost, try a second connection, and use the first that is made."""
         first, rival = Attempt(), Attempt()
         tasks = {asyncio.create_task(self._attempt(user, command, first, rival, known=known))}
         try:
-            if not await _is_done_or_unlucky(tasks, lambda: first.is_unlucky(RIVAL_AFTER_S)):
+            if not await _is_done_or_losing(tasks, lambda: first.is_losing(RIVAL_AFTER_S)):
                 tasks.add(asyncio.create_task(self._attempt(user, command, rival, first, known=known)))
             return await _first(tasks)
         finally:
             for task in tasks:
-                task.add_done_callback(_observe)
+                task.add_done_callback(_retrieve_exception)
 
     async def _attempt(
         self, user: str, command: Callable[[str], str] | None, attempt: Attempt, other: Attempt, *, known: bool
-    ) -> Warm:
+    ) -> PooledConnection:
         # The breaker is checked after the wait for a turn: the remote may have gone down meanwhile.
         async with nullcontext() if known else self._strangers, self._turns:
             attempt.check()
@@ -529,11 +529,11 @@ class Connections:
             self._breaker.worked()
         return self._enter(user, connection)
 
-    def _enter(self, user: str, connection: RemoteConnection) -> Warm:
+    def _enter(self, user: str, connection: RemoteConnection) -> PooledConnection:
         """Add a new connection to the pool, in place of the user's old one."""
         self.verdicts.clear(user)
         now = self._clock()
-        warm = Warm(connection, now, now)
+        warm = PooledConnection(connection, now, now)
         self.forget(user)
         self._warm[user] = warm
         if len(self._warm) > MAX_WARM:
@@ -546,16 +546,16 @@ class Connections:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_observe)
+        task.add_done_callback(_retrieve_exception)
 
 
-def _release(warm: Warm) -> None:
+def _release(warm: PooledConnection) -> None:
     warm.users -= 1
     if warm.retired and not warm.users:
         warm.connection.close()
 
 
-async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnection) -> bool:
+async def _is_done(attempts: set[asyncio.Task[CommandResult]], connection: RemoteConnection) -> bool:
     """Wait for an attempt, longer if its connection acknowledges, and return whether it is done."""
     patience_s = min(WARM_TIMEOUT_S, connection.round_trip_s + ACKNOWLEDGE_S)
     done, _ = await asyncio.wait(attempts, timeout=patience_s)
@@ -564,10 +564,10 @@ async def _is_done(attempts: set[asyncio.Task[Ran]], connection: RemoteConnectio
     return bool(done)
 
 
-async def _is_done_or_unlucky(attempts: set[asyncio.Task[_T]], is_unlucky: Callable[[], bool]) -> bool:
+async def _is_done_or_losing(attempts: set[asyncio.Task[_T]], is_losing: Callable[[], bool]) -> bool:
     """Wait until an attempt is done, or takes long and has lost packets; return whether it is done."""
     done, _ = await asyncio.wait(attempts, timeout=RIVAL_AFTER_S)
-    while not done and not is_unlucky():
+    while not done and not is_losing():
         done, _ = await asyncio.wait(attempts, timeout=RIVAL_STEP_S)
     return bool(done)
 
@@ -582,7 +582,7 @@ async def _first(attempts: set[asyncio.Task[_T]]) -> _T:
             return (answers or list(done))[0].result()
 
 
-def _observe(done: asyncio.Future[Any]) -> None:
+def _retrieve_exception(done: asyncio.Future[Any]) -> None:
     """Retrieve a task's exception, so that asyncio does not log it as unhandled."""
     if not done.cancelled():
         done.exception()

@@ -19,13 +19,13 @@ class TcpInfo:
     Attributes:
         round_trip_s: The peer's longest likely response time, in seconds (RFC 6298).
         unacknowledged: Whether the peer has not yet acknowledged data that was retransmitted.
-        loses: Whether packets have been lost since the connection was made: ours, which were retransmitted, or the
-            peer's, after which others arrived out of order.
+        lost_packets: Whether packets have been lost since the connection was made: ours, which were retransmitted, or
+            the peer's, after which others arrived out of order.
     """
 
     round_trip_s: float
     unacknowledged: bool
-    loses: bool
+    lost_packets: bool
 
 
 def read(sock: socket.socket) -> TcpInfo:
@@ -33,7 +33,7 @@ def read(sock: socket.socket) -> TcpInfo:
     try:
         told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
     except OSError:
-        return TcpInfo(0.0, unacknowledged=False, loses=False)
+        return TcpInfo(0.0, unacknowledged=False, lost_packets=False)
     info = _LAYOUT.unpack(told.ljust(_LAYOUT.size, b"\0"))
     return TcpInfo(
         (info[_RTT] + 4 * info[_RTTVAR]) / 1e6,

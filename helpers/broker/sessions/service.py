@@ -82,7 +82,7 @@ class SessionService:
         self.started += 1
         if not self._mode.passes_agent_through:  # else the remote has not authenticated the user yet, see `logged_in`
             self._accounts.note_session(peer.uid)
-            self._connections.keep(user)
+            self._connections.note_session(user)
             self._clients.note_login(user, client)
         if started.answer["transport"] == "mosh":
             self._logind.session_started(user, peer.pid)

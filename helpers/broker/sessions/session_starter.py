@@ -246,7 +246,7 @@ class SessionStarter:
         if not self._by_agent:
             self._connections.verdicts.check_refusal(user)
         connection = self._connections.connection(user)
-        addresses = await self._resolve() if connection is None else self._addresses.beside(connection.address)
+        addresses = await self._resolve() if connection is None else self._addresses.starting_with(connection.address)
         # ssh may reach any of these addresses; a mosh-server on :: also serves IPv4 on Linux and macOS.
         address = next((each for each in addresses if ":" in each), addresses[0])
         terminal = request.terminal if self._mosh_carries(request) else None
