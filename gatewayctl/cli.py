@@ -34,6 +34,7 @@ SUBCOMMANDS = {
     "hash-password": Subcommand("hash_password", "hash_password", "Hash a password for GATEWAY_PASSWORDS."),
     "healthcheck": Subcommand("healthcheck", "healthcheck", "Check whether a running gateway accepts logins."),
     "install": Subcommand("install", "install", "Make the gateway a service of this machine."),
+    "kick": Subcommand("kick", "kick", "End the session SID, or all sessions of USER."),
     "render-config": Subcommand(
         "render_config", "render_config", "Show or write the configuration of the gateway's sshd."
     ),

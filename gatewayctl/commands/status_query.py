@@ -32,20 +32,21 @@ def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
     return ask_broker(directory, "status", timeout_s)
 
 
-def ask_broker(directory: Path, op: str, timeout_s: float) -> dict[str, Any]:
+def ask_broker(directory: Path, op: str, timeout_s: float, **words: object) -> dict[str, Any]:
     """Ask a gateway's broker something.
 
     Args:
         directory: GATEWAY_RUNTIME_DIR.
-        op: The request, which needs no further words.
+        op: The request.
         timeout_s: Longest wait, in seconds; it answers from memory.
+        words: What else is in the request.
 
     Raises:
         BrokerUnavailableError: It does not answer, or there is none.
         GatewayError: We are not root.
     """
     try:
-        return ask(str(Runtime(directory).broker_socket), {"op": op}, timeout_s)
+        return ask(str(Runtime(directory).broker_socket), {"op": op, **words}, timeout_s)
     except BrokerUnavailableError as exc:
         # Nobody listens: the supervisor does, whatever has become of the broker.
         if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):

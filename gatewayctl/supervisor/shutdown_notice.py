@@ -17,18 +17,19 @@ _PTS_MAJORS = range(136, 144)
 """Device numbers of terminals on /dev/pts (Linux, admin-guide/devices.txt); each has 256 of them."""
 
 
-def say(sshd: int, pids: Iterable[int]) -> None:
-    """Write `SENTENCE` on the terminals of processes; one that takes nothing now is left out.
+def say(sshd: int, pids: Iterable[int], sentence: bytes = SENTENCE) -> None:
+    """Write a sentence on the terminals of processes; one that takes nothing now is left out.
 
     Args:
         sshd: A process that has the terminals in sight: on a host their mount namespace is not ours.
         pids: The processes.
+        sentence: What to write.
     """
     for number in {number for pid in pids if (number := _terminal(pid)) is not None}:
         with suppress(OSError):
             fd = os.open(f"/proc/{sshd}/root/dev/pts/{number}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
             try:
-                os.write(fd, SENTENCE)
+                os.write(fd, sentence)
             finally:
                 os.close(fd)
 

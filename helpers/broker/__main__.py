@@ -16,6 +16,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from helpers.broker.accounts.locks import Locks
 from helpers.broker.accounts.uid_table import UidTable
 from helpers.broker.keys.cached_remote_keys import RemoteKeys
 from helpers.broker.keys.local_keys import ContentKeys, PathKeys
@@ -60,13 +61,14 @@ def build_dependencies(config: BrokerConfig, log: EventLog) -> Dependencies:
         log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
-    uids, open_sessions = _tables(config, log)
+    uids, locks, open_sessions = _tables(config, log)
     verdicts = Verdicts(config.gateway_cache_ttl)
     connections = Connections(remote.connect, known=uids.had_session, verdicts=verdicts)
     privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
     return Dependencies(
         config=config,
         uids=uids,
+        locks=locks,
         open_sessions=open_sessions,
         source=_key_source(config, uids, connections, privileged, own_key),
         connections=connections,
@@ -93,11 +95,11 @@ def _known_hosts(config: BrokerConfig, log: EventLog) -> KnownHosts | None:
     return known_hosts
 
 
-def _tables(config: BrokerConfig, log: EventLog) -> tuple[UidTable, OpenSessions]:
+def _tables(config: BrokerConfig, log: EventLog) -> tuple[UidTable, Locks, OpenSessions]:
     try:
         uids = range(config.uid_start, config.uid_stop)
         table = UidTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
-        return table, OpenSessions(config.sessions_path, log)
+        return table, Locks(config.locks_path), OpenSessions(config.sessions_path, log)
     except sqlite3.Error as exc:
         msg = f"a table in {config.state_dir} cannot be used ({exc})"
         # A full disk may be temporary, so it is not reported as a wrong setting: systemd then restarts the gateway.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from helpers.broker.accounts.locks import Locks
 from helpers.broker.accounts.service import AccountService
 from helpers.broker.accounts.uid_table import UidTable
 from helpers.broker.clients import Clients
@@ -32,6 +33,7 @@ class Dependencies:
     Attributes:
         config: The broker's settings.
         uids: Names and uids.
+        locks: Names that the operator has locked.
         open_sessions: The table of sessions.
         source: The source of keys.
         connections: The connections to the remote.
@@ -45,6 +47,7 @@ class Dependencies:
 
     config: BrokerConfig
     uids: UidTable
+    locks: Locks
     open_sessions: OpenSessions
     source: KeySource
     connections: Connections
@@ -75,7 +78,7 @@ class Services:
         self._dependencies = dependencies
         self._tasks: set[asyncio.Task[str | None]] = set()
         clients = Clients(dependencies.supervisor, config.gateway_trusted_proxies)
-        self.accounts = AccountService(config, dependencies.uids, log, self._login_begins)
+        self.accounts = AccountService(config, dependencies.uids, dependencies.locks, log, self._login_begins)
         warm_up = _nothing if dependencies.identity is None else dependencies.connections.warm_up
         self.keys = KeyService(config, self.accounts, dependencies.source, clients, log, warm_up)
         starter = SessionStarter(config, dependencies.connections, dependencies.known_hosts, dependencies.addresses)
@@ -110,6 +113,7 @@ class Services:
             "login": self.sessions.login,
             "logged_in": self.sessions.logged_in,
             "root": self.accounts.root,
+            "lock": self.keys.lock,
             "status": self.status.status,
         }
 

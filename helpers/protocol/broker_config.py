@@ -89,6 +89,11 @@ class BrokerConfig:
         """The file that holds the open sessions."""
         return Path(self.state_dir) / "sessions.sqlite3"
 
+    @property
+    def locks_path(self) -> Path:
+        """The file that holds the names that the operator has locked."""
+        return Path(self.state_dir) / "locks.sqlite3"
+
     def to_json(self) -> bytes:
         """Write it for `from_json`."""
         return json.dumps(asdict(self)).encode("ascii")

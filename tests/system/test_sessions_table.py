@@ -117,3 +117,93 @@ def test_only_root_may_list_sessions(lab: Lab, start_gateway: Callable[..., Gate
     done = _ctl(gateway, "sessions")
     assert (done.returncode, done.stdout) == (71, "")
     assert done.stderr.startswith("gatewayctl: no gateway runs in ")
+
+
+# Ending them
+
+
+def test_a_kicked_session_ends_on_all_sides(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """The user reads the operator's sentence, the client ends, no mosh-server stays, and another session goes on."""
+    gateway = start_gateway()
+    terminals = []
+    for _ in range(2):
+        terminals.append(open_terminal(lab.gateway_argv(gateway, user), columns=100))
+        terminals[-1].wait_for(user.prompt)
+    ended, living = terminals
+    older, _ = _open(gateway)
+    sid = older["sid"]
+    done = _ctl(gateway, "kick", sid, "--message", "maintenance at 12:00\x1b[2J")
+    assert (done.returncode, done.stdout) == (0, f"Ended {sid} of {user.name}.\n")
+    ended.wait_exit()
+    # It stands on the screen that is left when mosh-client, which draws on the other one, has ended.
+    before, sentence, _ = bytes(ended.raw).partition(b"gateway: maintenance at 12:00?[2J\r\n")
+    assert sentence
+    assert before.rindex(b"\x1b[?1049l") > before.rindex(b"\x1b[?1049h")
+    wait_until(lambda: len(lab.remote.processes("mosh-server", user=user)) == 1, "its mosh-server is gone")
+    wait_until(lambda: _ended(gateway) == [sid], "the log has its end")
+    living.run("echo $((40 + 2))", "42")
+
+
+def test_a_kicked_user_has_no_session_left(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """Shells and commands end; another user's do not."""
+    gateway, other = start_gateway(), lab.add_user()
+    shell = open_terminal(lab.gateway_argv(gateway, user))
+    command = open_terminal(lab.gateway_argv(gateway, user, "echo ready; cat", options=["-T"]))
+    others = open_terminal(lab.gateway_argv(gateway, other))
+    for terminal, word in ((shell, user.prompt), (command, "ready"), (others, other.prompt)):
+        terminal.wait_for(word)
+    assert _ctl(gateway, "kick", user.name).returncode == 0
+    shell.wait_exit()
+    assert command.wait_exit() != 0
+    wait_until(lambda: [its["user"] for its in _open(gateway)] == [other.name], "one session is left")
+    others.run("echo $((40 + 2))", "42")
+
+
+def test_a_locked_name_is_refused_until_the_lock_is_lifted(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User
+) -> None:
+    """Also by a key that sshd accepts from its own file; after a reload too, and no other name is."""
+    gateway, other = start_gateway(), lab.add_user()
+
+    def says(who: User) -> bytes:
+        return lab.run(lab.gateway_argv(gateway, who, "echo in")).stdout
+
+    assert says(user) == says(user) == b"in\n"
+    done = _ctl(gateway, "kick", user.name, "--lock", "5")
+    assert (done.returncode, done.stdout) == (0, f"Locked {user.name} for 5 min.\n")
+    assert says(user) == b""
+    assert gateway.log.matches(rf'key_refused .*user={user.name} .*reason="user_name: {user.name} is locked ')
+    assert says(other) == b"in\n"
+    gateway.signal(signal.SIGHUP)
+    gateway.log.wait_for(r"\breloaded\b")
+    assert says(user) == b""
+    assert _ctl(gateway, "kick", user.name, "--lock", "0").stdout == f"Lifted the lock of {user.name}.\n"
+    assert says(user) == b"in\n"
+
+
+def test_a_connection_that_is_open_starts_no_session_of_a_locked_name(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """A client that has logged in before the lock reads why."""
+    gateway = start_gateway()
+    path = lab.directory / "keys" / f"master-{user.name}"
+    master = ["-S", str(path)]
+    open_terminal(lab.gateway_argv(gateway, user, options=[*master, "-M", "-N"]))
+    wait_until(path.exists, "the client's connection is open")
+    assert lab.run(lab.gateway_argv(gateway, user, "echo in", options=master)).stdout == b"in\n"
+    assert _ctl(gateway, "kick", user.name, "--lock", "5").returncode == 0
+    done = lab.run(lab.gateway_argv(gateway, user, "echo in", options=master))
+    assert (done.stdout, done.returncode) == (b"", 77)
+    assert done.stderr.startswith(f"gateway: {user.name} is locked on the gateway until ".encode())
+
+
+@pytest.mark.parametrize("who", ["1-1", "nobody-here", "", "../x", "-1"])
+def test_a_session_that_is_not_there_is_told(start_gateway: Callable[..., Gateway], who: str) -> None:
+    """One line and a status; nothing is signalled."""
+    done = _ctl(start_gateway(), "kick", "--", who)
+    assert (done.returncode, done.stdout) == (67, "")
+    assert done.stderr == f"gatewayctl: there is no open session {who}; gatewayctl sessions lists them\n"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.broker import remote_deadline
+from helpers.broker.accounts.locks import Locks
 from helpers.broker.accounts.uid_table import UidTable
 from helpers.broker.accounts.userdb import AUTH_USER
 from helpers.broker.clients import _endpoint, _key_fingerprint
@@ -202,6 +203,7 @@ class FakeGateway:
             Dependencies(
                 config=self.config,
                 uids=self.users,
+                locks=Locks(":memory:"),
                 open_sessions=OpenSessions(":memory:", self.log),
                 source=source,
                 connections=self.connections,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from helpers.broker.accounts import userdb
+from helpers.broker.accounts.locks import Locks
 from helpers.broker.accounts.uid_table import RESERVED_NAMES, UidTable
 from helpers.broker.peer_credentials import Peer
 from helpers.protocol.broker_config import BrokerConfig
@@ -24,6 +26,7 @@ class AccountService:
     Args:
         config: The broker's settings.
         uids: Names and uids.
+        locks: Names that the operator has locked.
         log: Receives refusals.
         on_lookup: Called with a name and its uid when sshd looks a user up, at the beginning of a login.
 
@@ -32,9 +35,14 @@ class AccountService:
     """
 
     def __init__(
-        self, config: BrokerConfig, uids: UidTable, log: EventLog, on_lookup: Callable[[str, int], None]
+        self,
+        config: BrokerConfig,
+        uids: UidTable,
+        locks: Locks,
+        log: EventLog,
+        on_lookup: Callable[[str, int], None],
     ) -> None:
-        self._config, self._uids, self._log, self._on_lookup = config, uids, log, on_lookup
+        self._config, self._uids, self._locks, self._log, self._on_lookup = config, uids, locks, log, on_lookup
         self.lookups = 0
 
     # For nss-systemd
@@ -110,11 +118,24 @@ class AccountService:
 
     def may_log_in(self, user: str) -> str | None:
         """Return why a name may not log in with any key; None if it may."""
+        if (locked := self.why_locked(user)) is not None:
+            return locked
         if user == "root":
             return None if self._config.gateway_permit_root else "root is not permitted; see GATEWAY_PERMIT_ROOT"
         if is_user_name(user) and self._uids.uid_of(user, allocate=False):
             return None
         return "no such user name"
+
+    def lock(self, user: str, seconds: float) -> None:
+        """Lock a name for some seconds, or with 0 lift its lock."""
+        self._locks.lock(user, seconds)
+
+    def why_locked(self, user: str) -> str | None:
+        """Return a sentence if the operator has locked a name; None if not."""
+        until = self._locks.until(user)
+        if until is None:
+            return None
+        return f"{user} is locked on the gateway until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
 
     def uid_for_login(self, user: str) -> int | None:
         """Return the uid of a user whose key was permitted; None if it has been reused."""

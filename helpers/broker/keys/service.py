@@ -15,6 +15,7 @@ from helpers.broker.remote_deadline import in_time
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, UserNameError
 from helpers.protocol.event_log import EventLog, fault_of
+from helpers.protocol.messages import is_user_name
 from helpers.ssh.authorized_keys import OfferedKey, parse_offered_key
 from helpers.ssh.known_hosts import fingerprint
 
@@ -114,6 +115,29 @@ class KeyService:
             return NO_ROOM
         stranger = None if self._clients.knows_key(user, client) else client
         return await self._source.admit(user, uid, offered, verdict, stranger)
+
+    async def lock(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Lock a name for the operator: no key or password of the user's is accepted meanwhile.
+
+        Args:
+            peer: ``gatewayctl kick``.
+            request: ``user``; ``seconds``, 0 to lift the lock.
+
+        Raises:
+            PermissionDeniedError: The peer is not root.
+            UserNameError: It is not a user name.
+        """
+        if peer.uid != 0:
+            msg = "only root may lock a name"
+            raise PermissionDeniedError(msg)
+        user, seconds = str(request["user"]), float(request["seconds"])
+        if not is_user_name(user):
+            msg = "it is not a user name"
+            raise UserNameError(msg)
+        self._accounts.lock(user, seconds)
+        await self._source.forget(user)
+        self._log.warning("user_locked" if seconds > 0 else "user_unlocked", user=user, seconds=seconds)
+        return {}
 
     async def run(self) -> None:
         """Run the source's background work, until cancelled."""

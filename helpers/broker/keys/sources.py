@@ -66,6 +66,9 @@ class KeySource(Protocol):
         """
         ...
 
+    async def forget(self, user: str) -> None:
+        """Have sshd accept no key of a user's without asking the broker."""
+
     def refusal_delay_s(self, user: str) -> float:
         """Return the delay of a refusal, in seconds, which hides whether the name exists."""
         ...
@@ -123,6 +126,9 @@ class LocalKeySource(_Indexed):
         del offered, verdict, client
         return await self._privileged.make_home(user, uid)
 
+    async def forget(self, user: str) -> None:
+        """Do nothing: sshd asks about each key."""
+
     def refusal_delay_s(self, user: str) -> float:
         """Return 0: all names have the same keys, so the time reveals nothing."""
         del user
@@ -161,6 +167,9 @@ class AnyKeySource:
         where = None if client is None or client.process is None else (client.process, client.address)
         return await self._privileged.make_home(user, uid, where)
 
+    async def forget(self, user: str) -> None:
+        """Do nothing: sshd asks about each key."""
+
     def refusal_delay_s(self, user: str) -> float:
         """Return 0: all names get the same answer."""
         del user
@@ -197,6 +206,10 @@ class RemoteKeySource(_Indexed):
         """Have the user's home made, and let sshd cache the lines for as long as the file is valid."""
         del client
         return await self._sshd_keys.add(user, uid, verdict.file, offered, verdict.lines)
+
+    async def forget(self, user: str) -> None:
+        """Remove the file of keys that sshd accepts without asking."""
+        await self._sshd_keys.forget(user)
 
     def refusal_delay_s(self, user: str) -> float:
         """Return the rest of the time that a fetch over a new connection would take."""

@@ -86,6 +86,10 @@ class PermittedLines:
             del self._users[user]
         return True
 
+    def forget(self, user: str) -> None:
+        """Forget a user's lines."""
+        self._users.pop(user, None)
+
     def lines(self, user: str, seconds: float) -> list[bytes]:
         """List the lines that permit a user's keys, each with its expiry time.
 
@@ -150,6 +154,13 @@ class SshdKeyCache:
             task = asyncio.ensure_future(self._write(user, uid, file))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def forget(self, user: str) -> None:
+        """Remove sshd's file for a user, and the lines that it was made of."""
+        self._lines.forget(user)
+        uid = self._uid_of(user)
+        if uid is not None:
+            await self._privileged.remember(user, uid, [], 0.0)
 
     async def _write(self, user: str, uid: int, file: KeyFile) -> str | None:
         seconds = min(file.valid_until_s - self._clock(), LONGEST_S) - MARGIN_S

@@ -68,6 +68,8 @@ class SessionService:
             GatewayError: The remote starts no session; the sentence is the reason.
         """
         user = self._accounts.owner(peer, "session")
+        if (locked := self._accounts.why_locked(user)) is not None:
+            raise PermissionDeniedError(locked)
         wanted = parse_request(request)
         client = self._clients.read(peer, request)
         login: dict[str, object] = {"sid": client.sid, "user": user, "client": client.endpoint, "key": client.key}
