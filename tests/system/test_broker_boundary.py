@@ -253,10 +253,11 @@ def test_session_cannot_ask_for_keys(
     request = {"op": "authorized_keys", "user": user.name, "key_type": key_type, "key": key, "connection": ""}
     since = gateway.log.mark()
 
-    refused = [_ask(gateway, uid, its)["error"]["code"] for its in (request, {"op": "status"}, {"op": "root"})]
+    roots = [{"op": op, "user": user.name, "seconds": 60} for op in ("status", "root", "sessions", "lock")]
+    refused = [_ask(gateway, uid, its)["error"]["code"] for its in (request, *roots)]
     answered = _say(gateway, gateway.broker.uid + 1, request)
 
-    assert refused == ["permission_denied"] * 3
+    assert refused == ["permission_denied"] * 5
     assert key in answered.decode()
     gateway.log.wait_for(rf"warning refused op=authorized_keys uid={uid} ", since=since)
 
