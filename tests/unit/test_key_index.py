@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -20,9 +19,6 @@ from helpers.broker.keys.key_index import (
     KeyIndexes,
 )
 from helpers.ssh.authorized_keys import BadLineError, LastLineError, OfferedKey, parse_offered_key, read_line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
 
 OFFERED = [
     *(parse_offered_key(name, in_base64(blob)) for name, blob in {**BLOBS, "ssh-rsa": RSA}.items()),
@@ -106,71 +102,48 @@ def _file(number: int, size: int = READ_AT_ONCE_BYTES + 1) -> bytes:
     return (b"# %d\n%b\n" % (number, TEXTS[0])).ljust(size, b"#")
 
 
-def _run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
-    async def run() -> None:
-        async with asyncio.timeout(20):
-            await scenario()
-
-    asyncio.run(run())
-
-
+@pytest.mark.timeout(20)
 class TestKeyIndexes:
     """The files that keys are offered against."""
 
     @pytest.mark.parametrize("size", [100, READ_AT_ONCE_BYTES, READ_AT_ONCE_BYTES + 1, MAX_CONTENT_BYTES])
-    def test_a_file_is_read_once(self, size: int) -> None:
-        """Whoever asks, at once or later, and also with another copy of the same bytes, gets the one index."""
+    async def test_a_file_is_read_once(self, size: int) -> None:
+        """All who ask, at once or later, and also with another copy of the same bytes, get the one index."""
+        indexes = KeyIndexes()
+        found = await asyncio.gather(*(indexes.of(_file(1, size)) for _ in range(40)))
+        found += [await indexes.of(_file(1, size)) for _ in range(40)]
+        assert len({id(index) for index in found}) == indexes.read == 1
+        assert found[0].permitted_lines(OFFERED[0]) == [TEXTS[0]]
 
-        async def scenario() -> None:
-            indexes = KeyIndexes()
-            found = await asyncio.gather(*(indexes.of(_file(1, size)) for _ in range(40)))
-            found += [await indexes.of(_file(1, size)) for _ in range(40)]
-            assert len({id(index) for index in found}) == indexes.read == 1
-            assert found[0].permitted_lines(OFFERED[0]) == [TEXTS[0]]
+    async def test_other_bytes_are_another_file(self) -> None:
+        """A changed file is read again, and only its bytes tell that it changed."""
+        indexes = KeyIndexes()
+        for number in range(3):
+            await indexes.of(_file(number))
+        assert indexes.read == 3
+        changed = await indexes.of(_file(1).replace(TEXTS[0], b"restrict " + TEXTS[0]))
+        assert changed.permitted_lines(OFFERED[0]) == [b"restrict " + TEXTS[0]]
+        assert (await indexes.of(_file(1))).permitted_lines(OFFERED[0]) == [TEXTS[0]]
+        assert indexes.read == 4
 
-        _run(scenario)
-
-    def test_other_bytes_are_another_file(self) -> None:
-        """What changed is read again, and believed by its bytes alone."""
-
-        async def scenario() -> None:
-            indexes = KeyIndexes()
-            for number in range(3):
-                await indexes.of(_file(number))
-            assert indexes.read == 3
-            changed = await indexes.of(_file(1).replace(TEXTS[0], b"restrict " + TEXTS[0]))
-            assert changed.permitted_lines(OFFERED[0]) == [b"restrict " + TEXTS[0]]
-            assert (await indexes.of(_file(1))).permitted_lines(OFFERED[0]) == [TEXTS[0]]
-            assert indexes.read == 4
-
-        _run(scenario)
-
-    def test_one_that_leaves_takes_the_reading_from_nobody(self) -> None:
+    async def test_one_that_leaves_takes_the_reading_from_nobody(self) -> None:
         """A login that gives up meanwhile does not end what others wait for."""
+        indexes = KeyIndexes()
+        impatient, patient = (asyncio.create_task(indexes.of(_file(1))) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert (await patient).permitted_lines(OFFERED[0]) == [TEXTS[0]]
+        assert impatient.cancelled()
+        assert indexes.read == 1
 
-        async def scenario() -> None:
-            indexes = KeyIndexes()
-            impatient, patient = (asyncio.create_task(indexes.of(_file(1))) for _ in range(2))
-            await asyncio.sleep(0)
-            impatient.cancel()
-            assert (await patient).permitted_lines(OFFERED[0]) == [TEXTS[0]]
-            assert impatient.cancelled()
-            assert indexes.read == 1
-
-        _run(scenario)
-
-    def test_memory_has_a_bound(self) -> None:
+    async def test_memory_has_a_bound(self) -> None:
         """Files that were not used for longest are forgotten, and read again when they are needed."""
-
-        async def scenario() -> None:
-            indexes = KeyIndexes()
-            count = MAX_INDEXES_BYTES // MAX_CONTENT_BYTES
-            for number in range(count + 1):
-                await indexes.of(_file(number, MAX_CONTENT_BYTES))
-            assert indexes.read == count + 1
-            await indexes.of(_file(count, MAX_CONTENT_BYTES))
-            assert indexes.read == count + 1
-            await indexes.of(_file(0, MAX_CONTENT_BYTES))
-            assert indexes.read == count + 2
-
-        _run(scenario)
+        indexes = KeyIndexes()
+        count = MAX_INDEXES_BYTES // MAX_CONTENT_BYTES
+        for number in range(count + 1):
+            await indexes.of(_file(number, MAX_CONTENT_BYTES))
+        assert indexes.read == count + 1
+        await indexes.of(_file(count, MAX_CONTENT_BYTES))
+        assert indexes.read == count + 1
+        await indexes.of(_file(0, MAX_CONTENT_BYTES))
+        assert indexes.read == count + 2

@@ -1,12 +1,11 @@
-"""Turns to log in on the remote: so many at once, fewer for strangers, and over when their process is."""
+"""Turns to log in on the remote: so many at once, fewer for strangers; a turn ends with its process."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,8 @@ from helpers.broker.sessions.login_limiter import (
 from helpers.protocol.deadlines import TURN_WAIT_S
 from helpers.protocol.errors import RemoteTimeoutError
 
+pytestmark = pytest.mark.timeout(30)
+
 
 class Crowd:
     """Processes that hold turns."""
@@ -38,13 +39,17 @@ class Crowd:
         return started
 
 
-def _run(scenario: Callable[[LoginLimiter, Crowd], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        with ExitStack() as stack:
-            async with asyncio.timeout(30):
-                await scenario(LoginLimiter(), Crowd(stack))
+@pytest.fixture
+def turns() -> LoginLimiter:
+    """Make a limiter whose turns are all free."""
+    return LoginLimiter()
 
-    asyncio.run(run())
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """Make a crowd, whose processes end with the test."""
+    with ExitStack() as stack:
+        yield Crowd(stack)
 
 
 async def _waits(task: asyncio.Task[float]) -> bool:
@@ -52,57 +57,44 @@ async def _waits(task: asyncio.Task[float]) -> bool:
     return not done
 
 
-def test_one_source_leaves_turns_for_others() -> None:
+async def test_one_source_leaves_turns_for_others(turns: LoginLimiter, crowd: Crowd) -> None:
     """Of seven turns for strangers the fourth of one source waits, while another has one at once."""
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        first = crowd.process()
-        await turns.take_turn(first.pid, "192.0.2.1", known=False)
-        for _ in range(2):
-            await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
-        fourth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.1", known=False))
-        assert await _waits(fourth)
-        await turns.take_turn(crowd.process().pid, "192.0.2.2", known=False)
-        assert not fourth.done()
-        first.kill()
-        await fourth
-
-    _run(scenario)
+    first = crowd.process()
+    await turns.take_turn(first.pid, "192.0.2.1", known=False)
+    for _ in range(2):
+        await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
+    fourth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.1", known=False))
+    assert await _waits(fourth)
+    await turns.take_turn(crowd.process().pid, "192.0.2.2", known=False)
+    assert not fourth.done()
+    first.kill()
+    await fourth
 
 
-def test_strangers_leave_turns_for_users_who_have_logged_in() -> None:
+async def test_strangers_leave_turns_for_users_who_have_logged_in(turns: LoginLimiter, crowd: Crowd) -> None:
     """From however many sources they come; the turns for the others are ten together."""
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        strangers = [crowd.process() for _ in range(MAX_STRANGERS)]
-        for number, process in enumerate(strangers):
-            await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
-        eighth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.99", known=False))
-        assert await _waits(eighth)
-        for number in range(MAX_LOGINS - MAX_STRANGERS):
-            assert await turns.take_turn(crowd.process().pid, f"user {number}", known=True) == LOGIN_S
-        eleventh = asyncio.create_task(turns.take_turn(crowd.process().pid, "user 99", known=True))
-        assert await _waits(eleventh)
-        # The stranger has waited for longer; but the turn that is free now serves both, and both have it in the end.
-        for process in strangers[:2]:
-            process.kill()
-        await asyncio.gather(eighth, eleventh)
-
-    _run(scenario)
+    strangers = [crowd.process() for _ in range(MAX_STRANGERS)]
+    for number, process in enumerate(strangers):
+        await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
+    eighth = asyncio.create_task(turns.take_turn(crowd.process().pid, "192.0.2.99", known=False))
+    assert await _waits(eighth)
+    for number in range(MAX_LOGINS - MAX_STRANGERS):
+        assert await turns.take_turn(crowd.process().pid, f"user {number}", known=True) == LOGIN_S
+    eleventh = asyncio.create_task(turns.take_turn(crowd.process().pid, "user 99", known=True))
+    assert await _waits(eleventh)
+    # The stranger has waited for longer; but the turn that is free now serves both, and both have it in the end.
+    for process in strangers[:2]:
+        process.kill()
+    await asyncio.gather(eighth, eleventh)
 
 
-def test_strangers_have_less_time_the_fewer_turns_are_free() -> None:
-    """Who is alone may take a minute to find the token; the last turn is soon free again."""
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        seconds = [
-            await turns.take_turn(crowd.process().pid, f"192.0.2.{number}", known=False)
-            for number in range(MAX_STRANGERS)
-        ]
-        assert (seconds[0], seconds) == (LOGIN_S, sorted(seconds, reverse=True))
-        assert seconds[-1] < TURN_WAIT_S
-
-    _run(scenario)
+async def test_strangers_have_less_time_the_fewer_turns_are_free(turns: LoginLimiter, crowd: Crowd) -> None:
+    """The only stranger may take a minute to find the token; the last turn is soon free again."""
+    seconds = [
+        await turns.take_turn(crowd.process().pid, f"192.0.2.{number}", known=False) for number in range(MAX_STRANGERS)
+    ]
+    assert (seconds[0], seconds) == (LOGIN_S, sorted(seconds, reverse=True))
+    assert seconds[-1] < TURN_WAIT_S
 
 
 @pytest.mark.parametrize(
@@ -120,66 +112,50 @@ def test_what_counts_as_one_source(address: str | None, source: str) -> None:
     assert source_of(address, "alice") == source
 
 
-def test_sources_are_forgotten() -> None:
+async def test_sources_are_forgotten(turns: LoginLimiter, crowd: Crowd) -> None:
     """Addresses that came once take no memory, and their turns are free again."""
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        for number in range(MAX_STRANGERS + MAX_LOGINS):
-            process = crowd.process()
-            await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
-            process.kill()
-        await asyncio.gather(*turns._held)
-        assert (turns._turns.free, turns._strangers.free) == (MAX_LOGINS, MAX_STRANGERS)
-        assert not turns._turns._held
-
-    _run(scenario)
+    for number in range(MAX_STRANGERS + MAX_LOGINS):
+        process = crowd.process()
+        await turns.take_turn(process.pid, f"192.0.2.{number}", known=False)
+        process.kill()
+    await asyncio.gather(*turns._held)
+    assert (turns._turns.free, turns._strangers.free) == (MAX_LOGINS, MAX_STRANGERS)
+    assert not turns._turns._held
 
 
-def test_a_process_that_has_ended_takes_no_turn() -> None:
-    """Clients leave."""
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        gone = crowd.process()
-        gone.kill()
-        gone.wait()
-        with pytest.raises(ProcessLookupError):
-            await turns.take_turn(gone.pid, "192.0.2.1", known=False)
-
-    _run(scenario)
+async def test_a_process_that_has_ended_takes_no_turn(turns: LoginLimiter, crowd: Crowd) -> None:
+    """A client may leave before its turn comes."""
+    gone = crowd.process()
+    gone.kill()
+    gone.wait()
+    with pytest.raises(ProcessLookupError):
+        await turns.take_turn(gone.pid, "192.0.2.1", known=False)
 
 
-def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user is told to try again; and whoever waits in vain holds nothing afterwards."""
+async def test_a_turn_that_does_not_come(monkeypatch: pytest.MonkeyPatch, turns: LoginLimiter, crowd: Crowd) -> None:
+    """The user is told to try again, and a login that waits in vain holds nothing afterwards."""
     monkeypatch.setattr(login_limiter, "TURN_WAIT_S", 0.05)
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        for number in range(MAX_LOGINS):
-            await turns.take_turn(crowd.process().pid, f"user {number}", known=True)
-        with pytest.raises(RemoteTimeoutError, match="busy with other logins"):
-            await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
-        assert turns._strangers.free == MAX_STRANGERS
-
-    _run(scenario)
+    for number in range(MAX_LOGINS):
+        await turns.take_turn(crowd.process().pid, f"user {number}", known=True)
+    with pytest.raises(RemoteTimeoutError, match="busy with other logins"):
+        await turns.take_turn(crowd.process().pid, "192.0.2.1", known=False)
+    assert turns._strangers.free == MAX_STRANGERS
 
 
-def test_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_wait(monkeypatch: pytest.MonkeyPatch, turns: LoginLimiter, crowd: Crowd) -> None:
     """Of one source twenty may wait, of all a hundred; one more is told so at once, and waiting ends with the wait."""
     monkeypatch.setattr(login_limiter, "TURN_WAIT_S", 0.3)
-
-    async def scenario(turns: LoginLimiter, crowd: Crowd) -> None:
-        pid = crowd.process().pid
-        for number in range(MAX_STRANGERS):
-            await turns.take_turn(pid, f"192.0.2.{number}", known=False)
-        sources = [f"198.51.100.{number}" for number in range(MAX_WAITING // MAX_WAITING_FOR_SOURCE + 1)]
-        asked = [
-            asyncio.create_task(turns.take_turn(pid, source, known=False))
-            for source in sources
-            for _ in range(MAX_WAITING_FOR_SOURCE + 1)
-        ]
-        done, waiting = await asyncio.wait(asked, timeout=0.05)
-        assert len(waiting) == MAX_WAITING
-        assert {str(task.exception()) for task in done} == {login_limiter._BUSY}
-        await asyncio.wait(asked)
-        assert not turns._waiting
-
-    _run(scenario)
+    pid = crowd.process().pid
+    for number in range(MAX_STRANGERS):
+        await turns.take_turn(pid, f"192.0.2.{number}", known=False)
+    sources = [f"198.51.100.{number}" for number in range(MAX_WAITING // MAX_WAITING_FOR_SOURCE + 1)]
+    asked = [
+        asyncio.create_task(turns.take_turn(pid, source, known=False))
+        for source in sources
+        for _ in range(MAX_WAITING_FOR_SOURCE + 1)
+    ]
+    done, waiting = await asyncio.wait(asked, timeout=0.05)
+    assert len(waiting) == MAX_WAITING
+    assert {str(task.exception()) for task in done} == {login_limiter._BUSY}
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert not turns._waiting

@@ -12,17 +12,10 @@ import pytest
 from helpers.broker.remote import logind
 from helpers.broker.remote.logind import Logind
 from helpers.broker.remote.pool import Completed, Connections
-from helpers.protocol.event_log import EventLog
 from lab.answers import MARKER
+from lab.fakes import RecordedLog
 
-
-class _Log(EventLog):
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def _write(self, level: int, event: str, fields: dict[str, object]) -> None:
-        del level, fields
-        self.events.append(event)
+pytestmark = pytest.mark.timeout(20)
 
 
 class _Connection:
@@ -65,50 +58,41 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]
 
 
 async def _until(is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not is_so():  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0.001)
+    while not is_so():  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize(("answer", "kept"), [(b"b true", True), (b"b false", False), (b"", False), (b"true", False)])
-def test_a_connection_is_kept_where_its_end_would_end_sessions(
+async def test_a_connection_is_kept_where_its_end_would_end_sessions(
     client: subprocess.Popen[bytes], answer: bytes, *, kept: bool
 ) -> None:
-    """It is retired like any other, and closed once the last session's process has ended; asked is once."""
-
-    async def scenario() -> None:
-        connection, log = _Connection(answer), _Log()
-        connections = Connections(lambda *_: connection)
-        await connections.run("alice", lambda _: "x", max_bytes=10)
-        watch = Logind(connections, log)
-        for _ in range(2):
-            watch.session_started("alice", client.pid)
-        await _until(lambda: connection.asked)
-        if not kept:
-            await _until(lambda: not watch._tasks)
-        connections.forget("alice")
-        assert connection.is_closed is not kept
-        client.communicate()
-        await _until(lambda: connection.is_closed and not watch._tasks)
-        assert connection.asked <= 2
-        assert log.events == ["remote_kills_processes"] * kept
-
-    asyncio.run(scenario())
-
-
-def test_a_session_that_has_ended_keeps_nothing(client: subprocess.Popen[bytes]) -> None:
-    """A process that is gone, or was never there, holds no connection and is no fault."""
-
-    async def scenario() -> None:
-        log = _Log()
-        watch = Logind(Connections(lambda *_: _Connection(b"b true")), log)
-        watch.session_started("nobody", client.pid)
-        client.communicate()
-        client.wait()
+    """It is retired like any other, and closed once the last session's process has ended; logind is asked once."""
+    connection, log = _Connection(answer), RecordedLog()
+    connections = Connections(lambda *_: connection)
+    await connections.run("alice", lambda _: "x", max_bytes=10)
+    watch = Logind(connections, log)
+    for _ in range(2):
         watch.session_started("alice", client.pid)
+    await _until(lambda: connection.asked)
+    if not kept:
         await _until(lambda: not watch._tasks)
-        assert log.events == []
+    connections.forget("alice")
+    assert connection.is_closed is not kept
+    client.communicate()
+    await _until(lambda: connection.is_closed and not watch._tasks)
+    assert connection.asked <= 2
+    assert [event for event, _ in log.events] == ["remote_kills_processes"] * kept
 
+
+async def test_a_session_that_has_ended_keeps_nothing(client: subprocess.Popen[bytes]) -> None:
+    """A process that is gone, or was never there, holds no connection and is no fault."""
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
-    asyncio.run(scenario())
+    log = RecordedLog()
+    watch = Logind(Connections(lambda *_: _Connection(b"b true")), log)
+    watch.session_started("nobody", client.pid)
+    client.communicate()
+    client.wait()
+    watch.session_started("alice", client.pid)
+    await _until(lambda: not watch._tasks)
+    assert log.events == []
     assert len(os.listdir("/proc/self/fd")) == descriptors - 1  # noqa: PTH208 - without the pipe to the process
