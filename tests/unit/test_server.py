@@ -1,4 +1,4 @@
-"""The broker's sockets: whoever connects gets one answer, or is hung up on, and never the text of a fault of ours."""
+"""The broker's sockets: each client gets one answer, or is hung up on, and never sees the text of an internal fault."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from helpers.protocol.errors import HostKeyError
 from helpers.protocol.messages import MAX_REQUEST_BYTES, encode
 from helpers.ssh.agent import MAX_MESSAGE_BYTES
 from lab.fakes import RecordedLog
+
+pytestmark = pytest.mark.timeout(20)
 
 
 class Served:
@@ -128,24 +130,20 @@ MAX_STARTUPS = 300
 """Logins that sshd lets be under way at once (60-abuse.conf)."""
 
 
-def _run(scenario: Callable[[Served], Awaitable[None]]) -> None:
-    async def run() -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            served = Served(Path(directory))
-            await served.listen()
-            try:
-                async with asyncio.timeout(20):
-                    await scenario(served)
-            finally:
-                served.gate.set()
-                for server in served.listening:
-                    server.close()
-                for sock in served.kept:
-                    sock.close()
-                for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                    await asyncio.wait([task], timeout=5)
-
-    asyncio.run(run())
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """Start a server, and end it with its connections after the test."""
+    with tempfile.TemporaryDirectory() as directory:
+        served = Served(Path(directory))
+        await served.listen()
+        yield served
+        served.gate.set()
+        for server in served.listening:
+            server.close()
+        for sock in served.kept:
+            sock.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait([task], timeout=5)
 
 
 async def _until(true: Callable[[], bool]) -> None:
@@ -156,73 +154,49 @@ async def _until(true: Callable[[], bool]) -> None:
 _ME = Peer(os.getpid(), os.geteuid())
 
 
-def test_a_request_is_answered_once() -> None:
-    """One line in, one line out, then the server hangs up; who asks is the kernel's word, not the request's."""
-
-    async def scenario(served: Served) -> None:
-        request = {"op": "echo", "uid": 0, "pid": 1, "peer": "root"}
-        assert await served.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
-        assert served.peers == [_ME]
-        assert served.log.events == []
-
-    _run(scenario)
+async def test_a_request_is_answered_once(served: Served) -> None:
+    """One line in, one line out, then the server hangs up; the kernel names the client, not the request."""
+    request = {"op": "echo", "uid": 0, "pid": 1, "peer": "root"}
+    assert await served.ask(encode(request) + encode({"op": "fail"})) == {"result": request}
+    assert served.peers == [_ME]
+    assert served.log.events == []
 
 
-def test_an_answer_may_be_text() -> None:
+async def test_an_answer_may_be_text(served: Served) -> None:
     """Bytes leave as they are, and then the server hangs up."""
-
-    async def scenario(served: Served) -> None:
-        assert await served.say(0, encode({"op": "text"})) == b"a\xff\nb\n"
-
-    _run(scenario)
+    assert await served.say(0, encode({"op": "text"})) == b"a\xff\nb\n"
 
 
-def test_a_request_in_pieces() -> None:
+async def test_a_request_in_pieces(served: Served) -> None:
     """A request may come byte by byte."""
-
-    async def scenario(served: Served) -> None:
-        reader, writer = await asyncio.open_unix_connection(served.paths[0])
-        for byte in encode({"op": "echo"}):
-            writer.write(bytes([byte]))
-            await writer.drain()
-        assert json.loads(await reader.read()) == {"result": {"op": "echo"}}
-        writer.close()
-
-    _run(scenario)
+    reader, writer = await asyncio.open_unix_connection(served.paths[0])
+    for byte in encode({"op": "echo"}):
+        writer.write(bytes([byte]))
+        await writer.drain()
+    assert json.loads(await reader.read()) == {"result": {"op": "echo"}}
+    writer.close()
 
 
-def test_an_error_of_ours_is_told() -> None:
-    """The asker hears the sentence, the code and the status."""
-
-    async def scenario(served: Served) -> None:
-        error = {"code": "host_key", "message": "it changed", "status": 76}
-        assert await served.ask(encode({"op": "refuse"})) == {"error": error}
-
-    _run(scenario)
+async def test_an_error_of_ours_is_told(served: Served) -> None:
+    """The client gets the sentence, the code and the status."""
+    error = {"code": "host_key", "message": "it changed", "status": 76}
+    assert await served.ask(encode({"op": "refuse"})) == {"error": error}
 
 
-def test_a_fault_is_logged_and_not_told() -> None:
-    """A fault of ours refuses this request without a word of it; where it was is in the log."""
-
-    async def scenario(served: Served) -> None:
-        answer = await served.ask(encode({"op": "fail"}))
-        assert answer["error"]["code"] == "internal"
-        assert "secret" not in str(answer)
-        ((event, fields),) = served.log.events
-        assert (event, fields["op"], fields["uid"]) == ("fault", "fail", os.geteuid())
-        assert "test_server.py" in str(fields["where"])
-        assert "result" in await served.ask(encode({"op": "echo"}))
-
-    _run(scenario)
+async def test_a_fault_is_logged_and_not_told(served: Served) -> None:
+    """An internal fault refuses this request without its text; the log says where it happened."""
+    answer = await served.ask(encode({"op": "fail"}))
+    assert answer["error"]["code"] == "internal"
+    assert "secret" not in str(answer)
+    ((event, fields),) = served.log.events
+    assert (event, fields["op"], fields["uid"]) == ("fault", "fail", os.geteuid())
+    assert "test_server.py" in str(fields["where"])
+    assert "result" in await served.ask(encode({"op": "echo"}))
 
 
-def test_work_that_takes_too_long_is_the_remotes() -> None:
-    """A deadline that passes is told as the remote's silence."""
-
-    async def scenario(served: Served) -> None:
-        assert (await served.ask(encode({"op": "late"})))["error"]["code"] == "remote_timeout"
-
-    _run(scenario)
+async def test_work_that_takes_too_long_is_the_remotes(served: Served) -> None:
+    """A deadline that passes is reported as a timeout of the remote."""
+    assert (await served.ask(encode({"op": "late"})))["error"]["code"] == "remote_timeout"
 
 
 @pytest.mark.parametrize(
@@ -244,237 +218,177 @@ def test_work_that_takes_too_long_is_the_remotes() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
     ],
 )
-def test_what_is_no_request_is_refused(request_: bytes) -> None:
+async def test_what_is_no_request_is_refused(request_: bytes, served: Served) -> None:
     """Garbage, half a line, an unknown op and a line without end get a protocol error, and the next one is served."""
-
-    async def scenario(served: Served) -> None:
-        assert (await served.ask(request_))["error"]["code"] == "protocol"
-        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-        assert served.peers == [_ME]
-
-    _run(scenario)
+    assert (await served.ask(request_))["error"]["code"] == "protocol"
+    assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+    assert served.peers == [_ME]
 
 
-def test_a_request_without_end_is_cut_off() -> None:
-    """Whoever goes on writing is hung up on, and gets no result; others are served."""
-
-    async def scenario(served: Served) -> None:
-        with suppress(ConnectionError):
-            assert b"result" not in await served.say(0, b"x" * (8 * MAX_REQUEST_BYTES))
-        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-
-    _run(scenario)
+async def test_a_request_without_end_is_cut_off(served: Served) -> None:
+    """A client that goes on writing is hung up on, and gets no result; others are served."""
+    with suppress(ConnectionError):
+        assert b"result" not in await served.say(0, b"x" * (8 * MAX_REQUEST_BYTES))
+    assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
 
 
-def test_the_longest_request_is_read() -> None:
+async def test_the_longest_request_is_read(served: Served) -> None:
     """A request of the largest size is answered."""
-
-    async def scenario(served: Served) -> None:
-        padding = MAX_REQUEST_BYTES - len(encode({"op": "echo", "x": ""}))
-        answer = await served.ask(encode({"op": "echo", "x": "y" * padding}))
-        assert len(answer["result"]["x"]) == padding
-
-    _run(scenario)
+    padding = MAX_REQUEST_BYTES - len(encode({"op": "echo", "x": ""}))
+    answer = await served.ask(encode({"op": "echo", "x": "y" * padding}))
+    assert len(answer["result"]["x"]) == padding
 
 
-def test_an_asker_who_says_nothing_holds_up_nobody() -> None:
-    """Silent connections, and one whose work takes long, do not keep the next asker waiting."""
-
-    async def scenario(served: Served) -> None:
-        silent = [await asyncio.open_unix_connection(path) for path in served.paths]
-        waiting = asyncio.create_task(served.ask(encode({"op": "wait"})))
-        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-        await served.entered.wait()
-        idle = asyncio.create_task(served.server.idle())
-        await asyncio.sleep(0)
-        served.gate.set()
-        assert await waiting == {"result": {}}
-        for _, writer in silent:
-            writer.close()
-        await idle
-
-    _run(scenario)
-
-
-def test_an_asker_who_leaves_is_let_go() -> None:
-    """Whoever hangs up before the answer costs nothing: the server counts down, and serves on."""
-
-    async def scenario(served: Served) -> None:
-        _, writer = await asyncio.open_unix_connection(served.paths[0])
-        writer.write(encode({"op": "wait"}))
-        await writer.drain()
-        await served.entered.wait()
+async def test_an_asker_who_says_nothing_holds_up_nobody(served: Served) -> None:
+    """Silent connections, and one whose work takes long, do not keep the next client waiting."""
+    silent = [await asyncio.open_unix_connection(path) for path in served.paths]
+    waiting = asyncio.create_task(served.ask(encode({"op": "wait"})))
+    assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+    await served.entered.wait()
+    idle = asyncio.create_task(served.server.idle())
+    await asyncio.sleep(0)
+    served.gate.set()
+    assert await waiting == {"result": {}}
+    for _, writer in silent:
         writer.close()
-        served.gate.set()
-        await served.server.idle()
-        assert "result" in await served.ask(encode({"op": "echo"}))
+    await idle
 
-    _run(scenario)
+
+async def test_an_asker_who_leaves_is_let_go(served: Served) -> None:
+    """A client that hangs up before the answer costs nothing: the server counts down, and serves on."""
+    _, writer = await asyncio.open_unix_connection(served.paths[0])
+    writer.write(encode({"op": "wait"}))
+    await writer.drain()
+    await served.entered.wait()
+    writer.close()
+    served.gate.set()
+    await served.server.idle()
+    assert "result" in await served.ask(encode({"op": "echo"}))
 
 
 def _lookup(**parameters: object) -> bytes:
     return json.dumps({"method": "io.systemd.UserDatabase.GetUserRecord", "parameters": parameters}).encode() + b"\0"
 
 
-def test_lookups_share_a_connection() -> None:
-    """nss-systemd may ask several times over one connection, and gets an answer to each, by the kernel's word on it."""
-
-    async def scenario(served: Served) -> None:
-        answers = (await served.say(1, _lookup(userName="alice") + _lookup(uid=5) + b"junk\0")).split(b"\0")
-        assert [json.loads(answer).get("error", "").rpartition(".")[2] for answer in answers[:-1]] == [
-            "",
-            "NoRecordFound",
-            "InvalidParameter",
-        ]
-        assert served.peers == [_ME, _ME]
-
-    _run(scenario)
+async def test_lookups_share_a_connection(served: Served) -> None:
+    """nss-systemd may ask several times over one connection; each gets an answer, and the kernel names the client."""
+    answers = (await served.say(1, _lookup(userName="alice") + _lookup(uid=5) + b"junk\0")).split(b"\0")
+    assert [json.loads(answer).get("error", "").rpartition(".")[2] for answer in answers[:-1]] == [
+        "",
+        "NoRecordFound",
+        "InvalidParameter",
+    ]
+    assert served.peers == [_ME, _ME]
 
 
 @pytest.mark.parametrize("data", [b"", b"half a call", b"x" * (8 * userdb.MAX_REQUEST_BYTES)])
-def test_what_is_no_varlink_is_hung_up_on(data: bytes) -> None:
+async def test_what_is_no_varlink_is_hung_up_on(data: bytes, served: Served) -> None:
     """A call without an end gets no answer, and service goes on."""
-
-    async def scenario(served: Served) -> None:
-        with suppress(ConnectionResetError):
-            assert await served.say(1, data) == b""
-        assert b"alice" in await served.say(1, _lookup(userName="alice"))
-
-    _run(scenario)
+    with suppress(ConnectionResetError):
+        assert await served.say(1, data) == b""
+    assert b"alice" in await served.say(1, _lookup(userName="alice"))
 
 
-def test_a_fault_in_a_lookup_is_logged_and_finds_nobody() -> None:
+async def test_a_fault_in_a_lookup_is_logged_and_finds_nobody(served: Served) -> None:
     """A lookup that fails (a full disk, say) gives no record; the log names it as it does any fault."""
-
-    async def scenario(served: Served) -> None:
-        unhandled: list[object] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        answer = await served.say(1, _lookup(userName="fault"))
-        assert b"record" not in answer
-        assert b"secret" not in answer
-        assert b"alice" in await served.say(1, _lookup(userName="alice"))
-        assert [event for event, _ in served.log.events] == ["fault"]
-        assert unhandled == []
-
-    _run(scenario)
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    answer = await served.say(1, _lookup(userName="fault"))
+    assert b"record" not in answer
+    assert b"secret" not in answer
+    assert b"alice" in await served.say(1, _lookup(userName="alice"))
+    assert [event for event, _ in served.log.events] == ["fault"]
+    assert unhandled == []
 
 
 def _framed(message: bytes) -> bytes:
     return len(message).to_bytes(4) + message
 
 
-def test_agent_messages_are_answered_in_turn() -> None:
+async def test_agent_messages_are_answered_in_turn(served: Served) -> None:
     """Each message, its length in front, gets an answer framed the same way."""
-
-    async def scenario(served: Served) -> None:
-        assert await served.say(2, _framed(b"abc") + _framed(b"de")) == _framed(b"cba") + _framed(b"ed")
-        assert served.peers == [_ME, _ME]
-
-    _run(scenario)
+    assert await served.say(2, _framed(b"abc") + _framed(b"de")) == _framed(b"cba") + _framed(b"ed")
+    assert served.peers == [_ME, _ME]
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\0\0", b"\0\0\0\0", (MAX_MESSAGE_BYTES + 1).to_bytes(4), b"\xff" * 8, b"\0\0\0\x05abc"]
 )
-def test_what_is_no_agent_message_is_hung_up_on(data: bytes) -> None:
+async def test_what_is_no_agent_message_is_hung_up_on(data: bytes, served: Served) -> None:
     """An empty message, one without end and half of one get no answer."""
-
-    async def scenario(served: Served) -> None:
-        with suppress(ConnectionResetError):
-            assert await served.say(2, data) == b""
-        assert served.peers == []
-        assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
-
-    _run(scenario)
+    with suppress(ConnectionResetError):
+        assert await served.say(2, data) == b""
+    assert served.peers == []
+    assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
 
 
-def test_who_logs_in_on_the_remote_has_the_agent_to_the_end() -> None:
+async def test_who_logs_in_on_the_remote_has_the_agent_to_the_end(served: Served) -> None:
     """A broker that is to end goes on for an ssh that has asked for the keys, and has yet to ask for a signature."""
+    reader, writer = await asyncio.open_unix_connection(served.paths[2])
+    writer.write(_framed(b"ab"))
+    assert await reader.readexactly(6) == _framed(b"ba")
+    idle = asyncio.create_task(served.server.idle())
+    assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
+    assert not idle.done()
+    writer.write(_framed(b"cd"))
+    assert await reader.readexactly(6) == _framed(b"dc")
+    writer.close()
+    await idle
 
-    async def scenario(served: Served) -> None:
-        reader, writer = await asyncio.open_unix_connection(served.paths[2])
+
+async def test_one_user_cannot_take_all_of_the_agent(served: Served) -> None:
+    """One connection more than a uid may have is closed at once; when one of the others leaves there is room again."""
+    held = [await asyncio.open_unix_connection(served.paths[2]) for _ in range(AGENT_MAX_CONNECTIONS)]
+    for reader, writer in held:
         writer.write(_framed(b"ab"))
         assert await reader.readexactly(6) == _framed(b"ba")
-        idle = asyncio.create_task(served.server.idle())
-        assert (await served.ask(encode({"op": "echo"})))["result"] == {"op": "echo"}
-        assert not idle.done()
-        writer.write(_framed(b"cd"))
-        assert await reader.readexactly(6) == _framed(b"dc")
+    assert await served.say(2, b"", end=False) == b""
+    held[0][1].close()
+    await _until(lambda: served.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
+    assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
+    for _, writer in held:
         writer.close()
-        await idle
-
-    _run(scenario)
 
 
-def test_one_user_cannot_take_all_of_the_agent() -> None:
-    """One connection more than a uid may have is closed at once; when one of the others leaves there is room again."""
-
-    async def scenario(served: Served) -> None:
-        held = [await asyncio.open_unix_connection(served.paths[2]) for _ in range(AGENT_MAX_CONNECTIONS)]
-        for reader, writer in held:
-            writer.write(_framed(b"ab"))
-            assert await reader.readexactly(6) == _framed(b"ba")
-        assert await served.say(2, b"", end=False) == b""
-        held[0][1].close()
-        await _until(lambda: served.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
-        assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
-        for _, writer in held:
-            writer.close()
-
-    _run(scenario)
-
-
-def test_the_sockets_outlive_a_broker_that_ends() -> None:
+async def test_the_sockets_outlive_a_broker_that_ends(served: Served) -> None:
     """A broker that is told to end leaves the sockets where they are: they are the next broker's too."""
-
-    async def scenario(served: Served) -> None:
-        for server in served.listening:
-            server.close()
-        assert all(path.is_socket() for path in served.paths)
-
-    _run(scenario)
+    for server in served.listening:
+        server.close()
+    assert all(path.is_socket() for path in served.paths)
 
 
 @pytest.mark.parametrize("turns", range(10))
 @pytest.mark.parametrize("which", [0, 1])
-def test_nobody_falls_between_two_brokers(which: int, turns: int) -> None:
-    """Whoever comes while a broker is told to end has its answer, or is left for the next one, whatever the moment."""
+async def test_nobody_falls_between_two_brokers(which: int, turns: int, served: Served) -> None:
+    """A client that comes while a broker ends gets its answer, or is left for the next broker, at any moment."""
     said = [encode({"op": "echo"}), _lookup(userName="alice")][which]
-
-    async def scenario(served: Served) -> None:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(os.fspath(served.paths[which]))
-            client.sendall(said)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await served.server.leave(served.listening)
-            client.settimeout(0)
-            served.kept[which].settimeout(0)
-            try:
-                served.kept[which].accept()[0].close()
-            except BlockingIOError:
-                answer = asyncio.create_task(asyncio.get_running_loop().sock_recv(client, 4096))
-                idle = asyncio.create_task(served.server.idle())
-                await asyncio.wait([answer, idle], return_when=asyncio.FIRST_COMPLETED)
-                # When nothing is left to wait for, the process ends.
-                assert await answer if answer.done() else client.recv(4096)
-                idle.cancel()
-                answer.cancel()
-
-    _run(scenario)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(served.paths[which]))
+        client.sendall(said)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await served.server.leave(served.listening)
+        client.settimeout(0)
+        served.kept[which].settimeout(0)
+        try:
+            served.kept[which].accept()[0].close()
+        except BlockingIOError:
+            answer = asyncio.create_task(asyncio.get_running_loop().sock_recv(client, 4096))
+            idle = asyncio.create_task(served.server.idle())
+            await asyncio.wait([answer, idle], return_when=asyncio.FIRST_COMPLETED)
+            # When nothing is left to wait for, the process ends.
+            assert await answer if answer.done() else client.recv(4096)
+            idle.cancel()
+            answer.cancel()
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_crowd_waits_for_a_busy_broker(which: int) -> None:
+async def test_a_crowd_waits_for_a_busy_broker(which: int, served: Served) -> None:
     """While the broker's one thread is busy, as many may come as sshd lets in, and none is turned away."""
-
-    async def scenario(served: Served) -> None:
-        crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(MAX_STARTUPS)]
-        try:
-            for client in crowd:
-                client.connect(os.fspath(served.paths[which]))  # BlockingIOError where there is no served
-        finally:
-            for client in crowd:
-                client.close()
-
-    _run(scenario)
+    crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(MAX_STARTUPS)]
+    try:
+        for client in crowd:
+            client.connect(os.fspath(served.paths[which]))  # BlockingIOError where there is no served
+    finally:
+        for client in crowd:
+            client.close()
