@@ -1,4 +1,4 @@
-"""What root does on the broker's word: homes, and files of keys; for whom it may be, and whose word counts."""
+"""Work that root does for the broker: homes and files of keys, for which users, and at which broker's request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,8 +36,8 @@ class Place:
     Attributes:
         way: The end of a broker whose word counts.
         later_s: Seconds that have passed.
-        failure: What keeps root from seeing who has a process.
-        stack: What is to be done at the end.
+        failure: The error that root gets when it lists the uids of processes; None for none.
+        stack: The clean-up after the test.
     """
 
     def __init__(self, root: Path, stack: ExitStack) -> None:
@@ -81,23 +80,15 @@ class Place:
         self.stack.callback(end)
         return ours
 
-    def ask(self, scenario: Callable[[PrivilegedClient], Any], way: socket.socket | None = None) -> Any:
-        """Be a broker."""
-
-        async def run() -> Any:
-            return await scenario(PrivilegedClient(way or self.way, lambda: None))
-
-        return asyncio.run(run())
-
-    def remember(
+    async def remember(
         self, user: str, uid: int, *lines: bytes, seconds: float = 60, way: socket.socket | None = None
     ) -> bool:
-        """Ask for a user's file."""
-        return self.ask(lambda errands: errands.remember(user, uid, lines, seconds), way) is None
+        """Ask for a user's file, and tell whether there is a home."""
+        return await PrivilegedClient(way or self.way, lambda: None).remember(user, uid, lines, seconds) is None
 
-    def make_home(self, user: str, uid: int) -> bool:
+    async def make_home(self, user: str, uid: int) -> bool:
         """Ask for a user's home, and tell whether there is one."""
-        return self.ask(lambda errands: errands.make_home(user, uid)) is None
+        return await PrivilegedClient(self.way, lambda: None).make_home(user, uid) is None
 
     @property
     def known(self) -> dict[str, str]:
@@ -115,34 +106,29 @@ def place(tmp_path: Path) -> Iterator[Place]:
 # Homes
 
 
-def test_the_broker_has_homes_made(place: Place) -> None:
-    """One after the other, and is told which could not be."""
-
-    async def ask(errands: PrivilegedClient) -> list[str | None]:
-        return [await errands.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
-
-    assert place.ask(ask) == [None, "no home directory could be made (uid 1 may have none)", None]
+async def test_the_broker_has_homes_made(place: Place) -> None:
+    """They are made one after the other, and the answer says which could not be."""
+    client = PrivilegedClient(place.way, lambda: None)
+    answers = [await client.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
+    assert answers == [None, "no home directory could be made (uid 1 may have none)", None]
     assert {path.name for path in place.homes.iterdir()} == {str(_UID), str(_UID + 1)}
     assert place.known == {}
 
 
-def test_homes_go_while_others_come(place: Place) -> None:
-    """Logins that never let up keep nobody else's home there."""
-
-    async def ask(errands: PrivilegedClient) -> None:
-        assert await errands.make_home("alice", _UID) is None
-        place.later_s = UNUSED_S + SWEEP_S
-        # What was answered before the second of these was swept after.
-        assert [await errands.make_home("bob", _UID + 1) for _ in range(2)] == [None, None]
-
-    place.ask(ask)
+async def test_homes_go_while_others_come(place: Place) -> None:
+    """Unused homes are removed also while logins never stop."""
+    client = PrivilegedClient(place.way, lambda: None)
+    assert await client.make_home("alice", _UID) is None
+    place.later_s = UNUSED_S + SWEEP_S
+    # The server sweeps after it has answered: the second answer comes after the first one's sweep.
+    assert [await client.make_home("bob", _UID + 1) for _ in range(2)] == [None, None]
     assert not (place.homes / str(_UID)).exists()
 
 
 @pytest.mark.parametrize("goes", ["in time", "to another name"])
-def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str) -> None:
-    """It goes like any other, others still get theirs, and who has its uid next finds nothing of it."""
-    assert place.make_home("alice", _UID)
+async def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str) -> None:
+    """It is removed like any other, others still get theirs, and the next user of its uid finds nothing of it."""
+    assert await place.make_home("alice", _UID)
     place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not
     home = place.homes / str(_UID)
     for name in (".ssh", "e", "f"):
@@ -157,19 +143,19 @@ def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str)
     if goes == "in time":
         place.later_s = UNUSED_S + SWEEP_S
         for _ in range(3):
-            assert place.make_home("bob", _UID + 1)
+            assert await place.make_home("bob", _UID + 1)
         assert not home.exists()
     else:
-        assert place.make_home("bob", _UID)
+        assert await place.make_home("bob", _UID)
         assert list(home.iterdir()) == []
 
 
-def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:
-    """Such as when no file descriptor is left: others still get their homes."""
+async def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:
+    """When no file descriptor is left, for example, others still get their homes."""
     place.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     place.later_s = SWEEP_S
     for _ in range(3):
-        assert place.make_home("bob", _UID + 1)
+        assert await place.make_home("bob", _UID + 1)
 
 
 _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
@@ -193,7 +179,7 @@ _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
     ],
 )
 def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -> None:
-    """Root makes homes for users alone, and writes files by users' names alone, whatever the broker says."""
+    """Root makes homes for users only, and writes files under users' names only, whatever the broker asks for."""
     place.way.send(request_)
     answer = decode(place.way.recv(MAX_REQUEST_BYTES))
     assert answer == {} or answer["trouble"]
@@ -201,30 +187,26 @@ def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
-    """The broker hears that there is no home, waits for none, and makes room for another broker."""
+async def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
+    """The broker gets an error at once, and makes room for another broker."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gone = threading.Event()
-
-    async def ask() -> str | None:
+    with ours:
         if when == "before":
             theirs.close()
         else:
             asyncio.get_running_loop().add_reader(theirs, theirs.close)
-        return await PrivilegedClient(ours, gone.set).make_home("alice", _UID)
-
-    with ours:
-        assert asyncio.run(ask()) is not None
+        assert await PrivilegedClient(ours, gone.set).make_home("alice", _UID) is not None
     assert gone.is_set()
 
 
 # Keys
 
 
-def test_sshd_gets_a_users_keys(place: Place) -> None:
-    """They are in a file by the user's name, for sshd to read as that user, and nobody else may."""
+async def test_sshd_gets_a_users_keys(place: Place) -> None:
+    """They are in a file by the user's name, which sshd reads as that user, and which nobody else may read."""
     latin = b'environment="GATEWAY_COMMAND=\xe9" ssh-ed25519 BBBB'
-    assert place.remember("alice", _UID, _LINE, latin)
+    assert await place.remember("alice", _UID, _LINE, latin)
     (path,) = place.files.iterdir()
     status = path.stat()
     assert (path.name, path.read_bytes()) == ("alice", _LINE + b"\n" + latin + b"\n")
@@ -232,80 +214,80 @@ def test_sshd_gets_a_users_keys(place: Place) -> None:
     assert (place.homes / str(_UID)).is_dir()
 
 
-def test_the_last_word_counts(place: Place) -> None:
-    """A file is replaced as a whole, and removed where there is nothing to say."""
-    assert place.remember("alice", _UID, _LINE, _LINE)
-    assert place.remember("alice", _UID, b"ssh-ed25519 BBBB")
+async def test_the_last_word_counts(place: Place) -> None:
+    """A file is replaced as a whole, and removed when there are no lines."""
+    assert await place.remember("alice", _UID, _LINE, _LINE)
+    assert await place.remember("alice", _UID, b"ssh-ed25519 BBBB")
     assert place.known == {"alice": "ssh-ed25519 BBBB\n"}
-    assert place.remember("alice", _UID)
+    assert await place.remember("alice", _UID)
     assert place.known == {}
 
 
-def test_making_a_home_leaves_the_keys(place: Place) -> None:
-    """They are another matter."""
-    assert place.remember("alice", _UID, _LINE)
-    assert place.make_home("alice", _UID)
+async def test_making_a_home_leaves_the_keys(place: Place) -> None:
+    """A request for a home says nothing about keys."""
+    assert await place.remember("alice", _UID, _LINE)
+    assert await place.make_home("alice", _UID)
     assert list(place.known) == ["alice"]
 
 
-def test_lines_too_long_to_say_are_left_to_the_key_command(place: Place) -> None:
-    """What was there before goes, and the login goes on."""
-    assert place.remember("alice", _UID, _LINE)
-    assert place.remember("alice", _UID, b"x" * MAX_REQUEST_BYTES)
+async def test_lines_too_long_to_say_are_left_to_the_key_command(place: Place) -> None:
+    """The old file is removed, and the login goes on."""
+    assert await place.remember("alice", _UID, _LINE)
+    assert await place.remember("alice", _UID, b"x" * MAX_REQUEST_BYTES)
     assert place.known == {}
 
 
-def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> None:
-    """And while one who came so last may be about to have a process; then it goes."""
+async def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> None:
+    """It also stays while the last such login may be about to have a process; then it is removed."""
     home = place.homes / str(_UID)
     seconds = UNUSED_S * 3
-    assert place.remember("alice", _UID, _LINE, seconds=seconds)
+    assert await place.remember("alice", _UID, _LINE, seconds=seconds)
 
-    def at(later_s: float) -> tuple[list[str], bool]:
+    async def at(later_s: float) -> tuple[list[str], bool]:
         place.later_s = later_s
         for _ in range(2):
-            place.make_home("bob", _UID + 1)
+            await place.make_home("bob", _UID + 1)
         return list(place.known), home.exists()
 
     os.utime(home, (0, 0))
-    assert at(seconds - SWEEP_S) == (["alice"], True)
+    assert await at(seconds - SWEEP_S) == (["alice"], True)
     assert home.stat().st_mtime > 0
     os.utime(home, (time.time() + place.later_s,) * 2)  # as the kernel would have it by then
-    assert at(seconds + 1) == ([], True)
-    assert at(seconds + UNUSED_S + SWEEP_S) == ([], False)
+    assert await at(seconds + 1) == ([], True)
+    assert await at(seconds + UNUSED_S + SWEEP_S) == ([], False)
 
 
 @pytest.mark.parametrize("later_s", [0, 30], ids=["with a file", "without"])
-def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place, later_s: float) -> None:
-    """Neither the last owner's keys nor what is in its home."""
-    assert place.remember("alice", _UID, _LINE, seconds=20)
+async def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place, later_s: float) -> None:
+    """The next user gets neither the last owner's keys nor the files in its home."""
+    assert await place.remember("alice", _UID, _LINE, seconds=20)
     (place.homes / str(_UID) / "secret").touch()
     place.later_s = later_s
-    for _ in range(2):  # what was answered before the second of these was swept after
-        assert place.make_home("carol", _UID + 1)
-    assert place.make_home("bob", _UID)
+    for _ in range(2):  # the second answer comes after the first one's sweep
+        assert await place.make_home("carol", _UID + 1)
+    assert await place.make_home("bob", _UID)
     assert place.known == {}
     assert list((place.homes / str(_UID)).iterdir()) == []
 
 
-def test_a_full_disk_leaves_no_old_keys(place: Place) -> None:
+async def test_a_full_disk_leaves_no_old_keys(place: Place) -> None:
     """A file that cannot be written is gone, and the login goes on by the key command."""
-    assert place.remember("alice", _UID, _LINE)
+    assert await place.remember("alice", _UID, _LINE)
     (place.files / "+alice").mkdir()
-    assert place.remember("alice", _UID, b"ssh-ed25519 BBBB")
+    assert await place.remember("alice", _UID, b"ssh-ed25519 BBBB")
     assert [path.name for path in place.files.iterdir()] == ["+alice"]
 
 
-def test_keys_go_whatever_else_fails(place: Place) -> None:
-    """Without a home to be made, or beside what cannot be removed."""
-    assert place.remember("alice", _UID, _LINE)
-    assert place.remember("bob", _UID + 1, _LINE)
+async def test_keys_go_whatever_else_fails(place: Place) -> None:
+    """They are removed also when no home can be made, or when something beside them cannot be removed."""
+    assert await place.remember("alice", _UID, _LINE)
+    assert await place.remember("bob", _UID + 1, _LINE)
     shutil.rmtree(place.homes)
-    assert not place.remember("alice", _UID)
-    assert not place.remember("bob", _UID + 1, _LINE)  # nor may bob come without asking
+    assert not await place.remember("alice", _UID)
+    assert not await place.remember("bob", _UID + 1, _LINE)  # nor may bob come without asking
     assert place.known == {}
     place.homes.mkdir()
-    assert place.remember("alice", _UID, _LINE)
+    assert await place.remember("alice", _UID, _LINE)
     for number in range(16):
         (place.files / f"+{number}").mkdir()
     place.broker(active=True)
@@ -313,36 +295,36 @@ def test_keys_go_whatever_else_fails(place: Place) -> None:
 
 
 @pytest.mark.parametrize("seconds", [10**400, 10**9, -(10**400)], ids=["endless", "long", "over"])
-def test_time_without_end_is_none(place: Place, seconds: int) -> None:
-    """Ten minutes at most are root's own word: what is longer neither writes a file nor ends the errands."""
+async def test_time_without_end_is_none(place: Place, seconds: int) -> None:
+    """Root allows ten minutes at most: a longer time neither writes a file nor ends the server."""
     place.way.send(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}))
     place.way.recv(MAX_REQUEST_BYTES)
     assert place.known == {}
-    assert place.make_home("alice", _UID)
+    assert await place.make_home("alice", _UID)
 
 
-def test_the_word_of_one_broker_counts(place: Place) -> None:
-    """After a reload only the new one's: the old one, which may have had another remote, makes no more than homes."""
-    assert place.remember("alice", _UID, _LINE)
+async def test_the_word_of_one_broker_counts(place: Place) -> None:
+    """After a reload only the new broker writes files: the old one, which may have another remote, gets homes only."""
+    assert await place.remember("alice", _UID, _LINE)
     new = place.broker(active=True)
     assert place.known == {}
-    assert place.remember("alice", _UID, _LINE)
+    assert await place.remember("alice", _UID, _LINE)
     assert place.known == {}
-    assert place.remember("bob", _UID + 1, _LINE, way=new)
+    assert await place.remember("bob", _UID + 1, _LINE, way=new)
     assert list(place.known) == ["bob"]
 
 
-def test_a_broker_that_fails_to_begin_changes_nothing(place: Place) -> None:
-    """A reload that fails leaves the word to the old one."""
+async def test_a_broker_that_fails_to_begin_changes_nothing(place: Place) -> None:
+    """A reload that fails leaves the old broker active."""
     new = place.broker(active=False)
-    assert place.remember("bob", _UID + 1, _LINE, way=new)
-    assert place.remember("alice", _UID, _LINE)
+    assert await place.remember("bob", _UID + 1, _LINE, way=new)
+    assert await place.remember("alice", _UID, _LINE)
     assert list(place.known) == ["alice"]
 
 
-def test_a_broker_that_is_gone_takes_its_keys_along(tmp_path: Path) -> None:
-    """Nobody would say any more that one of them was revoked."""
+async def test_a_broker_that_is_gone_takes_its_keys_along(tmp_path: Path) -> None:
+    """No broker is left to say that one of them was revoked."""
     with ExitStack() as stack:
         place = Place(tmp_path, stack)
-        assert place.remember("alice", _UID, _LINE)
+        assert await place.remember("alice", _UID, _LINE)
     assert place.known == {}
