@@ -66,39 +66,33 @@ def test_dropbear(
     _use_shell(open_terminal(["dbclient", *options, ADDRESS]), user)
 
 
-def test_asyncssh(lab: Lab, gateway: Gateway, user: User) -> None:
+async def test_asyncssh(lab: Lab, gateway: Gateway, user: User) -> None:
     """A program that uses asyncssh gets the user's shell in a terminal of its own making."""
-
-    async def use_shell() -> str:
-        sock = lab.near.connect(ADDRESS, gateway.port)
-        sock.settimeout(0)
-        known_hosts = asyncssh.import_known_hosts(gateway.known_hosts.read_text())
-        options: dict[str, Any] = {"username": user.name, "client_keys": [str(user.key.private)], "config": None}
-        async with (
-            asyncio.timeout(_PATIENCE_S),
-            asyncssh.connect(
-                ADDRESS, gateway.port, sock=sock, known_hosts=known_hosts, agent_path=None, **options
-            ) as connection,
-            connection.create_process(term_type="xterm", term_size=(80, 24)) as process,
-        ):
-            seen = await _read_until(process, user.prompt)
-            process.stdin.write(f"{_TYPED}\n")
-            seen += await _read_until(process, _SHOWN)
-            process.stdin.write("exit\n")
-            await process.wait()
-            return seen
-
-    assert _SHOWN in asyncio.run(use_shell())
+    sock = lab.near.connect(ADDRESS, gateway.port)
+    sock.settimeout(0)
+    known_hosts = asyncssh.import_known_hosts(gateway.known_hosts.read_text())
+    options: dict[str, Any] = {"username": user.name, "client_keys": [str(user.key.private)], "config": None}
+    async with (
+        asyncio.timeout(_PATIENCE_S),
+        asyncssh.connect(
+            ADDRESS, gateway.port, sock=sock, known_hosts=known_hosts, agent_path=None, **options
+        ) as connection,
+        connection.create_process(term_type="xterm", term_size=(80, 24)) as process,
+    ):
+        await _read_until(process, user.prompt)
+        process.stdin.write(f"{_TYPED}\n")
+        await _read_until(process, _SHOWN)
+        process.stdin.write("exit\n")
+        await process.wait()
 
 
-async def _read_until(process: asyncssh.SSHClientProcess[str], text: str) -> str:
+async def _read_until(process: asyncssh.SSHClientProcess[str], text: str) -> None:
     """Read until a text has come."""
     seen = ""
     while text not in seen:
         chunk = await process.stdout.read(4096)
         assert chunk, seen
         seen += chunk
-    return seen
 
 
 def test_paramiko(lab: Lab, gateway: Gateway, user: User) -> None:

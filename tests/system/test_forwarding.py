@@ -286,22 +286,20 @@ def either(request: pytest.FixtureRequest, lab: Lab) -> Gateway:
 
 
 @pytest.mark.parametrize("either", ["gateway", "pass_through"], indirect=True)
-def test_no_channel_and_no_listener_is_opened(lab: Lab, either: Gateway, user: User, target: socket.socket) -> None:
+async def test_no_channel_and_no_listener_is_opened(
+    lab: Lab, either: Gateway, user: User, target: socket.socket
+) -> None:
     """A client that asks straight out for channels and listeners of every kind is refused each, and goes on."""
     path, broker = lab.directory / f"asked-{user.name}", either.directory / "run/broker.sock"
     before = _links(lab), _listening(lab)
-
-    async def use() -> dict[str, str]:
-        sock = lab.near.connect(ADDRESS, either.port)
-        sock.settimeout(0)
-        keys: dict[str, Any] = {"client_keys": [str(user.key.private)], "agent_path": None, "config": None}
-        known_hosts = asyncssh.import_known_hosts(either.known_hosts.read_text())
-        async with asyncssh.connect(
-            ADDRESS, either.port, sock=sock, username=user.name, known_hosts=known_hosts, **keys
-        ) as connection:
-            return await _openings(connection, target.getsockname()[1], broker, path)
-
-    outcomes = asyncio.run(use())
+    sock = lab.near.connect(ADDRESS, either.port)
+    sock.settimeout(0)
+    keys: dict[str, Any] = {"client_keys": [str(user.key.private)], "agent_path": None, "config": None}
+    known_hosts = asyncssh.import_known_hosts(either.known_hosts.read_text())
+    async with asyncssh.connect(
+        ADDRESS, either.port, sock=sock, username=user.name, known_hosts=known_hosts, **keys
+    ) as connection:
+        outcomes = await _openings(connection, target.getsockname()[1], broker, path)
     assert set(outcomes.values()) == {"ChannelOpenError", "ChannelListenError"}
     assert len(outcomes) == 9
     assert not _reached(target)

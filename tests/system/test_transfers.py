@@ -441,31 +441,28 @@ def test_putty(lab: Lab, gateway: Gateway, user: User, tmp_path: Path, require: 
     wait_finished(lab, gateway, user)
 
 
-def test_asyncssh(lab: Lab, gateway: Gateway, user: User, tmp_path: Path) -> None:
+async def test_asyncssh(lab: Lab, gateway: Gateway, user: User, tmp_path: Path) -> None:
     """A program that uses asyncssh runs commands side by side over one connection, and copies a file by sftp."""
     checksum = _put(tmp_path / "f", 200_000)
-
-    async def use() -> list[tuple[Any, Any, Any]]:
-        sock = lab.near.connect(ADDRESS, gateway.port)
-        sock.settimeout(0)
-        known_hosts = asyncssh.import_known_hosts(gateway.known_hosts.read_text())
-        options: dict[str, Any] = {"username": user.name, "client_keys": [str(user.key.private)], "config": None}
-        async with (
-            asyncio.timeout(_PATIENCE_S),
-            asyncssh.connect(
-                ADDRESS, gateway.port, sock=sock, known_hosts=known_hosts, agent_path=None, **options
-            ) as connection,
-        ):
-            runs = [connection.run(f"cat; echo err >&2; exit {number}", input=str(number)) for number in range(5)]
-            done = await asyncio.gather(*runs)
-            async with connection.start_sftp_client() as sftp:
-                await sftp.put(str(tmp_path / "f"), "f")
-                await sftp.get("f", str(tmp_path / "back"))
-            killed = await connection.run("kill -TERM $$")
-            assert (killed.exit_status, killed.exit_signal) == (255, None)  # what OpenSSH's client makes of a signal
-            return [(its.stdout, its.stderr, its.exit_status) for its in done]
-
-    assert asyncio.run(use()) == [(str(number), "err\n", number) for number in range(5)]
+    sock = lab.near.connect(ADDRESS, gateway.port)
+    sock.settimeout(0)
+    known_hosts = asyncssh.import_known_hosts(gateway.known_hosts.read_text())
+    options: dict[str, Any] = {"username": user.name, "client_keys": [str(user.key.private)], "config": None}
+    async with (
+        asyncio.timeout(_PATIENCE_S),
+        asyncssh.connect(
+            ADDRESS, gateway.port, sock=sock, known_hosts=known_hosts, agent_path=None, **options
+        ) as connection,
+    ):
+        runs = [connection.run(f"cat; echo err >&2; exit {number}", input=str(number)) for number in range(5)]
+        done = await asyncio.gather(*runs)
+        async with connection.start_sftp_client() as sftp:
+            await sftp.put(str(tmp_path / "f"), "f")
+            await sftp.get("f", str(tmp_path / "back"))
+        killed = await connection.run("kill -TERM $$")
+        assert (killed.exit_status, killed.exit_signal) == (255, None)  # what OpenSSH's client makes of a signal
+    told = [(its.stdout, its.stderr, its.exit_status) for its in done]
+    assert told == [(str(number), "err\n", number) for number in range(5)]
     assert _checksum(lab.remote.room.path(f"{user.home}/f")) == checksum == _checksum(tmp_path / "back")
     wait_finished(lab, gateway, user)
 
