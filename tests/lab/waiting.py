@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +32,15 @@ def wait_until(ask: Callable[[], _T], what: str, *, timeout_s: float = 20.0) -> 
             message = f"gave up waiting until {what} ({timeout_s:g} s)"
             raise AssertionError(message)
         time.sleep(_POLL_S)
+
+
+async def turn_until(true: Callable[[], object]) -> None:
+    """Let the event loop turn until something is true; the limit is the test's own.
+
+    It is for what happens in threads and in the code under test, where nothing sets an event of asyncio's.
+    """
+    while not true():  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0)
 
 
 class LogFile:

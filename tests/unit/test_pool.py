@@ -39,59 +39,38 @@ from helpers.protocol.errors import (
     RemoteRefusedError,
     RemoteTimeoutError,
 )
-from lab.fakes import ManualClock
+from lab.fakes import FakeConnection, ManualClock
+from lab.waiting import turn_until
 
 pytestmark = pytest.mark.timeout(20)
 
 
-class FakeConnection:
-    """A connection that a test controls.
+class GatedConnection(FakeConnection):
+    """A connection whose commands wait for a gate, or fail.
 
     Attributes:
         error: What each command raises; None for success.
         room: How many commands may run at once.
         running: How many do.
-        lines: The commands that ran.
-        timeouts_s: Their timeouts.
-        ahead: For each, whether it ran on the gateway's own behalf.
+        prepared: Set when the next channel was opened ahead.
+        gate: Commands wait for it.
     """
 
-    def __init__(self, address: str = "192.0.2.1") -> None:
-        self.address, self.alive, self.interactive = address, True, False
-        self.round_trip_s, self.unacknowledged, self.lost_packets = 0.1, False, False
+    def __init__(self) -> None:
+        super().__init__(self._pass_gate)
         self.error: GatewayError | None = None
         self.room, self.running = 10, 0
-        self.lines: list[str] = []
-        self.timeouts_s: list[float] = []
-        self.ahead: list[bool] = []
         self.prepared = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
         self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Hang up."""
-        self.alive = False
 
     def prepare(self, timeout_s: float) -> None:
         """Note that the next channel was opened ahead."""
         assert timeout_s > 0
         self.prepared.set()
 
-    def run(
-        self,
-        command: str,
-        *,
-        max_bytes: int,
-        timeout_s: float,
-        until: Callable[[bytes], object] | None = None,
-        ahead: bool = False,
-    ) -> Completed:
-        """Run a command once the gate is open, if there is room."""
-        self.ahead.append(ahead)
-        assert (max_bytes, until) == (100, None)
-        self.lines.append(command)
-        self.timeouts_s.append(timeout_s)
+    def _pass_gate(self, _: str) -> Completed:
         with self._lock:
             if self.running == self.room:
                 raise NoRoomError("MaxSessions")
@@ -120,7 +99,7 @@ class FakeRemote:
     """
 
     def __init__(self) -> None:
-        self.made: list[FakeConnection] = []
+        self.made: list[GatedConnection] = []
         self.users: list[str] = []
         self.begun: list[str | None] = []
         self.attempts: list[Attempt] = []
@@ -130,7 +109,7 @@ class FakeRemote:
         self.gates: dict[int, threading.Event] = {}
         self.holds, self.room = False, 10
 
-    def connect(self, user: str, command: Callable[[str], str] | None, attempt: Attempt) -> FakeConnection:
+    def connect(self, user: str, command: Callable[[str], str] | None, attempt: Attempt) -> GatedConnection:
         """Connect."""
         self.attempts.append(attempt)
         self.users.append(user)
@@ -138,7 +117,7 @@ class FakeRemote:
         assert self.gates.get(len(self.users), self.gate).wait(20)
         if self.error is not None:
             raise self.error
-        made = FakeConnection()
+        made = GatedConnection()
         made.room = self.room
         if self.holds:
             made.gate.clear()
@@ -170,11 +149,6 @@ async def pool() -> AsyncIterator[Pool]:
     pool.close()
 
 
-async def _until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - what is waited for happens in threads, which set no event of asyncio's
-        await asyncio.sleep(0)
-
-
 async def test_a_connection_is_made_once_and_stays_warm(pool: Pool) -> None:
     """The second command goes over the first one's connection, and the next channel is prepared."""
     first, second = await pool.do(), await pool.do(line="mosh")
@@ -182,8 +156,8 @@ async def test_a_connection_is_made_once_and_stays_warm(pool: Pool) -> None:
     assert second.completed.stdout == b"ok"
     assert pool.remote.users == ["alice"]
     assert pool.remote.made[0].lines == ["cat 192.0.2.1", "mosh 192.0.2.1"]
-    assert pool.remote.made[0].timeouts_s == [RUN_TIMEOUT_S, RUN_TIMEOUT_S]
-    await _until(pool.remote.made[0].prepared.is_set)
+    assert pool.remote.made[0].limits == [(100, RUN_TIMEOUT_S)] * 2
+    await turn_until(pool.remote.made[0].prepared.is_set)
     assert pool.connection("alice") is pool.remote.made[0]
     assert (len(pool), pool.age_s("alice")) == (1, 0.0)
 
@@ -191,7 +165,7 @@ async def test_a_connection_is_made_once_and_stays_warm(pool: Pool) -> None:
 async def test_the_first_command_begins_with_the_connection(pool: Pool) -> None:
     """The command that makes a connection is begun with it; warming up begins none, and nor does a later command."""
     pool.warm_up("alice")
-    await _until(lambda: pool.remote.users == ["alice"])
+    await turn_until(lambda: pool.remote.users == ["alice"])
     await pool.do("alice")
     await pool.do("bob")
     await pool.do("bob", "mosh")
@@ -214,7 +188,7 @@ async def test_many_askers_share_one_connection(pool: Pool) -> None:
     pool.warm_up("alice")
     pool.warm_up("alice")
     askers = [asyncio.create_task(pool.do()) for _ in range(20)]
-    await _until(lambda: pool.remote.users == ["alice"])
+    await turn_until(lambda: pool.remote.users == ["alice"])
     pool.remote.gate.set()
     await asyncio.gather(*askers)
     pool.warm_up("alice")
@@ -231,7 +205,7 @@ async def test_askers_for_whom_a_shared_connection_has_no_room_get_their_own(poo
     pool.remote.holds, pool.remote.room = True, 1
     pool.warm_up("alice")
     askers = [asyncio.create_task(pool.do()) for _ in range(3)]
-    await _until(lambda: sum(connection.running for connection in pool.remote.made) == 3)
+    await turn_until(lambda: sum(connection.running for connection in pool.remote.made) == 3)
     assert len(pool.remote.made) == 3
     for connection in pool.remote.made:
         connection.gate.set()
@@ -246,7 +220,7 @@ async def test_a_user_whose_commands_hang_leaves_room_for_others(pool: Pool) -> 
     """Of one user's commands only so many run at once; those whose askers have left never run."""
     pool.remote.holds, pool.remote.room = True, 1000
     hanging = [asyncio.create_task(pool.do()) for _ in range(MAX_RUNNING + 1)]
-    await _until(lambda: bool(pool.remote.made) and pool.remote.made[0].running == MAX_FOR_USER)
+    await turn_until(lambda: bool(pool.remote.made) and pool.remote.made[0].running == MAX_FOR_USER)
     assert await pool.run_in_background("alice", "cat", max_bytes=100) is None
     pool.remote.holds = False
     assert (await pool.do("bob")).completed.stdout == b"ok"
@@ -262,7 +236,7 @@ async def test_users_whose_commands_hang_leave_room_for_others(pool: Pool) -> No
     pool.remote.holds, pool.remote.room = True, 1000
     names = [f"user{number}" for number in range(5)]
     hanging = [asyncio.create_task(pool.do(name)) for name in names for _ in range(MAX_FOR_USER)]
-    await _until(lambda: sum(made.running for made in pool.remote.made) > 4 * MAX_FOR_USER)
+    await turn_until(lambda: sum(made.running for made in pool.remote.made) > 4 * MAX_FOR_USER)
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
@@ -283,7 +257,7 @@ async def test_users_whose_commands_hang_leave_room_for_others(pool: Pool) -> No
 async def test_a_command_without_a_thread_takes_no_place(monkeypatch: pytest.MonkeyPatch, pool: Pool) -> None:
     """When no thread can be started for a while, as at a limit of processes, no place is lost."""
     await pool.do()
-    await _until(pool.remote.made[0].prepared.is_set)
+    await turn_until(pool.remote.made[0].prepared.is_set)
     await asyncio.sleep(0)
 
     def submit(*_: object) -> None:
@@ -301,7 +275,7 @@ async def test_an_asker_who_leaves_takes_nothing_away(pool: Pool) -> None:
     """A cancelled asker leaves the connection to the others."""
     pool.remote.gate.clear()
     leaver, stayer = (asyncio.create_task(pool.do()) for _ in range(2))
-    await _until(lambda: pool.remote.users == ["alice"])
+    await turn_until(lambda: pool.remote.users == ["alice"])
     leaver.cancel()
     await asyncio.wait([leaver])
     pool.remote.gate.set()
@@ -325,7 +299,7 @@ async def test_warming_up_in_vain_warns_of_nothing(pool: Pool) -> None:
     """A connection that nobody waits for may fail in silence; the next user tries again and gets the error."""
     pool.remote.error = RemoteLostError("away")
     pool.warm_up("alice")
-    await _until(lambda: not pool._tasks)
+    await turn_until(lambda: not pool._tasks)
     with pytest.raises(RemoteLostError):
         await pool.do()
     assert pool.remote.users == ["alice", "alice"]
@@ -367,7 +341,7 @@ async def test_a_new_connection_that_fails_is_not_tried_again(pool: Pool) -> Non
     pool.remote.made[0].error = RemoteLostError("dead")
     pool.remote.gate.clear()
     task = asyncio.create_task(pool.do())
-    await _until(lambda: len(pool.remote.users) == 2)
+    await turn_until(lambda: len(pool.remote.users) == 2)
     pool.remote.error = RemoteTimeoutError("away")
     pool.remote.gate.set()
     with pytest.raises(RemoteTimeoutError):
@@ -394,7 +368,7 @@ async def test_what_is_acknowledged_is_waited_for(pool: Pool) -> None:
     connection.round_trip_s = -ACKNOWLEDGE_S
     connection.gate.clear()
     task = asyncio.create_task(pool.do())
-    await _until(lambda: len(connection.lines) == 2)
+    await turn_until(lambda: len(connection.lines) == 2)
     for _ in range(100):
         await asyncio.sleep(0)
     connection.gate.set()
@@ -431,7 +405,7 @@ async def test_a_connection_that_loses_packets_gets_a_rival(monkeypatch: pytest.
     (made,) = pool.remote.made
     assert len(made.lines) == 3
     gate.set()
-    await _until(lambda: len(pool.remote.made) == 2 and not pool.remote.made[1].alive)
+    await turn_until(lambda: len(pool.remote.made) == 2 and not pool.remote.made[1].alive)
     await pool.do("bob")
     assert (made.alive, len(made.lines), len(pool)) == (True, 4, 1)
 
@@ -441,16 +415,16 @@ async def test_a_rival_that_is_slower_is_given_up(monkeypatch: pytest.MonkeyPatc
     """The first connection is kept where it is made after all; a rival that still waits for its turn never begins."""
     pool.remote.gate.clear()
     others = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_STRANGERS - 1)]
-    await _until(lambda: len(pool.remote.users) == MAX_STRANGERS - 1)
+    await turn_until(lambda: len(pool.remote.users) == MAX_STRANGERS - 1)
     gate = pool.remote.gates[MAX_STRANGERS] = threading.Event()
     _unlucky(monkeypatch, pool, MAX_STRANGERS)
     asker = asyncio.create_task(pool.do("bob"))
-    await _until(lambda: len(pool._strangers._waiters or ()) == 1)
+    await turn_until(lambda: len(pool._strangers._waiters or ()) == 1)
     gate.set()
     await asker
     pool.remote.gate.set()
     await asyncio.gather(*others)
-    await _until(lambda: pool._strangers._value == MAX_STRANGERS)
+    await turn_until(lambda: pool._strangers._value == MAX_STRANGERS)
     assert pool.remote.users.count("bob") == 1
     await pool.do("bob")
     assert len(pool) == MAX_STRANGERS
@@ -462,7 +436,7 @@ async def test_rivals_take_turns_of_their_own(monkeypatch: pytest.MonkeyPatch, p
     pool.remote.gate.clear()
     _unlucky(monkeypatch, pool, *range(1, 100))
     askers = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_STRANGERS * 2)]
-    await _until(lambda: len(pool._strangers._waiters or ()) == MAX_STRANGERS * 2)
+    await turn_until(lambda: len(pool._strangers._waiters or ()) == MAX_STRANGERS * 2)
     assert len(pool.remote.users) == MAX_STRANGERS
     pool.remote.gate.set()
     await asyncio.gather(*askers)
@@ -478,7 +452,7 @@ async def test_a_slow_remote_gets_no_rival(monkeypatch: pytest.MonkeyPatch, pool
     for _ in range(100):
         await asyncio.sleep(0)
     pool.remote.gate.set()
-    await _until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
+    await turn_until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
     for _ in range(100):
         await asyncio.sleep(0)
     pool.remote.made[0].gate.set()
@@ -494,7 +468,7 @@ async def test_the_first_command_over_a_connection_that_loses_packets_gets_a_riv
     pool.remote.holds = True
     _unlucky(monkeypatch, pool)
     asker = asyncio.create_task(pool.do("bob"))
-    await _until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
+    await turn_until(lambda: bool(pool.remote.made) and bool(pool.remote.made[0].lines))
     pool.remote.holds = False
     pool.remote.made[0].lost_packets = True
     assert (await asker).completed.stdout == b"ok"
@@ -525,7 +499,7 @@ async def test_an_attempt_that_was_given_up_is_no_failure_of_the_remotes(
         await pool.do(f"u{number}")
         pool.remote.error = RemoteLostError("hung up")
         gate.set()
-        await _until(lambda: pool._turns._value == MAX_CONNECTING)
+        await turn_until(lambda: pool._turns._value == MAX_CONNECTING)
         pool.remote.error = None
     pool._breaker.check()
     assert (pool._breaker._failures, len(pool)) == (0, FAILURES * 2)
@@ -572,7 +546,7 @@ async def test_the_sweep_closes_what_is_idle_old_or_dead(pool: Pool) -> None:
     idle, dead, used, running = pool.remote.made
     running.gate.clear()
     task = asyncio.create_task(pool.do("running"))
-    await _until(lambda: len(running.lines) == 2)
+    await turn_until(lambda: len(running.lines) == 2)
     dead.alive = False
     pool.clock.now_s += IDLE_S
     await pool.do("used")
@@ -596,6 +570,7 @@ async def test_what_the_gateway_runs_for_itself_is_no_use(pool: Pool) -> None:
     pool.remote.made[0].error = RemoteTimeoutError("no")
     assert await pool.run_in_background("alice", "cat", max_bytes=100) is None
     assert (pool.remote.made[0].lines[1:], len(pool)) == (["cat", "cat"], 1)
+    assert pool.remote.made[0].limits == [(100, RUN_TIMEOUT_S)] * 3
     # Nor does it take the channel that is ready for the next user.
     assert pool.remote.made[0].ahead == [False, True, True]
     pool.note_session("alice")
@@ -639,7 +614,7 @@ async def test_who_waited_while_the_remote_went_down_is_not_tried(pool: Pool) ->
     pool.remote.gate.clear()
     pool.remote.error = RemoteTimeoutError("no answer")
     waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 5)]
-    await _until(lambda: len(pool.remote.users) == MAX_STRANGERS)
+    await turn_until(lambda: len(pool.remote.users) == MAX_STRANGERS)
     pool.remote.gate.set()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(result) for result in results} == {RemoteTimeoutError}
@@ -676,7 +651,7 @@ async def test_the_pool_is_bounded(pool: Pool) -> None:
     await pool.do("u0")
     second.gate.clear()
     task = asyncio.create_task(pool.do("u1"))
-    await _until(lambda: len(second.lines) == 2)
+    await turn_until(lambda: len(second.lines) == 2)
     await pool.do("one-more")
     assert len(pool) == MAX_WARM
     assert (first.alive, second.alive, third.alive) == (True, True, False)
@@ -689,7 +664,7 @@ async def test_the_queue_is_bounded(pool: Pool) -> None:
     pool.remote.gate.clear()
     most = MAX_CONNECTING + MAX_WAITING
     waiting = [asyncio.create_task(pool.do(f"u{number}")) for number in range(most)]
-    await _until(lambda: len(pool.remote.users) == MAX_STRANGERS and len(pool._connecting) == most)
+    await turn_until(lambda: len(pool.remote.users) == MAX_STRANGERS and len(pool._connecting) == most)
     with pytest.raises(RemoteTimeoutError, match="busy"):
         await pool.do("one-more")
     joined = asyncio.create_task(pool.do("u7"))
@@ -705,7 +680,7 @@ async def test_a_strangers_slow_connection_holds_up_no_warm_one(pool: Pool) -> N
     await pool.do()
     pool.remote.gate.clear()
     strangers = [asyncio.create_task(pool.do(f"u{number}")) for number in range(MAX_CONNECTING * 2)]
-    await _until(lambda: len(pool.remote.users) == MAX_STRANGERS + 1)
+    await turn_until(lambda: len(pool.remote.users) == MAX_STRANGERS + 1)
     assert (await pool.do()).completed.stdout == b"ok"
     pool.remote.gate.set()
     await asyncio.gather(*strangers)
@@ -716,9 +691,9 @@ async def test_strangers_leave_room_for_users(pool: Pool) -> None:
     pool.remote.gate.clear()
     names = [f"u{number}" for number in range(MAX_CONNECTING + MAX_WAITING)]
     strangers = [asyncio.create_task(pool.do(name)) for name in names]
-    await _until(lambda: len(pool._connecting) == len(names))
+    await turn_until(lambda: len(pool._connecting) == len(names))
     user = asyncio.create_task(pool.do("alice"))
-    await _until(lambda: pool.remote.users[-1:] == ["alice"])
+    await turn_until(lambda: pool.remote.users[-1:] == ["alice"])
     assert len(pool.remote.users) == MAX_STRANGERS + 1 <= MAX_CONNECTING
     pool.remote.gate.set()
     assert (await user).completed.stdout == b"ok"

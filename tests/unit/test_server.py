@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from helpers.protocol.errors import HostKeyError
 from helpers.protocol.messages import MAX_REQUEST_BYTES, encode
 from helpers.ssh.agent import MAX_MESSAGE_BYTES
 from lab.fakes import RecordedLog
+from lab.waiting import turn_until
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -144,11 +145,6 @@ async def served() -> AsyncIterator[Served]:
             sock.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait([task], timeout=5)
-
-
-async def _until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - the server has no event for what is waited for
-        await asyncio.sleep(0)
 
 
 _ME = Peer(os.getpid(), os.geteuid())
@@ -344,7 +340,7 @@ async def test_one_user_cannot_take_all_of_the_agent(served: Served) -> None:
         assert await reader.readexactly(6) == _framed(b"ba")
     assert await served.say(2, b"", end=False) == b""
     held[0][1].close()
-    await _until(lambda: served.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
+    await turn_until(lambda: served.server._agents[os.geteuid()] < AGENT_MAX_CONNECTIONS)
     assert await served.say(2, _framed(b"abc")) == _framed(b"cba")
     for _, writer in held:
         writer.close()

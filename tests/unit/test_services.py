@@ -41,12 +41,11 @@ from helpers.protocol.errors import (
     RemoteLostError,
     RemoteTimeoutError,
 )
-from helpers.remote_command import marked_lines
 from helpers.ssh import agent
 from helpers.ssh.authorized_keys import OfferedKey, encode_command
 from helpers.ssh.known_hosts import fingerprint
 from lab.answers import MARKER, authorized_keys, mosh_connect
-from lab.fakes import RecordedLog
+from lab.fakes import FakeConnection, RecordedLog
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -60,60 +59,23 @@ _SSHD = Peer(1, 0)
 _AUTH = Peer(1, _AUTH_UID)
 
 
-class FakeConnection:
-    """The remote: answers each command line with the next outcome, the last one again and again."""
-
-    address = "192.0.2.1"
-    alive, interactive = True, False
-    round_trip_s, unacknowledged, lost_packets = 0.1, False, False
-
-    def __init__(self, gateway: FakeGateway) -> None:
-        """Belong to a gateway."""
-        self._room = gateway
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def prepare(self, timeout_s: float) -> None:
-        """Do nothing."""
-
-    def run(
-        self,
-        command: str,
-        *,
-        max_bytes: int,
-        timeout_s: float,
-        until: Callable[[bytes], object] | None = None,
-        ahead: bool = False,
-    ) -> Completed:
-        """Answer."""
-        del max_bytes, timeout_s, ahead
-        self._room.lines.append(command)
-        outcomes = self._room.outcomes
-        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
-        for line in marked_lines(outcome.stdout, outcome.marker):
-            if until is not None and until(line) is not None:
-                return Completed(outcome.stdout, b"", None, outcome.marker)
-        return outcome
-
-
 class FakePrivilegedClient(PrivilegedClient):
     """The supervisor, for a gateway."""
 
     def __init__(self, gateway: FakeGateway) -> None:
         """Belong to a gateway."""
-        self._room = gateway
+        self._gateway = gateway
 
     async def make_home(self, user: str, uid: int, client: tuple[int, str | None] | None = None) -> str | None:
         """Make it, or not."""
         del client
-        assert self._room.users.name_of(uid) == user
-        self._room.homes.append(uid)
-        return None if self._room.home_is_made else "No space left on device"
+        assert self._gateway.users.name_of(uid) == user
+        self._gateway.homes.append(uid)
+        return None if self._gateway.home_is_made else "No space left on device"
 
     async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
         """Note it."""
-        self._room.remembered.append((user, list(lines), seconds))
+        self._gateway.remembered.append((user, list(lines), seconds))
         return await self.make_home(user, uid)
 
 
@@ -224,7 +186,11 @@ class FakeGateway:
         if self.refuses:
             msg = "no"
             raise PermissionDeniedError(msg)
-        return FakeConnection(self)
+        return FakeConnection(self._answer)
+
+    def _answer(self, line: str) -> Completed:
+        self.lines.append(line)
+        return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
 
     def login(self, name: str) -> Peer:
         """Let sshd look a user up, and be a process of that user's."""
