@@ -246,6 +246,31 @@ class Lab:
         )
 
     @contextmanager
+    def background(
+        self, argv: Sequence[str], *, stdio: int = subprocess.PIPE, environment: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a client without a terminal, in a process group of its own, and kill it at the end.
+
+        Args:
+            argv: The command line.
+            stdio: Its standard input, output and error.
+            environment: Variables on top of those of ``terminal``.
+        """
+        started = subprocess.Popen(
+            self.near.network_argv(argv),
+            stdin=stdio,
+            stdout=stdio,
+            stderr=stdio,
+            env=self.environment(environment),
+            start_new_session=True,
+        )
+        try:
+            yield started
+        finally:
+            started.kill()
+            started.communicate()
+
+    @contextmanager
     def agent(self, *keys: Path) -> Iterator[dict[str, str]]:
         """Run an ssh-agent that holds these private keys, in this order; yields what clients need to find it."""
         self._keys += 1

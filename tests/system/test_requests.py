@@ -29,24 +29,6 @@ if TYPE_CHECKING:
 _SEND_LOCALE = ("-o", "SendEnv=LANG LC_*")
 
 
-@contextmanager
-def _running(lab: Lab, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a client in the background, with pipes, and see it ended."""
-    client = subprocess.Popen(
-        lab.near.network_argv(argv),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=lab.environment(),
-        start_new_session=True,
-    )
-    try:
-        yield client
-    finally:
-        client.kill()
-        client.communicate()
-
-
 @dataclass(frozen=True)
 class Pair:
     """A user who is logged in twice, through the gateway and directly, with a client's own ControlMaster each.
@@ -91,8 +73,8 @@ def _logged_in_twice(lab: Lab, gateway: Gateway, user: User) -> Iterator[Pair]:
     with ExitStack() as stack:
         paths = [lab.directory / f"{way}-{user.name}" for way in ("through", "direct")]
         through, direct = (["-N", "-M", "-S", str(path), *_SEND_LOCALE] for path in paths)
-        stack.enter_context(_running(lab, lab.gateway_argv(gateway, user, options=through)))
-        stack.enter_context(_running(lab, lab.direct_ssh_argv(user, options=direct)))
+        stack.enter_context(lab.background(lab.gateway_argv(gateway, user, options=through)))
+        stack.enter_context(lab.background(lab.direct_ssh_argv(user, options=direct)))
         for path in paths:
             wait_until(path.exists, "the client's master listens")
         by_path = (["-S", str(paths[0])], ["-S", str(paths[1])])
@@ -210,7 +192,7 @@ def test_bytes_pass_unchanged_both_ways(pair: Pair) -> None:
 
 def test_output_comes_while_input_stays_open(lab: Lab, gateway: Gateway, user: User) -> None:
     """A conversation line by line works: each answer comes before the next question is asked."""
-    with _running(lab, lab.gateway_argv(gateway, user, 'while read -r word; do echo "<$word>"; done')) as client:
+    with lab.background(lab.gateway_argv(gateway, user, 'while read -r word; do echo "<$word>"; done')) as client:
         assert client.stdin is not None
         assert client.stdout is not None
         for word in (b"one", b"two"):
@@ -271,7 +253,7 @@ def test_other_subsystems_are_refused(gateway: Gateway, pair: Pair) -> None:
 def test_no_command_is_run_for_a_client_that_wants_none(lab: Lab, gateway: Gateway, user: User) -> None:
     """`ssh -N` stays logged in, and has neither a session nor a process of its own."""
     since = gateway.log.mark()
-    with _running(lab, lab.gateway_argv(gateway, user, options=["-N"])):
+    with lab.background(lab.gateway_argv(gateway, user, options=["-N"])):
         gateway.log.wait_for(rf"Accepted publickey for {user.name} ", since=since)
         wait_until(lambda: sshd_of(gateway, user)[1:], "sshd has given the client its own process")
         assert lab.run(lab.gateway_argv(gateway, user, "true")).returncode == 0  # what comes later has come
@@ -282,7 +264,7 @@ def test_no_command_is_run_for_a_client_that_wants_none(lab: Lab, gateway: Gatew
 def test_a_clients_own_shared_connection_has_many_sessions(lab: Lab, gateway: Gateway, user: User) -> None:
     """With ControlMaster at the client, eight commands at once go over one login, each with its own status."""
     path, since = lab.directory / f"master-{user.name}", gateway.log.mark()
-    with _running(lab, lab.gateway_argv(gateway, user, options=["-N", "-M", "-S", str(path)])):
+    with lab.background(lab.gateway_argv(gateway, user, options=["-N", "-M", "-S", str(path)])):
         wait_until(path.exists, "the client's master listens")
         argvs = [
             lab.gateway_argv(gateway, user, f"cat; exit {number}", options=["-S", str(path)]) for number in range(8)
@@ -506,7 +488,7 @@ def test_a_killed_clients_command_ends_as_by_direct_ssh(
     left = []
     for argv in (lab.direct_ssh_argv(user, command), lab.gateway_argv(gateway, user, command)):
         before = {its.pid for its in work_of(lab, user)}
-        with _running(lab, argv) as client:
+        with lab.background(argv) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == b"ready\n"
             client.send_signal(number)
@@ -523,7 +505,7 @@ def test_a_killed_clients_command_ends_as_by_direct_ssh(
 
 def test_output_that_nobody_reads_ends_the_command(lab: Lab, gateway: Gateway, user: User) -> None:
     """`ssh gateway yes | head -1` ends, on the remote too."""
-    with _running(lab, lab.gateway_argv(gateway, user, "yes")) as client:
+    with lab.background(lab.gateway_argv(gateway, user, "yes")) as client:
         assert client.stdout is not None
         client.stdout.readline()
         client.stdout.close()

@@ -46,7 +46,7 @@ LogLevel VERBOSE
 
 
 @contextmanager
-def _running(gateway: Gateway, argv: list[str], log: Path, environment: dict[str, str]) -> Iterator[LogFile]:
+def _daemon(gateway: Gateway, argv: list[str], log: Path, environment: dict[str, str]) -> Iterator[LogFile]:
     """Run a daemon on the gateway's machine for a while: same accounts, mounts, processes and network."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -75,7 +75,7 @@ def _neighbour(gateway: Gateway, directory: Path) -> Iterator[LogFile]:
         "GATEWAY_PORT": str(_NEIGHBOUR_PORT),
         "GATEWAY_RUNTIME_DIR": str(directory / "run"),
     }
-    with _running(gateway, [str(GATEWAYCTL), "serve"], directory / "log", settings) as log:
+    with _daemon(gateway, [str(GATEWAYCTL), "serve"], directory / "log", settings) as log:
         log.wait_for("gatewayctl.* info ready ")
         host, _, key = gateway.known_hosts.read_text().partition(" ")
         assert str(gateway.port) in host
@@ -100,7 +100,7 @@ def _machine_sshd(gateway: Gateway, directory: Path) -> Iterator[LogFile]:
     config = directory / "machine_sshd_config"
     config.write_text(_MACHINE_SSHD.format(port=_MACHINE_PORT, address=ADDRESS, directory=directory))
     argv = ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
-    with _running(gateway, argv, directory / "machine.log", {}) as log:
+    with _daemon(gateway, argv, directory / "machine.log", {}) as log:
         log.wait_for("Server listening")
         yield log
 

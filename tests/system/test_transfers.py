@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,27 +91,6 @@ def _way(lab: Lab, user: User, ssh: list[str], directory: str, master: Path | No
     return Way(lab, user, [*(["-o", f"ControlPath={master}"] if master else []), *options], host, int(port), directory)
 
 
-@contextmanager
-def _running(
-    lab: Lab, argv: list[str], environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program in the background, in a process group of its own, and see it ended."""
-    null = subprocess.DEVNULL
-    started = subprocess.Popen(
-        lab.near.network_argv(argv),
-        stdin=null,
-        stdout=null,
-        stderr=null,
-        env=lab.environment(environment),
-        start_new_session=True,
-    )
-    try:
-        yield started
-    finally:
-        started.kill()
-        started.wait()
-
-
 @pytest.fixture(scope="module")
 def module_ways(shared_lab: Lab, shared_gateway: Gateway) -> Iterator[tuple[Way, Way]]:
     """Log one user in both ways, for the tests of this file; they ask for ``ways``."""
@@ -123,7 +102,9 @@ def module_ways(shared_lab: Lab, shared_gateway: Gateway) -> Iterator[tuple[Way,
             ("by-itself", lab.direct_ssh_argv(user)),
         ):
             master = lab.directory / f"{name}-{user.name}"
-            stack.enter_context(_running(lab, [argv[0], "-N", "-M", "-S", str(master), *argv[1:]]))
+            stack.enter_context(
+                lab.background([argv[0], "-N", "-M", "-S", str(master), *argv[1:]], stdio=subprocess.DEVNULL)
+            )
             wait_until(master.exists, "the client's master listens")
             ways.append(_way(lab, user, argv, name, master))
         yield ways[0], ways[1]
@@ -512,7 +493,7 @@ def test_a_cancelled_transfer_leaves_nothing_behind(
         "scp back": [*scp, f"{way.at}:through/f", str(copy)],
         "rsync": ["rsync", "--inplace", "-e", way.ssh, str(tmp_path / "f"), f"{way.at}:through/copy"],
     }[program]
-    with lab.wan.weather(rate_kb_s=800), _running(lab, argv) as client:
+    with lab.wan.weather(rate_kb_s=800), lab.background(argv, stdio=subprocess.DEVNULL) as client:
         wait_until(lambda: copy.exists() and copy.stat().st_size > 0, "the transfer is under way")
         os.killpg(client.pid, number)
         assert client.wait(20) != 0
