@@ -30,25 +30,25 @@ _LINE = b"ssh-ed25519 AAAA"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making a home takes root")
 
 
-class Place:
-    """Homes and files of keys, with a clock that a test sets, and the broker's end of a way there.
+class Supervisor:
+    """The supervisor's side: homes, files of keys, a clock that a test sets, and brokers that are connected.
 
     Attributes:
-        way: The end of a broker whose word counts.
+        way: The socket of the active broker.
         later_s: Seconds that have passed.
         failure: The error that root gets when it lists the uids of processes; None for none.
         stack: The clean-up after the test.
     """
 
     def __init__(self, root: Path, stack: ExitStack) -> None:
-        """Have one broker."""
+        """Connect one broker."""
         self.homes, self.files, self.later_s = root / "home", root / "keys", 0.0
         self.failure: OSError | None = None
         for path in (self.homes, self.files):
             path.mkdir()
         self.stack = stack
         homes = HomeDirectories(self.homes, range(70_000, 70_010), self._busy, self._epoch)
-        self.errands = PrivilegedServer(
+        self.server = PrivilegedServer(
             homes, AuthorizedKeysFiles(self.files, self._now), UnprovedConnections(os.getpid), self._now
         )
         self.way = self.broker(active=True)
@@ -65,11 +65,11 @@ class Place:
         return time.time() + self.later_s
 
     def broker(self, *, active: bool) -> socket.socket:
-        """Have another broker, and return its end."""
+        """Connect another broker, and return its socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if active:
-            self.errands.set_active_broker(theirs)
-        thread = threading.Thread(target=self.errands.serve, args=(theirs,))
+            self.server.set_active_broker(theirs)
+        thread = threading.Thread(target=self.server.serve, args=(theirs,))
         thread.start()
 
         def end() -> None:
@@ -97,40 +97,40 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """A place with one broker."""
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """Make a supervisor with one broker."""
     with ExitStack() as stack:
-        yield Place(tmp_path, stack)
+        yield Supervisor(tmp_path, stack)
 
 
 # Homes
 
 
-async def test_the_broker_has_homes_made(place: Place) -> None:
+async def test_the_broker_has_homes_made(supervisor: Supervisor) -> None:
     """They are made one after the other, and the answer says which could not be."""
-    client = PrivilegedClient(place.way, lambda: None)
+    client = PrivilegedClient(supervisor.way, lambda: None)
     answers = [await client.make_home("alice", uid) for uid in (_UID, 1, _UID + 1)]
     assert answers == [None, "no home directory could be made (uid 1 may have none)", None]
-    assert {path.name for path in place.homes.iterdir()} == {str(_UID), str(_UID + 1)}
-    assert place.known == {}
+    assert {path.name for path in supervisor.homes.iterdir()} == {str(_UID), str(_UID + 1)}
+    assert supervisor.known == {}
 
 
-async def test_homes_go_while_others_come(place: Place) -> None:
+async def test_homes_go_while_others_come(supervisor: Supervisor) -> None:
     """Unused homes are removed also while logins never stop."""
-    client = PrivilegedClient(place.way, lambda: None)
+    client = PrivilegedClient(supervisor.way, lambda: None)
     assert await client.make_home("alice", _UID) is None
-    place.later_s = UNUSED_S + SWEEP_S
+    supervisor.later_s = UNUSED_S + SWEEP_S
     # The server sweeps after it has answered: the second answer comes after the first one's sweep.
     assert [await client.make_home("bob", _UID + 1) for _ in range(2)] == [None, None]
-    assert not (place.homes / str(_UID)).exists()
+    assert not (supervisor.homes / str(_UID)).exists()
 
 
 @pytest.mark.parametrize("goes", ["in time", "to another name"])
-async def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes: str) -> None:
+async def test_a_home_as_deep_as_its_owner_likes_ends_nothing(supervisor: Supervisor, goes: str) -> None:
     """It is removed like any other, others still get theirs, and the next user of its uid finds nothing of it."""
-    assert await place.make_home("alice", _UID)
-    place.stack.callback(lambda: subprocess.run(["rm", "-r", place.homes], check=True))  # pytest could not
-    home = place.homes / str(_UID)
+    assert await supervisor.make_home("alice", _UID)
+    supervisor.stack.callback(lambda: subprocess.run(["rm", "-r", supervisor.homes], check=True))  # pytest could not
+    home = supervisor.homes / str(_UID)
     for name in (".ssh", "e", "f"):
         (home / name).mkdir()
         (home / name / "environment").touch()
@@ -141,21 +141,21 @@ async def test_a_home_as_deep_as_its_owner_likes_ends_nothing(place: Place, goes
         os.close(outer)
     os.close(fd)
     if goes == "in time":
-        place.later_s = UNUSED_S + SWEEP_S
+        supervisor.later_s = UNUSED_S + SWEEP_S
         for _ in range(3):
-            assert await place.make_home("bob", _UID + 1)
+            assert await supervisor.make_home("bob", _UID + 1)
         assert not home.exists()
     else:
-        assert await place.make_home("bob", _UID)
+        assert await supervisor.make_home("bob", _UID)
         assert list(home.iterdir()) == []
 
 
-async def test_a_sweep_that_cannot_look_ends_nothing(place: Place) -> None:
+async def test_a_sweep_that_cannot_look_ends_nothing(supervisor: Supervisor) -> None:
     """When no file descriptor is left, for example, others still get their homes."""
-    place.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    place.later_s = SWEEP_S
+    supervisor.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    supervisor.later_s = SWEEP_S
     for _ in range(3):
-        assert await place.make_home("bob", _UID + 1)
+        assert await supervisor.make_home("bob", _UID + 1)
 
 
 _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
@@ -178,12 +178,12 @@ _WHOLE = {"user": "alice", "uid": _UID, "number": 1}
         ),
     ],
 )
-def test_a_request_of_another_form_does_nothing(place: Place, request_: bytes) -> None:
+def test_a_request_of_another_form_does_nothing(supervisor: Supervisor, request_: bytes) -> None:
     """Root makes homes for users only, and writes files under users' names only, whatever the broker asks for."""
-    place.way.send(request_)
-    answer = decode(place.way.recv(MAX_REQUEST_BYTES))
+    supervisor.way.send(request_)
+    answer = decode(supervisor.way.recv(MAX_REQUEST_BYTES))
     assert answer == {} or answer["trouble"]
-    assert list(place.homes.iterdir()) == list(place.files.iterdir()) == []
+    assert list(supervisor.homes.iterdir()) == list(supervisor.files.iterdir()) == []
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -203,128 +203,128 @@ async def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
 # Keys
 
 
-async def test_sshd_gets_a_users_keys(place: Place) -> None:
+async def test_sshd_gets_a_users_keys(supervisor: Supervisor) -> None:
     """They are in a file by the user's name, which sshd reads as that user, and which nobody else may read."""
     latin = b'environment="GATEWAY_COMMAND=\xe9" ssh-ed25519 BBBB'
-    assert await place.remember("alice", _UID, _LINE, latin)
-    (path,) = place.files.iterdir()
+    assert await supervisor.remember("alice", _UID, _LINE, latin)
+    (path,) = supervisor.files.iterdir()
     status = path.stat()
     assert (path.name, path.read_bytes()) == ("alice", _LINE + b"\n" + latin + b"\n")
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, _UID, 0o640)
-    assert (place.homes / str(_UID)).is_dir()
+    assert (supervisor.homes / str(_UID)).is_dir()
 
 
-async def test_the_last_word_counts(place: Place) -> None:
+async def test_the_last_word_counts(supervisor: Supervisor) -> None:
     """A file is replaced as a whole, and removed when there are no lines."""
-    assert await place.remember("alice", _UID, _LINE, _LINE)
-    assert await place.remember("alice", _UID, b"ssh-ed25519 BBBB")
-    assert place.known == {"alice": "ssh-ed25519 BBBB\n"}
-    assert await place.remember("alice", _UID)
-    assert place.known == {}
+    assert await supervisor.remember("alice", _UID, _LINE, _LINE)
+    assert await supervisor.remember("alice", _UID, b"ssh-ed25519 BBBB")
+    assert supervisor.known == {"alice": "ssh-ed25519 BBBB\n"}
+    assert await supervisor.remember("alice", _UID)
+    assert supervisor.known == {}
 
 
-async def test_making_a_home_leaves_the_keys(place: Place) -> None:
+async def test_making_a_home_leaves_the_keys(supervisor: Supervisor) -> None:
     """A request for a home says nothing about keys."""
-    assert await place.remember("alice", _UID, _LINE)
-    assert await place.make_home("alice", _UID)
-    assert list(place.known) == ["alice"]
+    assert await supervisor.remember("alice", _UID, _LINE)
+    assert await supervisor.make_home("alice", _UID)
+    assert list(supervisor.known) == ["alice"]
 
 
-async def test_lines_too_long_to_say_are_left_to_the_key_command(place: Place) -> None:
+async def test_lines_too_long_to_say_are_left_to_the_key_command(supervisor: Supervisor) -> None:
     """The old file is removed, and the login goes on."""
-    assert await place.remember("alice", _UID, _LINE)
-    assert await place.remember("alice", _UID, b"x" * MAX_REQUEST_BYTES)
-    assert place.known == {}
+    assert await supervisor.remember("alice", _UID, _LINE)
+    assert await supervisor.remember("alice", _UID, b"x" * MAX_REQUEST_BYTES)
+    assert supervisor.known == {}
 
 
-async def test_a_home_stays_while_its_owner_may_come_without_asking(place: Place) -> None:
+async def test_a_home_stays_while_its_owner_may_come_without_asking(supervisor: Supervisor) -> None:
     """It also stays while the last such login may be about to have a process; then it is removed."""
-    home = place.homes / str(_UID)
+    home = supervisor.homes / str(_UID)
     seconds = UNUSED_S * 3
-    assert await place.remember("alice", _UID, _LINE, seconds=seconds)
+    assert await supervisor.remember("alice", _UID, _LINE, seconds=seconds)
 
     async def at(later_s: float) -> tuple[list[str], bool]:
-        place.later_s = later_s
+        supervisor.later_s = later_s
         for _ in range(2):
-            await place.make_home("bob", _UID + 1)
-        return list(place.known), home.exists()
+            await supervisor.make_home("bob", _UID + 1)
+        return list(supervisor.known), home.exists()
 
     os.utime(home, (0, 0))
     assert await at(seconds - SWEEP_S) == (["alice"], True)
     assert home.stat().st_mtime > 0
-    os.utime(home, (time.time() + place.later_s,) * 2)  # as the kernel would have it by then
+    os.utime(home, (time.time() + supervisor.later_s,) * 2)  # as the kernel would have it by then
     assert await at(seconds + 1) == ([], True)
     assert await at(seconds + UNUSED_S + SWEEP_S) == ([], False)
 
 
 @pytest.mark.parametrize("later_s", [0, 30], ids=["with a file", "without"])
-async def test_a_uid_that_went_to_another_name_leaves_nothing(place: Place, later_s: float) -> None:
+async def test_a_uid_that_went_to_another_name_leaves_nothing(supervisor: Supervisor, later_s: float) -> None:
     """The next user gets neither the last owner's keys nor the files in its home."""
-    assert await place.remember("alice", _UID, _LINE, seconds=20)
-    (place.homes / str(_UID) / "secret").touch()
-    place.later_s = later_s
+    assert await supervisor.remember("alice", _UID, _LINE, seconds=20)
+    (supervisor.homes / str(_UID) / "secret").touch()
+    supervisor.later_s = later_s
     for _ in range(2):  # the second answer comes after the first one's sweep
-        assert await place.make_home("carol", _UID + 1)
-    assert await place.make_home("bob", _UID)
-    assert place.known == {}
-    assert list((place.homes / str(_UID)).iterdir()) == []
+        assert await supervisor.make_home("carol", _UID + 1)
+    assert await supervisor.make_home("bob", _UID)
+    assert supervisor.known == {}
+    assert list((supervisor.homes / str(_UID)).iterdir()) == []
 
 
-async def test_a_full_disk_leaves_no_old_keys(place: Place) -> None:
+async def test_a_full_disk_leaves_no_old_keys(supervisor: Supervisor) -> None:
     """A file that cannot be written is gone, and the login goes on by the key command."""
-    assert await place.remember("alice", _UID, _LINE)
-    (place.files / "+alice").mkdir()
-    assert await place.remember("alice", _UID, b"ssh-ed25519 BBBB")
-    assert [path.name for path in place.files.iterdir()] == ["+alice"]
+    assert await supervisor.remember("alice", _UID, _LINE)
+    (supervisor.files / "+alice").mkdir()
+    assert await supervisor.remember("alice", _UID, b"ssh-ed25519 BBBB")
+    assert [path.name for path in supervisor.files.iterdir()] == ["+alice"]
 
 
-async def test_keys_go_whatever_else_fails(place: Place) -> None:
+async def test_keys_go_whatever_else_fails(supervisor: Supervisor) -> None:
     """They are removed also when no home can be made, or when something beside them cannot be removed."""
-    assert await place.remember("alice", _UID, _LINE)
-    assert await place.remember("bob", _UID + 1, _LINE)
-    shutil.rmtree(place.homes)
-    assert not await place.remember("alice", _UID)
-    assert not await place.remember("bob", _UID + 1, _LINE)  # nor may bob come without asking
-    assert place.known == {}
-    place.homes.mkdir()
-    assert await place.remember("alice", _UID, _LINE)
+    assert await supervisor.remember("alice", _UID, _LINE)
+    assert await supervisor.remember("bob", _UID + 1, _LINE)
+    shutil.rmtree(supervisor.homes)
+    assert not await supervisor.remember("alice", _UID)
+    assert not await supervisor.remember("bob", _UID + 1, _LINE)  # nor may bob come without asking
+    assert supervisor.known == {}
+    supervisor.homes.mkdir()
+    assert await supervisor.remember("alice", _UID, _LINE)
     for number in range(16):
-        (place.files / f"+{number}").mkdir()
-    place.broker(active=True)
-    assert not (place.files / "alice").exists()
+        (supervisor.files / f"+{number}").mkdir()
+    supervisor.broker(active=True)
+    assert not (supervisor.files / "alice").exists()
 
 
 @pytest.mark.parametrize("seconds", [10**400, 10**9, -(10**400)], ids=["endless", "long", "over"])
-async def test_time_without_end_is_none(place: Place, seconds: int) -> None:
+async def test_time_without_end_is_none(supervisor: Supervisor, seconds: int) -> None:
     """Root allows ten minutes at most: a longer time neither writes a file nor ends the server."""
-    place.way.send(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}))
-    place.way.recv(MAX_REQUEST_BYTES)
-    assert place.known == {}
-    assert await place.make_home("alice", _UID)
+    supervisor.way.send(encode(_WHOLE | {"lines": ["x"], "seconds": seconds}))
+    supervisor.way.recv(MAX_REQUEST_BYTES)
+    assert supervisor.known == {}
+    assert await supervisor.make_home("alice", _UID)
 
 
-async def test_the_word_of_one_broker_counts(place: Place) -> None:
+async def test_the_word_of_one_broker_counts(supervisor: Supervisor) -> None:
     """After a reload only the new broker writes files: the old one, which may have another remote, gets homes only."""
-    assert await place.remember("alice", _UID, _LINE)
-    new = place.broker(active=True)
-    assert place.known == {}
-    assert await place.remember("alice", _UID, _LINE)
-    assert place.known == {}
-    assert await place.remember("bob", _UID + 1, _LINE, way=new)
-    assert list(place.known) == ["bob"]
+    assert await supervisor.remember("alice", _UID, _LINE)
+    new = supervisor.broker(active=True)
+    assert supervisor.known == {}
+    assert await supervisor.remember("alice", _UID, _LINE)
+    assert supervisor.known == {}
+    assert await supervisor.remember("bob", _UID + 1, _LINE, way=new)
+    assert list(supervisor.known) == ["bob"]
 
 
-async def test_a_broker_that_fails_to_begin_changes_nothing(place: Place) -> None:
+async def test_a_broker_that_fails_to_begin_changes_nothing(supervisor: Supervisor) -> None:
     """A reload that fails leaves the old broker active."""
-    new = place.broker(active=False)
-    assert await place.remember("bob", _UID + 1, _LINE, way=new)
-    assert await place.remember("alice", _UID, _LINE)
-    assert list(place.known) == ["alice"]
+    new = supervisor.broker(active=False)
+    assert await supervisor.remember("bob", _UID + 1, _LINE, way=new)
+    assert await supervisor.remember("alice", _UID, _LINE)
+    assert list(supervisor.known) == ["alice"]
 
 
 async def test_a_broker_that_is_gone_takes_its_keys_along(tmp_path: Path) -> None:
     """No broker is left to say that one of them was revoked."""
     with ExitStack() as stack:
-        place = Place(tmp_path, stack)
-        assert await place.remember("alice", _UID, _LINE)
-    assert place.known == {}
+        supervisor = Supervisor(tmp_path, stack)
+        assert await supervisor.remember("alice", _UID, _LINE)
+    assert supervisor.known == {}

@@ -17,7 +17,7 @@ from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_
 from lab.waiting import wait_until
 
 
-class Sshd:
+class FakeSshd:
     """This process, in sshd's place: its children are the connections.
 
     Attributes:
@@ -42,17 +42,17 @@ class Sshd:
 
 
 @pytest.fixture
-def sshd() -> Iterator[Sshd]:
+def sshd() -> Iterator[FakeSshd]:
     """An sshd without connections."""
     with ExitStack() as stack:
-        yield Sshd(stack)
+        yield FakeSshd(stack)
 
 
 @pytest.mark.parametrize(
     ("addresses", "source"),
     [(("192.0.2.7",), "192.0.2.7"), (("2001:db8::1", "2001:db8::ffff:0:0:1"), "2001:db8::/64")],
 )
-def test_one_source_has_fifty(sshd: Sshd, addresses: tuple[str, ...], source: str) -> None:
+def test_one_source_has_fifty(sshd: FakeSshd, addresses: tuple[str, ...], source: str) -> None:
     """The next one is told so, and comes in when another one goes; other sources come in meanwhile."""
     first = sshd.connect()
     assert sshd.clients.why_not(first.pid, addresses[0]) is None
@@ -71,7 +71,7 @@ def test_one_source_has_fifty(sshd: Sshd, addresses: tuple[str, ...], source: st
 
 
 @pytest.mark.parametrize("name", ["ssh", "mosh-client"])
-def test_a_connection_that_the_remote_has_let_in_is_not_counted(sshd: Sshd, tmp_path: Path, name: str) -> None:
+def test_a_connection_that_the_remote_has_let_in_is_not_counted(sshd: FakeSshd, tmp_path: Path, name: str) -> None:
     """It has a mosh-client, or an ssh, below it, for as long as it has."""
     program = tmp_path / name
     program.symlink_to("/bin/cat")
@@ -99,7 +99,7 @@ def _names_below(pid: int) -> list[str]:
 def test_all_sources_together_have_250() -> None:
     """Behind a proxy, or where the address cannot be seen, this is the one limit."""
     with ExitStack() as stack:
-        behind = Sshd(stack, proxies="192.0.2.0/24,2001:db8::/32")
+        behind = FakeSshd(stack, proxies="192.0.2.0/24,2001:db8::/32")
         assert behind.ask("192.0.2.7", MAX_CLIENTS) == [None] * MAX_CLIENTS
         assert behind.ask("2001:db8::7") == [
             f"there are more than {MAX_CLIENTS} connections that the remote has not let in"
