@@ -158,6 +158,8 @@ class FakeGateway:
         self.config = config
         self.log = RecordedLog()
         self.users = UidTable(":memory:", _UIDS)
+        self.open_sessions = OpenSessions(":memory:", self.log)
+        self.locks = Locks(":memory:")
         self.connections = Connections(self._connect)
         self.serve((source or _content(f"ssh-ed25519 {_KEY} alice\n"))(self.privileged))
 
@@ -167,8 +169,8 @@ class FakeGateway:
             Dependencies(
                 config=self.config,
                 uids=self.users,
-                locks=Locks(":memory:"),
-                open_sessions=OpenSessions(":memory:", self.log),
+                open_sessions=self.open_sessions,
+                locks=self.locks,
                 source=source,
                 connections=self.connections,
                 addresses=Addresses(self.config.remote_host, self.config.remote_port),
@@ -210,8 +212,10 @@ class FakeGateway:
         return dict(await self.broker.sessions.session(peer, _SESSION | words))
 
     def close(self) -> None:
-        """Close the table of users and the connections."""
+        """Close the tables and the connections."""
         self.users.close()
+        self.open_sessions.close()
+        self.locks.close()
         self.connections.close()
 
 
