@@ -1,4 +1,4 @@
-"""What unit tests put in the place of time, of the log and of a connection to the remote."""
+"""Doubles for unit tests: of time, of the log and of a connection to the remote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ManualClock:
     """A clock that stands still until a test sets it.
 
     Attributes:
-        now_s: What it shows, in seconds.
+        now_s: The time, in seconds.
     """
 
     def __init__(self, now_s: float = 1000.0) -> None:

@@ -49,7 +49,7 @@ class GatedConnection(FakeConnection):
     """A connection whose commands wait for a gate, or fail.
 
     Attributes:
-        error: What each command raises; None for success.
+        error: The error that each command raises; None for success.
         room: How many commands may run at once.
         running: How many do.
         prepared: Set when the next channel was opened ahead.
@@ -91,7 +91,7 @@ class FakeRemote:
         users: The users that they are for.
         begun: The commands that were begun with them.
         attempts: The attempts that were told how it went.
-        error: What connecting raises; None for success.
+        error: The error that connecting raises; None for success.
         gate: Connecting waits for it.
         gates: The gates that some attempts wait for instead, by their numbers from 1 up.
         holds: Whether commands over a new connection wait for the connection's own gate.

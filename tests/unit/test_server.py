@@ -30,8 +30,8 @@ class Served:
     """A server on three real sockets, with handlers that a test needs.
 
     Attributes:
-        log: What it logged.
-        peers: Who asked.
+        log: The events that it logged.
+        peers: The peers that asked, in order.
         gate: The handler ``wait`` waits for it.
         entered: It has been asked.
         kept: The three sockets once more, as the supervisor has them.
