@@ -1,1 +1,1 @@
-"""What sshd starts, and the broker that answers it."""
+"""The programs that sshd starts, and the broker that answers them."""

@@ -1,18 +1,18 @@
-"""sshd's AuthorizedKeysCommand: prints the lines that let one offered key in, or nothing.
+"""sshd's AuthorizedKeysCommand: prints the lines that permit one offered key, or nothing.
 
-It decides nothing. The broker answers with the lines; sshd applies their options and gives the verdict.
-It always exits 0: sshd takes no output as "no", and would log an error for any other status (sshd_config(5)).
+It makes no decision. The broker answers with the lines; sshd applies their options and accepts or refuses the key.
+It always exits 0: without output sshd refuses the key, and for any other status it would log an error (sshd_config(5)).
 
-A first login waits here until the remote has answered, and so does every stranger. What waits is cat(1) and not Python,
-which takes 2.6 MB more.
+A first login waits here until the remote has answered, and so does every stranger's. cat(1) does the waiting, since
+Python takes 2.6 MB more.
 """
 
 from __future__ import annotations
 
 import sys
-from posix import dup2, execve  # not os, whose import is a fifth of what the key command takes
+from posix import dup2, execve  # not os, whose import takes a fifth of the key command's time
 
-from helpers.protocol.broker_client import Question
+from helpers.protocol.broker_client import BrokerRequest
 from helpers.protocol.errors import GatewayError
 
 TYPE_CHECKING = False  # as in typing, whose import takes a tenth of the helper's time
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from _socket import socket
 
 PATIENCE_S = 0.05
-"""Seconds that Python waits for the answer. What the broker remembers comes within some milliseconds; anything later
-waits for the remote, or for a refusal's time, beside which starting cat (1 ms) is nothing."""
+"""Seconds that Python waits for the answer. A cached answer comes within some milliseconds. Any other waits for the
+remote, or is a delayed refusal; starting cat (1 ms) is negligible in comparison."""
 
 _CAT = "/bin/cat"
 
 
 def main(argv: list[str]) -> int:
-    """Ask the broker for the lines of one offered key.
+    """Request the lines for one offered key from the broker.
 
     Args:
         argv: The broker's socket, then sshd's ``%u`` (user name), ``%t`` (key type), ``%k`` (key in base64), and
@@ -35,16 +35,16 @@ def main(argv: list[str]) -> int:
             sshd_config(5) has them the other way round).
 
     Returns:
-        0, whatever happened: see above.
+        0 in every case: see above.
     """
     try:
         socket_path, user, key_type, key = argv[:4]
         endpoints = " ".join(argv[4:]).split()
         connection = " ".join([*endpoints[2:], *endpoints[:2]])
         request = {"op": "authorized_keys", "user": user, "key_type": key_type, "key": key}
-        _copy(Question(socket_path, request | {"connection": connection}).connection)
+        _copy(BrokerRequest(socket_path, request | {"connection": connection}).connection)
     except GatewayError as error:
-        # sshd logs a key command's standard error only at debug level; the broker, where it runs, has logged why.
+        # sshd logs a key command's standard error only at debug level; the broker, if it runs, has logged the reason.
         print(f"authorized_keys: {error.message}", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"authorized_keys: {error}", file=sys.stderr)
@@ -52,15 +52,15 @@ def main(argv: list[str]) -> int:
 
 
 def _copy(connection: socket) -> None:
-    """Copy the answer to standard output; what does not come at once is left to cat, which this process becomes."""
+    """Copy the answer to standard output. If it does not come at once, this process becomes cat, which copies it."""
     connection.settimeout(PATIENCE_S)
     try:
         while chunk := connection.recv(65536):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     except TimeoutError:
-        # Nothing bounds cat but the broker, which answers within 21 s or is gone, and sshd: it ends its key command
-        # with itself after LoginGraceTime (sshd.c, grace_alarm_handler).
+        # cat has no timeout. The broker answers within 21 s, or has ended; and after LoginGraceTime sshd ends its key
+        # command with itself (sshd.c, grace_alarm_handler).
         connection.settimeout(None)
         dup2(connection.fileno(), 0)
         execve(_CAT, ["cat"], {})

@@ -1,12 +1,12 @@
-"""Connects to the first of the remote's addresses that answers: the attempts are staggered as in RFC 8305, section 5.
+"""Connects to the first of the remote's addresses that answers, with staggered attempts as in RFC 8305, section 5.
 
-Also ssh's ProxyCommand for a remote with several addresses (ssh_config(5), ProxyUseFdpass): it hands ssh the connected
-socket and leaves. Where there is one address, ssh connects by itself.
+It is also ssh's ProxyCommand for a remote with several addresses (ssh_config(5), ProxyUseFdpass): it passes the
+connected socket to ssh and exits. If there is only one address, ssh connects by itself.
 """
 
 from __future__ import annotations
 
-import _socket as socket  # socket's own class adds nothing that is needed here, and takes a helper's start 5 ms
+import _socket as socket  # socket's own class is not needed here, and adds 5 ms to a helper's start
 import select
 import struct
 import sys
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUTS_S = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0)
-"""How long to wait, in seconds, for each of the attempts to reach the remote. The kernel by itself would send a lost
-SYN again after 1, 3 and 7 s (RFC 6298): where many are lost, the second wait alone takes longer than a login. The last
-attempt is for a remote that is far; in it the kernel sends a second SYN. Where 29 % is lost each way, nine SYNs fail
-2 times in 1,000, and five 30 times. All of them together are the longest time."""
+"""Timeouts, in seconds, of the attempts to reach the remote, in order. The kernel by itself would retransmit a lost
+SYN after 1, 3 and 7 s (RFC 6298): at high loss the second wait alone takes longer than a login. The last attempt is for
+a remote with a long round trip; in it the kernel sends a second SYN. At 29 % loss each way, nine SYNs fail 2 times in
+1,000, and five 30 times. Their sum is the longest time."""
 
 ATTEMPT_DELAY_S = 0.5
-"""Seconds after which the next address is tried beside those that have not answered. RFC 8305 recommends 0.25, and 2 at
-the most; a remote that is far must not get two connections for each login."""
+"""Seconds after which the next address is tried in parallel to those that have not answered. RFC 8305 recommends 0.25,
+and 2 at most; a remote with a long round trip must not get two connections for each login."""
 
 CONNECTED = b"gateway: connected to "
-"""What stands before the address that was reached, on the first line of standard error, for who asks for it."""
+"""Precedes the address that was reached, on the first line of standard error, if requested."""
 
 
 def connect(
@@ -40,21 +40,22 @@ def connect(
 ) -> tuple[Any, int]:
     """Connect to the first address that answers.
 
-    An attempt that has no answer within its time is begun anew, as long as fewer have begun than ``timeouts_s`` has
-    entries; each address is tried once in any case.
+    An attempt that times out is repeated while fewer attempts have begun than ``timeouts_s`` has entries; each address
+    is tried once in any case.
 
     Args:
         addresses: Families and addresses as in socket(2) and connect(2), the preferred one first; at least one.
-        make: Makes a socket of a family, with its options; raises OSError where the kernel has no such family.
-        timeouts_s: Seconds for each attempt in turn, in the order in which they begin; their sum is the longest time.
+        make: Makes a socket of a family, with its options; raises OSError if the kernel does not support the family.
+        timeouts_s: Timeouts of the attempts, in seconds, in the order in which they begin; their sum is the longest
+            time.
         delay_s: Seconds after which the next address is tried as well. After a refusal it is tried at once.
 
     Returns:
-        The connected socket, which blocks, and the number of its address.
+        The connected socket, in blocking mode, and the index of its address.
 
     Raises:
         TimeoutError: Some address does not answer, and none connects.
-        OSError: Every address refuses, or cannot be reached: ConnectionRefusedError where one refuses.
+        OSError: Every address refuses or cannot be reached: ConnectionRefusedError if one refuses.
     """
     race = _Race(addresses, make, timeouts_s, delay_s)
     try:
@@ -73,18 +74,17 @@ class _Race:
         timeouts_s: Sequence[float],
         delay_s: float,
     ) -> None:
-        """Begin nothing yet."""
         self._addresses, self._make, self._timeouts_s, self._delay_s = addresses, make, timeouts_s, delay_s
         self._most = max(len(timeouts_s), len(addresses))
         self._begun = 0
         self._queue = list(range(len(addresses)))
-        self._under_way: dict[int, tuple[Any, int, float]] = {}  # by file: the socket, its address, and until when
+        self._under_way: dict[int, tuple[Any, int, float]] = {}  # by descriptor: socket, address, and deadline
         self._poll = select.poll()
         self._next_s = 0.0
         self._error: OSError = TimeoutError("no answer")
 
     def run(self) -> tuple[Any, int]:
-        """Wait for the first that connects; errors as for `connect`."""
+        """Wait for the first attempt that connects; raises the errors of `connect`."""
         end_s = time.monotonic() + sum(self._timeouts_s)
         while (now := time.monotonic()) < end_s:
             self._renew(now)
@@ -120,20 +120,20 @@ class _Race:
         self._next_s = now + self._delay_s
 
     def _failed(self, error: OSError) -> None:
-        """Remember what is most worth telling, and let the next one begin at once."""
+        """Keep the most informative error, and let the next attempt begin at once."""
         if not isinstance(self._error, ConnectionRefusedError):
             self._error = error
         self._next_s = 0.0
 
     def _renew(self, now: float) -> None:
-        """Give up the attempts whose time is over, if others may be begun in their place."""
+        """Give up attempts that have timed out, if others may begin in their place."""
         for sock, number, until_s in list(self._under_way.values()):
             if now >= until_s and self._begun + len(self._queue) < self._most:
                 self._drop(sock)
                 self._queue.append(number)
 
     def _wake_s(self, end_s: float) -> float:
-        """Tell when there is something to do, though nothing has happened."""
+        """Return the time of the next timeout or attempt."""
         if not self._under_way:
             return 0.0
         if self._queue:
@@ -167,14 +167,14 @@ class _Race:
 
 
 def main(argv: list[str]) -> int:
-    """Connect, and pass the connection on over standard output, a unix socket: one byte with SCM_RIGHTS (unix(7)).
+    """Connect, and send the socket over standard output, a unix socket: one byte with SCM_RIGHTS (unix(7)).
 
     Args:
         argv: ``say`` or ``quiet``: whether to write the address that was reached to standard error; the port; the
             addresses, the preferred one first.
 
     Returns:
-        1 where there is no connection; the reason is on standard error.
+        1 if no address connects; the reason is on standard error.
     """
     say, port, *hosts = argv
     addresses = [_numeric(host, port) for host in hosts]
@@ -200,29 +200,29 @@ def _numeric(host: str, port: str) -> tuple[int, Any]:
 
 def _make(family: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as ssh does by itself (ssh_config(5), TCPKeepAlive)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as ssh does (ssh_config(5), TCPKeepAlive)
     return sock
 
 
 def proxy_options(launch: Sequence[str], addresses: Sequence[str], port: int, *, say: bool) -> list[str]:
-    """Write ssh's options for a remote with several addresses.
+    """Return ssh's options for a remote with several addresses.
 
     Args:
-        launch: What starts a helper: see `helpers.launch`.
+        launch: The words that start a helper: see `helpers.launch`.
         addresses: The numeric addresses, the preferred one first.
         port: The remote's port.
-        say: Whether the address that was reached is to be the first line of standard error: see `connected_to`.
+        say: Whether to write the address that was reached as the first line of standard error: see `connected_to`.
     """
     words = [*launch, "dial", "say" if say else "quiet", str(port), *addresses]
-    # ssh puts "exec" before it, and gives it to a shell.
+    # ssh prepends "exec", and passes the command to a shell.
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
     return [f"ProxyCommand={quoted.replace('%', '%%')}", "ProxyUseFdpass=yes"]
 
 
 def connected_to(errors: bytes) -> str | None:
-    """Read which address was reached from what ssh wrote to standard error; None where it does not begin so.
+    """Read the address that was reached from ssh's standard error; None if it does not begin with that line.
 
-    The line is written before ssh says a word to the remote, which therefore cannot write it.
+    The line is written before ssh talks to the remote, so the remote cannot forge it.
     """
     line, end, _ = errors.partition(b"\n")
     return line[len(CONNECTED) :].decode("ascii") if end and line.startswith(CONNECTED) else None

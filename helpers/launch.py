@@ -1,13 +1,13 @@
 """Starts a helper: ``python3 -I -S -X utf8 launch.py authorized_keys|session|dial ARGUMENT...``.
 
-``-I`` keeps the user's environment and directory off the import path, ``-S`` leaves out ``site`` (about 10 ms);
-both leave the package's own directory out too, so this puts it back. ``-X utf8`` keeps the client's locale from saying
-what the bytes of its command mean, which the remote is to have as they are. It is apart from the helpers because Python
-compiles the script it is given anew at each start, and only what that imports is cached.
+``-I`` keeps the user's environment and directory off the import path, ``-S`` skips ``site`` (about 10 ms); both also
+remove the package's own directory, so this adds it again. ``-X utf8`` prevents the client's locale from changing the
+bytes of the client's command, which must reach the remote unchanged. It is a separate script because Python compiles
+the script at each start, and caches only the modules that it imports.
 """
 
 import sys
-from posix import _exit  # not os, whose import is a fifth of what the key command takes
+from posix import _exit  # not os, whose import takes a fifth of the key command's time
 
 if __name__ == "__main__":
     sys.path.insert(0, __file__.rpartition("/")[0] + "/..")
@@ -23,4 +23,4 @@ if __name__ == "__main__":
     status = main(sys.argv[2:])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    _exit(status)  # nothing is left to do, and Python's own way out takes 3 ms to put everything in order
+    _exit(status)  # skips Python's finalization, which takes 3 ms

@@ -1,4 +1,4 @@
-"""What is said to mosh-server, and what it says (mosh 1.4.0, mosh-server(1) and scripts/mosh.pl)."""
+"""mosh-server's command line and its output (mosh 1.4.0, mosh-server(1) and scripts/mosh.pl)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from helpers.protocol.errors import (
 from helpers.remote_command import marked, marked_lines, printable, why_not_run
 
 MAX_LINE_BYTES = 512
-"""Longest line, in bytes, that may be MOSH CONNECT; it is 45 bytes or fewer."""
+"""Longest line, in bytes, that is matched against MOSH CONNECT, which has at most 45 bytes."""
 
 LOCALE_FALLBACKS = ({"LANG": "C.UTF-8"}, {"LANG": "en_US.UTF-8"})
-"""Tried in turn where the remote has no UTF-8 locale of its own and knows none of the client's: Debian and Fedora
-have the first, macOS the second."""
+"""Tried in turn if the remote has neither a UTF-8 locale of its own nor the client's: Debian and Fedora have the first,
+macOS the second."""
 
 _CONNECT = re.compile(rb"MOSH CONNECT ([1-9][0-9]{0,4}) ([A-Za-z0-9/+]{22})\r?")
 _NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not found
@@ -32,7 +32,7 @@ _NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not fou
 _START = (
     'gw_out=$(exec "$@"); gw_status=$?; echo; echo "$gw_mark MOSH CONNECT ${gw_out##*MOSH CONNECT }"; exit $gw_status'
 )
-"""Starts mosh-server and passes its line on behind the marker: see `helpers.remote_command`."""
+"""Starts mosh-server and prints its line behind the marker: see `helpers.remote_command`."""
 
 _RUN_COMMAND = (
     'sh -c \'SSH_ORIGINAL_COMMAND=$(printf %s "$GATEWAY_ORIGINAL" | base64 -d);'
@@ -40,12 +40,12 @@ _RUN_COMMAND = (
     ' command=$(printf %s "$GATEWAY_COMMAND" | base64 -d); unset GATEWAY_COMMAND GATEWAY_ORIGINAL;'
     ' exec "${SHELL:-/bin/sh}" -c "$command"\''
 )
-"""What runs a `RunCommand` there; a constant, in whose single quotes nothing means anything to any shell."""
+"""Runs a `RunCommand` on the remote; a constant whose single-quoted text no shell interprets."""
 
 
 @dataclass(frozen=True)
 class MoshEndpoint:
-    """Where a mosh-server listens.
+    """The endpoint of a mosh-server.
 
     Attributes:
         port: Its UDP port, 1-65535.
@@ -56,18 +56,18 @@ class MoshEndpoint:
     key: str
 
     def __repr__(self) -> str:
-        """Leave the key out."""
+        """Omit the key."""
         return f"MoshEndpoint(port={self.port})"
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """What mosh-server is told of the client's terminal.
+    """The client's terminal, as passed to mosh-server.
 
     Attributes:
         colors: Its colours, 0-256.
-        locale: LANG and LC_*, names and values already known to be plain words; mosh-server uses them only where the
-            remote has no UTF-8 locale of its own.
+        locale: LANG and LC_*, checked to be plain words; mosh-server uses them only if the remote has no UTF-8 locale
+            of its own.
     """
 
     colors: int
@@ -75,7 +75,7 @@ class Terminal:
 
     @property
     def locales(self) -> tuple[Mapping[str, str], ...]:
-        """What to offer in turn: the client's, if it has one, then the fallbacks."""
+        """The locales to try in turn: the client's, if it has one, then the fallbacks."""
         return (self.locale, *LOCALE_FALLBACKS) if self.locale else LOCALE_FALLBACKS
 
 
@@ -83,12 +83,12 @@ class Terminal:
 class RunCommand:
     """A command for the user's own shell on the remote, as sshd would run it (sshd(8)).
 
-    What a client or a key file wrote travels as base64 in the environment, so that no shell, POSIX or not, reads any of
+    Text from a client or a key file is sent as base64 in the environment, so that no shell, POSIX or not, interprets
     it on the way.
 
     Attributes:
         command: The command.
-        original_command: What the client asked for, when a key's ``command=`` rules; None otherwise.
+        original_command: The client's command if a key's ``command=`` replaces it; None otherwise.
     """
 
     command: str
@@ -96,7 +96,7 @@ class RunCommand:
 
     @property
     def variables(self) -> list[str]:
-        """The words that carry it, for env(1)."""
+        """The variables that contain it, as arguments of env(1)."""
         carried = {"GATEWAY_COMMAND": self.command, "GATEWAY_ORIGINAL": self.original_command or ""}
         return [f"{name}={_base64(text)}" for name, text in carried.items()]
 
@@ -109,24 +109,24 @@ class RunCommand:
 def server_command(
     terminal: Terminal, *, address: str, program: str, ports: str, silence_timeout_s: int, run: RunCommand | None
 ) -> str:
-    """Write the command line that the remote user's shell is to run.
+    """Return the command line for the user's shell on the remote.
 
     Args:
         terminal: The client's terminal.
-        address: The remote's numeric address, which tells the family of addresses to bind to: mosh-server would
-            take IPv4 by itself. Not the address proper, which may be that of a proxy or a NAT.
+        address: The remote's numeric address, which selects the address family to bind to: mosh-server's default is
+            IPv4. The address itself is not used, since it may be that of a proxy or a NAT.
         program: REMOTE_MOSH_SERVER.
         ports: REMOTE_MOSH_PORTS, ``P`` or ``P:P2``.
-        silence_timeout_s: Seconds without a word from the client after which mosh-server ends.
-        run: What to run instead of a login shell; None for the shell.
+        silence_timeout_s: Seconds without a packet from the client after which mosh-server ends.
+        run: The command to run instead of a login shell; None for the shell.
 
     Returns:
-        One line that means the same in every shell: no word of it needs quoting but constants. It wants a marker on
-        standard input (`helpers.remote_command`).
+        One line that means the same in every shell: only constants in it need quoting. It reads a marker from standard
+        input (`helpers.remote_command`).
     """
     variables = " ".join([f"MOSH_SERVER_NETWORK_TMOUT={silence_timeout_s}", *(run.variables if run else ())])
     locales = "".join(f" -l {name}={value}" for name, value in terminal.locale.items())
-    bind = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - on the remote, where mosh binds so by itself
+    bind = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - on the remote, as is mosh's default
     options = f"-i {bind} -c {terminal.colors} -p {ports}{locales}"
     return marked(_START, f"env {variables} {program} new {options}{f' -- {_RUN_COMMAND}' if run else ''}")
 
@@ -135,30 +135,30 @@ def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
     """Read one line of mosh-server's output.
 
     Args:
-        line: What stands behind the marker, without its newline; anything over 512 bytes is no match.
+        line: The text behind the marker, without its newline; more than 512 bytes do not match.
 
     Returns:
         The endpoint, or None if the line is something else.
     """
     match = _CONNECT.fullmatch(line) if len(line) <= MAX_LINE_BYTES else None
-    if match is None or int(match[1]) > 65535:  # noqa: PLR2004 - the largest port there is
+    if match is None or int(match[1]) > 65535:  # noqa: PLR2004 - the largest port
         return None
     return MoshEndpoint(int(match[1]), match[2].decode("ascii"))
 
 
 def find_mosh_connect(output: bytes, marker: bytes) -> MoshEndpoint | None:
-    """Find MOSH CONNECT behind the marker, whatever a start-up file of the user's printed."""
+    """Find MOSH CONNECT behind the marker, and ignore the output of the user's start-up files."""
     return next(filter(None, map(parse_mosh_connect, marked_lines(output, marker))), None)
 
 
 def failure(status: int | None, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
-    """Say why mosh-server gave no session.
+    """Explain why mosh-server started no session.
 
     Args:
-        status: The command's exit status, None if the remote told none: a signal ended it.
-        output: What it wrote to standard output, unchecked.
-        stderr: What it wrote to standard error, unchecked.
-        marker: Its marker.
+        status: The command's exit status; None if a signal ended it.
+        output: The command's standard output, unchecked.
+        stderr: The command's standard error, unchecked.
+        marker: The command's marker.
         program: REMOTE_MOSH_SERVER.
     """
     if not any(True for _ in marked_lines(output, marker)):
@@ -174,12 +174,12 @@ def failure(status: int | None, output: bytes, stderr: bytes, marker: bytes, pro
 
 
 def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:
-    """Say why ssh, started with the user's own agent, brought no session.
+    """Explain why ssh, started with the user's own agent, started no session.
 
     Args:
-        status: ssh's exit status; 255 is its own, the rest mosh-server's (ssh(1)).
-        output: What mosh-server wrote to standard output, unchecked.
-        stderr: What both wrote to standard error, unchecked.
+        status: ssh's exit status; 255 is ssh's own, any other is mosh-server's (ssh(1)).
+        output: mosh-server's standard output, unchecked.
+        stderr: The standard error of both, unchecked.
         marker: The command's marker.
         program: REMOTE_MOSH_SERVER.
     """
@@ -196,7 +196,7 @@ def ssh_failure(status: int, output: bytes, stderr: bytes, marker: bytes, progra
         return PermissionDeniedError(f"the remote host wants {wanted} beside or instead of your agent's key: {reason}")
     if b"Permission denied" in stderr:
         return PermissionDeniedError(f"the remote host accepts no key of your agent: {reason}")
-    if stderr.startswith(b"gateway: "):  # `helpers.happy_eyeballs`, before ssh said a word to the remote
+    if stderr.startswith(b"gateway: "):  # `helpers.happy_eyeballs`, before ssh talks to the remote
         reason = printable(stderr.partition(b"\n")[0].rpartition(b" reached: ")[2])
     return RemoteLostError(f"the remote host cannot be reached: {reason}")
 

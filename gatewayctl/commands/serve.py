@@ -21,7 +21,7 @@ from gatewayctl.runtime.processes import find
 from gatewayctl.settings import key_files, validators
 from gatewayctl.settings.key_files import KeyFileError
 from gatewayctl.settings.model import Settings
-from gatewayctl.settings.passwords import hashed_passwords, unknown_passwords
+from gatewayctl.settings.passwords import hashed_passwords, placeholder_hashes_for
 from gatewayctl.sshd import config
 from gatewayctl.supervisor.plan import Plan
 from gatewayctl.supervisor.supervisor import Supervisor, make_parts
@@ -168,8 +168,8 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         ssh_certificate=certificate,
         authorized_keys_files=validators.authorized_keys_files(settings.remote_authorized_keys_file),
         passwords=passwords,
-        no_passwords=unknown_passwords(passwords.values()) or ["*"],
-        no_passwords_key=placeholder_key,
+        placeholder_hashes=placeholder_hashes_for(passwords.values()) or ["*"],
+        placeholder_key=placeholder_key,
         state_dir=str(runtime.state),
         homes_dir=str(runtime.home),
         agent_socket=str(runtime.agent_socket),

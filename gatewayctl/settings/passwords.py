@@ -61,7 +61,7 @@ def hashed_passwords(text: str) -> dict[str, str]:
     }
 
 
-def unknown_passwords(hashed: Iterable[str]) -> list[str]:
+def placeholder_hashes_for(hashed: Iterable[str]) -> list[str]:
     """Make hashes that no password has, with which a name without a password takes as long to refuse as one with.
 
     Args:

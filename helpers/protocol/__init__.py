@@ -1,1 +1,1 @@
-"""What the gateway's processes say to each other, and what all of them share."""
+"""The protocol between the gateway's processes, and the code that all of them share."""

@@ -1,4 +1,4 @@
-"""How a gateway decides who may log in, which its settings imply."""
+"""The way in which users authenticate, derived from the settings."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from enum import Enum
 
 
 class AccessMode(Enum):
-    """The ways of access of README's table; passwords come on top of any of them."""
+    """The ways in which users authenticate; passwords can be added to any of them."""
 
     REMOTE_KEYS = "remote keys"
     """The user's own authorized_keys on the remote."""
 
     LOCAL_KEYS = "local keys"
-    """The operator's list, with the gateway's own key for the remote."""
+    """The operator's list of keys; the gateway logs in on the remote with its own key."""
 
     ANY_KEY = "any key"
-    """GATEWAY_ACCEPT_ANY_KEY, with the gateway's own key for the remote."""
+    """GATEWAY_ACCEPT_ANY_KEY; the gateway logs in on the remote with its own key."""
 
     AGENT = "agent pass-through"
-    """The remote, by the agent that the user forwards: the gateway has no key. Any key comes that far."""
+    """The user's forwarded agent logs in on the remote: the gateway has no key, and its sshd accepts any key."""
 
     AGENT_AND_LOCAL_KEYS = "agent pass-through, local keys"
-    """The same for users on the operator's list."""
+    """The same, but the gateway's sshd accepts only keys on the operator's list."""
 
     @classmethod
     def of(cls, *, has_key: bool, has_local_keys: bool, accepts_any_key: bool) -> AccessMode:
-        """Derive it from the settings.
+        """Derive the mode from the settings.
 
         Args:
             has_key: Whether the gateway has a private key of its own (GATEWAY_SSH_KEY_PATH or _CONTENT).
@@ -40,10 +40,10 @@ class AccessMode(Enum):
 
     @property
     def passes_agent_through(self) -> bool:
-        """Whether users log in on the remote by their own agent."""
+        """Whether users log in on the remote with their own agent."""
         return self in {AccessMode.AGENT, AccessMode.AGENT_AND_LOCAL_KEYS}
 
     @property
     def any_key_passes(self) -> bool:
-        """Whether sshd accepts any key, so that only the remote's verdict says who a user is, or nothing does."""
+        """Whether sshd accepts any key, so that only the remote authenticates users, or nothing does."""
         return self in {AccessMode.AGENT, AccessMode.ANY_KEY}

@@ -1,8 +1,8 @@
-"""How a helper asks the broker: connect, one line out, one line in."""
+"""The helpers' client of the broker: one request and one answer for each connection."""
 
 from __future__ import annotations
 
-import _socket as socket  # socket's own class adds nothing that is needed here, and takes a helper's start 5 ms
+import _socket as socket  # socket's own class is not needed here, and adds 5 ms to a helper's start
 import time
 
 from helpers.protocol.deadlines import ANSWER_TIMEOUT_S
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Question:
-    """One request on its way to the broker.
+class BrokerRequest:
+    """One request to the broker, which is sent at once.
 
     Args:
         socket_path: The broker's unix socket.
@@ -23,15 +23,14 @@ class Question:
         timeout_s: Longest wait for the whole answer, in seconds.
 
     Attributes:
-        connection: Where the answer arrives.
+        connection: The socket on which the answer arrives.
 
     Raises:
-        BrokerUnavailableError: Nobody listens on the socket, or it takes no request.
+        BrokerUnavailableError: No process listens on the socket, or it accepts no request.
         ProtocolError: The request is too long for the protocol.
     """
 
     def __init__(self, socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        """Connect and send."""
         line = encode(request)
         if len(line) > MAX_REQUEST_BYTES:
             msg = f"the request is longer than the {MAX_REQUEST_BYTES} bytes that the broker reads; shorten the command"
@@ -52,15 +51,15 @@ class Question:
         """Wait for the answer.
 
         Args:
-            patience_s: Seconds after which to come back without one; None waits until the deadline.
+            patience_s: Seconds after which to return without an answer; None waits until the deadline.
 
         Returns:
-            The result, or None when patience ran out before the deadline.
+            The result, or None if ``patience_s`` ended before the deadline.
 
         Raises:
-            BrokerError: The broker answered an error.
+            BrokerError: The broker answered with an error.
             BrokerUnavailableError: The broker closed the connection, or the deadline passed.
-            ProtocolError: What came is not an answer.
+            ProtocolError: The answer is not valid.
         """
         until = self._deadline if patience_s is None else min(self._deadline, time.monotonic() + patience_s)
         while b"\n" not in self._received:
@@ -97,14 +96,14 @@ class Question:
             raise ProtocolError(msg)
 
     def close(self) -> None:
-        """Hang up; the broker finishes what it began, and a mosh-server without a client ends after a minute."""
+        """Close the connection. The broker finishes its work; a mosh-server without a client ends after a minute."""
         self.connection.close()
 
 
 def ask(socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
-    """Ask and wait: see `Question` for arguments and errors."""
-    result = Question(socket_path, request, timeout_s).wait()
-    if result is None:  # pragma: no cover - only `wait` with patience answers None
+    """Send a request and wait for the answer: see `BrokerRequest` for arguments and errors."""
+    result = BrokerRequest(socket_path, request, timeout_s).wait()
+    if result is None:  # pragma: no cover - only `wait` with a limit returns None
         msg = "no answer"
         raise BrokerUnavailableError(msg)
     return result

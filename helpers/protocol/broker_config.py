@@ -1,6 +1,6 @@
-"""What the supervisor tells the broker at its start.
+"""The settings that the supervisor passes to the broker at its start.
 
-It goes over standard input, so that the key never touches a disk or an environment on the way.
+They are sent over standard input, so that the key never touches a disk or an environment on the way.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 from helpers.protocol.access_mode import AccessMode
 
 KEY_SETTINGS = "the gateway's key (GATEWAY_SSH_KEY_PATH or GATEWAY_SSH_KEY_CONTENT)"
-"""What a sentence about the key begins with, whoever finds fault with it."""
+"""The first words of all errors about the key."""
 
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """The broker's part of the settings, in the settings' own terms.
+    """The broker's part of the settings.
 
     Fields that are named like a setting (in lower case) have the setting's value; see `gatewayctl.settings.model`.
 
     Attributes:
-        known_hosts: REMOTE_KNOWN_HOSTS; None where any host key will do.
-        ssh_key: The gateway's private key, as in its file; None where users bring their agents.
-        ssh_certificate: The certificate beside it, if there is one.
-        authorized_keys_files: REMOTE_AUTHORIZED_KEYS_FILE, path by path.
+        known_hosts: REMOTE_KNOWN_HOSTS; None accepts any host key.
+        ssh_key: The content of the gateway's private key file; None with agent pass-through.
+        ssh_certificate: The content of its certificate's file; None if there is none.
+        authorized_keys_files: The paths in REMOTE_AUTHORIZED_KEYS_FILE.
         passwords: User name to hashed password (crypt(5)).
-        no_passwords: Placeholder hashes, of the kinds and costs of ``passwords``. Every other name has one of them, so
-            that rejecting an unknown name costs sshd what rejecting a known one costs; "*" without passwords.
-        no_passwords_key: A secret that says which name has which of them, the same after a restart.
-        state_dir: A directory that only the broker may enter.
-        homes_dir: Where the supervisor makes users' home directories.
-        agent_socket: Where the sessions' ssh reaches the broker's agent.
+        placeholder_hashes: Hashes of the kinds and costs of ``passwords``. Every other name has one of them, so that
+            rejecting an unknown name costs sshd the same as rejecting a known one; "*" without passwords.
+        placeholder_key: A secret that selects the placeholder of each name, the same after a restart.
+        state_dir: A directory that only the broker can enter.
+        homes_dir: The directory in which the supervisor makes users' home directories.
+        agent_socket: The path of the broker's agent socket, for the sessions' ssh.
         uid_start: First uid for users.
-        uid_stop: One past the last.
+        uid_stop: One past the last uid for users.
         auth_uid: The uid that AuthorizedKeysCommand runs as.
         syslog: Whether to log to syslog.
     """
@@ -50,8 +50,8 @@ class BrokerConfig:
     gateway_authorized_keys_content: str | None
     gateway_accept_any_key: bool
     passwords: dict[str, str] = field(repr=False)
-    no_passwords: list[str] = field(repr=False)
-    no_passwords_key: str = field(repr=False)
+    placeholder_hashes: list[str] = field(repr=False)
+    placeholder_key: str = field(repr=False)
     gateway_cache_ttl: float
     state_dir: str
     homes_dir: str
@@ -73,7 +73,7 @@ class BrokerConfig:
 
     @property
     def access_mode(self) -> AccessMode:
-        """How the gateway decides who may log in."""
+        """The way in which users authenticate."""
         local = self.gateway_authorized_keys_path is not None or self.gateway_authorized_keys_content is not None
         return AccessMode.of(
             has_key=self.ssh_key is not None, has_local_keys=local, accepts_any_key=self.gateway_accept_any_key
@@ -81,7 +81,7 @@ class BrokerConfig:
 
     @property
     def users_path(self) -> Path:
-        """The file that holds the names and their uids."""
+        """The file of the table of names and uids."""
         return Path(self.state_dir) / "users.sqlite3"
 
     @property
@@ -95,10 +95,10 @@ class BrokerConfig:
         return Path(self.state_dir) / "locks.sqlite3"
 
     def to_json(self) -> bytes:
-        """Write it for `from_json`."""
+        """Serialize the settings for `from_json`."""
         return json.dumps(asdict(self)).encode("ascii")
 
     @classmethod
     def from_json(cls, text: bytes) -> BrokerConfig:
-        """Read what `to_json` wrote."""
+        """Parse the output of `to_json`."""
         return cls(**json.loads(text))

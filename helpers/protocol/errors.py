@@ -1,7 +1,7 @@
-"""Every way in which the gateway can fail, each with a stable code and an exit status.
+"""The gateway's errors, each with a stable code and an exit status.
 
-The helpers that sshd starts import this, so it stays with the standard library alone and small.
-Statuses are those of ``sysexits.h``, one per cause, so that a script can tell them apart.
+The helpers that sshd starts import this module, so it is small and uses the standard library only.
+Statuses are those of ``sysexits.h``, one per cause, so that scripts can distinguish them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from errno import EAGAIN, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit status after Ctrl-C: 128 + SIGINT, as in shells."""
 
 
 class GatewayError(Exception):
     """The root of the gateway's own errors.
 
     Args:
-        message: One sentence that may be shown to whoever asked: no secret, no traceback, no newline.
+        message: One sentence that may be shown to the user: no secret, no traceback, no newline.
 
     Attributes:
         code: A stable word for logs, ``--json`` and the broker's protocol.
@@ -27,20 +27,19 @@ class GatewayError(Exception):
     status = 70  # EX_SOFTWARE
 
     def __init__(self, message: str) -> None:
-        """Keep the sentence."""
         super().__init__(message)
         self.message = message
 
 
 class ProtocolError(GatewayError):
-    """A peer sent something that is not the protocol it was asked to speak."""
+    """A peer violated the protocol."""
 
     code = "protocol"
     status = 65  # EX_DATAERR
 
 
 class UserNameError(GatewayError):
-    """The user name is not one that this gateway lets in."""
+    """The gateway does not accept the user name."""
 
     code = "user_name"
     status = 67  # EX_NOUSER
@@ -54,7 +53,7 @@ class RemoteUnresolvedError(GatewayError):
 
 
 class RemoteRefusedError(GatewayError):
-    """The remote is there and refuses the connection."""
+    """The remote refuses the connection."""
 
     code = "remote_refused"
     status = 69  # EX_UNAVAILABLE
@@ -68,30 +67,28 @@ class BrokerUnavailableError(GatewayError):
 
 
 class ResourcesError(GatewayError):
-    """The gateway itself lacks processes, memory, file descriptors or room in its runtime directory."""
+    """The gateway itself lacks processes, memory, file descriptors or space in its runtime directory."""
 
     code = "no_resources"
-    status = (
-        71  # EX_OSERR, as sysexits.h has it for "cannot fork"; the other thing that is wrong with the gateway itself
-    )
+    status = 71  # EX_OSERR, in sysexits.h for "cannot fork"; shared with BrokerUnavailableError
 
 
 class NoMoshServerError(GatewayError):
-    """The remote has no ``mosh-server`` where it was looked for."""
+    """The remote has no ``mosh-server`` at REMOTE_MOSH_SERVER."""
 
     code = "no_mosh_server"
     status = 72  # EX_OSFILE
 
 
 class MoshServerError(GatewayError):
-    """``mosh-server`` ran on the remote and gave no session."""
+    """``mosh-server`` ran on the remote and started no session."""
 
     code = "mosh_server"
     status = 73  # EX_CANTCREAT
 
 
 class RemoteLostError(GatewayError):
-    """The connection to the remote broke, or cannot be made for a reason of the network."""
+    """The connection to the remote broke, or cannot be made because of the network."""
 
     code = "remote_lost"
     status = 74  # EX_IOERR
@@ -119,7 +116,7 @@ class HostKeyError(GatewayError):
 
 
 class PermissionDeniedError(GatewayError):
-    """The remote, or the gateway, does not permit it."""
+    """The remote, or the gateway, denies permission."""
 
     code = "permission_denied"
     status = 77  # EX_NOPERM
@@ -133,17 +130,17 @@ class NoLocaleError(GatewayError):
 
 
 class SettingsError(GatewayError):
-    """A setting is missing or wrong; the sentence names it, its source and what would be right."""
+    """A setting is missing or wrong; the sentence names the setting, its source and a correct value."""
 
     code = "settings"
     status = 78  # EX_CONFIG
 
 
 def local_error(error: Exception) -> GatewayError:
-    """Say in a sentence what the gateway's own system refused a session.
+    """Describe an error of the gateway's own system in a sentence.
 
     Args:
-        error: An OSError or MemoryError, or what Python raises where no thread can be started.
+        error: An OSError or MemoryError, or the RuntimeError of Python if no thread can be started.
     """
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError):

@@ -1,7 +1,7 @@
-"""The gateway's log lines: ``event key=value ...``, one decision a line, which no client can forge.
+"""The gateway's log lines: ``event key=value ...``, one decision in each line, which no client can forge.
 
 Every value that is not plain printable ASCII without spaces, quotes and ``=`` is written as a JSON string, so a
-newline or an escape sequence in it is seen as text. Keys, passwords and MOSH_KEY are never given to it.
+newline or an escape sequence in it appears as text. Keys, passwords and MOSH_KEY are never logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEVELS = {
 
 
 def quote(value: object) -> str:
-    """Write one value: plain words as they are, the rest as a JSON string in ASCII."""
+    """Format one value: plain words unchanged, others as a JSON string in ASCII."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -35,20 +35,23 @@ def quote(value: object) -> str:
 
 
 def line(event: str, fields: dict[str, object]) -> str:
-    """Write one event with its fields, in the order given."""
+    """Format one event with its fields, in their order."""
     return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
 
 
 class EventFormatter(logging.Formatter):
-    """Lines as ``2026-01-31T12:00:00.123Z broker[PID]: info event key=value``, in UTC."""
+    """Lines such as ``2026-01-31T12:00:00.123Z broker[PID]: info event key=value``, in UTC.
+
+    Args:
+        stamped: Whether lines begin with the time; the receiver may add it (syslog).
+    """
 
     def __init__(self, *, stamped: bool) -> None:
-        """Write the time in front, unless the receiver (syslog) does it."""
         super().__init__()
         self._stamped = stamped
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record; anything that did not come from `EventLog` is quoted as a whole."""
+        """Format one record; one that is not from `EventLog` is quoted as a whole."""
         fields = getattr(record, "fields", {"source": record.name, "text": record.getMessage()})
         event = record.msg if hasattr(record, "fields") else "message"
         said = event if fields is None else f"{record.levelname.lower()} {line(event, fields)}"
@@ -63,13 +66,12 @@ class EventLog:
     """Writes events to one stream.
 
     Args:
-        program: The word in front of each line, ``gatewayctl`` or ``broker``.
+        program: The program's name in each line, ``gatewayctl`` or ``broker``.
         level: The least important level that is written: debug, info, warning or error.
-        syslog: Write to ``/dev/log`` (facility auth, as sshd does) and not to standard error.
+        syslog: Write to ``/dev/log`` (facility auth, as sshd does) instead of standard error.
     """
 
     def __init__(self, program: str, level: str = "info", *, syslog: bool = False) -> None:
-        """Open the stream."""
         handler: logging.Handler
         if syslog:
             facility = logging.handlers.SysLogHandler.LOG_AUTH
@@ -80,7 +82,7 @@ class EventLog:
         root = logging.getLogger()
         root.handlers[:] = [handler]
         root.setLevel(logging.WARNING)
-        # A dead stderr or syslog must not end a login with a traceback.
+        # If standard error or syslog is closed, a login must not fail with a traceback.
         logging.raiseExceptions = False
         self._program = program
         self._logger = logging.getLogger("gateway")
@@ -93,30 +95,30 @@ class EventLog:
             self._logger.handle(record)
 
     def relay(self, level: str, program: str, pid: int, text: str) -> None:
-        """Write another program's own line, which holds no control characters, as one of this stream."""
+        """Write another program's line, which contains no control characters."""
         record = self._logger.makeRecord("gateway", LEVELS[level], "", 0, text, (), None, extra={"fields": None})
         record.processName, record.process = program, pid
         self._logger.handle(record)
 
     def debug(self, event: str, **fields: object) -> None:
-        """Write what only helps to find a fault."""
+        """Log details for debugging."""
         self._write(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """Write a decision."""
+        """Log a decision."""
         self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Write what the operator should know of, though service goes on."""
+        """Log a problem that does not interrupt service."""
         self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """Write what the operator must mend."""
+        """Log a problem that the operator must fix."""
         self._write(logging.ERROR, event, fields)
 
 
 def fault_of(error: BaseException) -> str:
-    """Name the innermost line of a traceback: enough to find a fault by, and no data in it."""
+    """Return the innermost line of a traceback: enough to locate a bug, without any data."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

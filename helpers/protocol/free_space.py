@@ -1,4 +1,4 @@
-"""How much room the runtime directory has: strangers' names are written there, and it is in memory."""
+"""Checks of the free space in the runtime directory, which is in memory and contains strangers' names."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import os
 from pathlib import Path
 
 RESERVE_BYTES = 256 * 1024
-"""Free bytes below which the table of users takes no more room: new names then have the uids of forgotten ones."""
+"""Free bytes below which the table of users must not grow: new names then reuse the uids of old ones."""
 
 FULL_BYTES, FULL_FILES = 64 * 1024, 64
-"""Free bytes, or inodes, below which the directory counts as full: what is left is for users who had a session."""
+"""Free bytes, or inodes, below which the directory counts as full: the rest is for users who have had a session."""
 
 
 def is_short(directory: Path | str) -> bool:
-    """Tell whether less than `RESERVE_BYTES` is free."""
+    """Check whether less than `RESERVE_BYTES` is free."""
     return _free(directory)[0] < RESERVE_BYTES
 
 
 def is_full(directory: Path | str) -> bool:
-    """Tell whether less than `FULL_BYTES` or `FULL_FILES` is free."""
+    """Check whether less than `FULL_BYTES` or `FULL_FILES` is free."""
     free_bytes, free_files = _free(directory)
     return free_bytes < FULL_BYTES or free_files < FULL_FILES
 
 
 def _free(directory: Path | str) -> tuple[float, float]:
-    """Ask the file system (statvfs(3)) for free bytes and inodes; one that does not tell has both without end."""
+    """Return the file system's free bytes and inodes (statvfs(3)); infinite if it reports none."""
     unlimited = float("inf")
     try:
         status = os.statvfs(directory)

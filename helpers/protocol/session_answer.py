@@ -1,4 +1,4 @@
-"""The broker's answer to a session: what the session helper needs to become mosh-client or ssh."""
+"""The broker's answer to a session request, from which the session helper becomes mosh-client or ssh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class MoshAnswer(TypedDict):
     """A mosh-server that waits on the remote.
 
     Attributes:
-        transport: What the session runs over.
+        transport: The session's transport.
         address: The remote's numeric address.
         port: The mosh-server's UDP port.
         key: Its key, MOSH_KEY.
@@ -26,7 +26,7 @@ class MoshAnswer(TypedDict):
 
 
 class MoshByAgent(TypedDict):
-    """How the session itself starts a mosh-server over ssh, where the gateway has no key.
+    """Commands by which the session itself starts a mosh-server over ssh, if the gateway has no key.
 
     Attributes:
         commands: Command lines, to try in turn.
@@ -40,27 +40,27 @@ class MoshByAgent(TypedDict):
 
 
 class SshAnswer(TypedDict):
-    """The way to the remote, for the session's own ssh.
+    """The connection for the session's own ssh.
 
     Attributes:
-        transport: What the session runs over.
+        transport: The session's transport.
         address: The first of the remote's numeric addresses.
-        addresses: All of them, in the order in which they are to be tried.
+        addresses: All of them, in the order in which to try them.
         host: REMOTE_HOST.
         port: REMOTE_PORT.
         host_key_alias: The name by which the host key is looked up (ssh_config(5), HostKeyAlias).
-        known_hosts: The file that holds it; None where any host key will do.
-        agent: The broker's agent; None where the user's own is used.
+        known_hosts: The file with the host key; None accepts any host key.
+        agent: The broker's agent; None if the user's own is used.
         user: The user's name.
         share: Whether sessions of the user may share a connection.
         interactive: Whether the remote completes logins by keyboard-interactive authentication without a prompt.
-        subsystem: The subsystem to ask for; None for a command or a shell.
+        subsystem: The subsystem to request; None for a command or a shell.
         command: The command; None for a shell or a subsystem.
-        pty: Whether to ask for a terminal.
-        mosh: How to start a mosh-server, where ssh carries no more than that.
+        pty: Whether to request a terminal.
+        mosh: The commands that start a mosh-server, if ssh is used only for that.
         home: The user's home on the gateway.
-        options: What the session helper adds: options of ssh's.
-        identity: The same: ssh's IdentityFile.
+        options: ssh's options, added by the session helper.
+        identity: ssh's IdentityFile, added by the session helper.
     """
 
     transport: Literal["ssh"]

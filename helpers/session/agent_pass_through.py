@@ -1,7 +1,6 @@
-"""The way in without a key of the gateway's: the user's own agent, forwarded, logs in on the remote.
+"""Sessions without a gateway key: the session's ssh logs in on the remote with the user's forwarded agent.
 
-Nothing here is shared between sessions, not even of one user: whoever came without the agent must not profit from
-another session's.
+Sessions share nothing, not even those of one user: a client without the agent must not use another session's login.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from helpers.protocol.messages import decode, encode, error_answer, result_of
 from helpers.remote_command import new_marker, standard_input
 
 MAX_OUTPUT_BYTES = 64 * 1024
-"""Most output, in bytes and for each stream, that is taken from the remote before its mosh-server has spoken."""
+"""Most output, in bytes for each stream, that is read from the remote before its mosh-server's line."""
 
 
 def forwarded_agent(environ: Mapping[str, str]) -> str:
@@ -49,12 +48,12 @@ def forwarded_agent(environ: Mapping[str, str]) -> str:
 
 
 class Login:
-    """One login on the remote by the user's agent: waits for the broker's turn for it, and has it watched.
+    """One login on the remote with the user's agent: waits for the broker to give it a turn, and starts a watcher.
 
-    A process of its own watches, since this one becomes ssh: the broker counts the login for as long as it lives. It
-    leaves when ssh says, by ``LocalCommand`` (ssh_config(5)), that it is logged in, or has ended; and it ends ssh when
-    that takes too long. Once the turn has come it writes two files, by which no more than there are turns exist at a
-    time, and it removes them when it leaves.
+    The watcher is a separate process, since this one becomes ssh. The broker counts the login until the watcher exits.
+    It exits when ssh has logged in, which ``LocalCommand`` (ssh_config(5)) reports, or has ended; it ends ssh if the
+    login takes too long. After it has a turn, it writes two files, so that there are never more of them than turns, and
+    removes them when it exits.
 
     Args:
         socket_path: The broker's socket.
@@ -64,19 +63,18 @@ class Login:
     """
 
     def __init__(self, socket_path: str, connection: str, key: str, home: str) -> None:
-        """Start the watcher."""
         ssh = os.getpid()
         self._heard, said = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                # Twice, so that the watcher is not a child of ssh's, which would not collect it.
+                # A double fork, so that the watcher is not a child of ssh, which would not reap it.
                 if os.fork() == 0:
                     _watch(ssh, said, socket_path, {"connection": connection, "key": key}, home)
             except OSError as error:
                 os.write(said, encode(error_answer(local_error(error))))
             finally:
-                os._exit(0)  # whatever happened: this process must not go on as a second session
+                os._exit(0)  # even after an error: this process must not go on as a second session
         os.close(said)
         os.waitpid(child, 0)
 
@@ -84,13 +82,13 @@ class Login:
         """Wait for the turn.
 
         Args:
-            patience_s: Seconds after which to come back without one; None waits as long as the broker takes.
+            patience_s: Seconds after which to return without a turn; None waits for the broker's answer.
 
         Returns:
-            ``options``, which ssh is to have, and ``identity``, its IdentityFile or None; None when patience ran out.
+            ``options`` for ssh, and ``identity``, its IdentityFile or None; None after ``patience_s``.
 
         Raises:
-            GatewayError: The broker gives no turn.
+            GatewayError: The broker refuses a turn.
         """
         if not select.select([self._heard], [], [], patience_s)[0]:
             return None
@@ -127,7 +125,7 @@ def _watch(ssh: int, said: int, socket_path: str, login: dict[str, Any], home: s
                 os.write(2, b"gateway: the login on the remote host took too long; does your agent wait for you?\r\n")
                 signal.pidfd_send_signal(process, signal.SIGTERM)
     finally:
-        # Whatever happened: this process must not go on as a second session.
+        # Even after an error: this process must not go on as a second session.
         for path in (login_file, f"{identity}.pub"):
             with suppress(OSError):
                 Path(path).unlink()
@@ -135,22 +133,22 @@ def _watch(ssh: int, said: int, socket_path: str, login: dict[str, Any], home: s
 
 
 def _make_fifo(path: str) -> int:
-    """Make the FIFO by which ssh says that it is logged in, and open it for reading."""
-    Path(path).unlink(missing_ok=True)  # of a process of the same number, which was killed
+    """Make the FIFO to which LocalCommand writes after ssh has logged in, and open it for reading."""
+    Path(path).unlink(missing_ok=True)  # left by a killed process with the same pid
     os.mkfifo(path, 0o600)
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 def _write_identity(user_auth: str, path: str) -> str | None:
-    """Write down which key the user came with, so that ssh offers it to the remote before the agent's others.
+    """Write the public key that the user logged in with, so that ssh offers it before the agent's other keys.
 
     Args:
         user_auth: The first line of SSH_USER_AUTH's file.
-        path: What ssh's IdentityFile will be: the public key's file without its ``.pub``, so that ssh knows that there
-            is no private one and does not complain of it.
+        path: The value of ssh's IdentityFile: the public key's file without its ``.pub``, for which ssh does not report
+            the missing private key.
 
     Returns:
-        The path; None where the user came without a key.
+        The path; None if the user logged in without a key.
     """
     words = user_auth.split(" ")
     if words[0] != "publickey":
@@ -160,11 +158,11 @@ def _write_identity(user_auth: str, path: str) -> str | None:
 
 
 class MoshServer:
-    """Starts mosh-server on the remote by ssh, in the first locale that the remote knows.
+    """Starts mosh-server on the remote over ssh, in the first locale that the remote has.
 
     Args:
-        wanted: ``commands``, to try in turn; ``program`` for messages; ``predict``, handed on.
-        ssh: Writes ssh's command line up to the host, for one login: each command is one.
+        wanted: ``commands``, to try in turn; ``program`` for messages; ``predict``, passed on.
+        ssh: Returns ssh's command line up to the host, for one login: each command makes one.
         environ: ssh's environment.
         timeout_s: Longest time for each command, in seconds.
     """
@@ -176,7 +174,6 @@ class MoshServer:
         environ: Mapping[str, str],
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
-        """Start the first one."""
         self._wanted, self._ssh, self._environ, self._timeout_s = wanted, ssh, environ, timeout_s
         self._commands = list(wanted["commands"])
         self._start()
@@ -186,7 +183,7 @@ class MoshServer:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe)
         self._marker = new_marker()
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr] # a pipe was asked for
+        with suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr] # stdin is a pipe
             stdin.write(standard_input(self._marker))
         self._deadline = time.monotonic() + self._timeout_s
         self._output, self._errors = bytearray(), bytearray()
@@ -198,14 +195,14 @@ class MoshServer:
         """Wait for mosh-server.
 
         Args:
-            patience_s: Seconds after which to come back without one; None waits until the deadline.
+            patience_s: Seconds after which to return without an answer; None waits until the deadline.
 
         Returns:
-            Its ``port`` and ``key``, ``predict``, and ``address`` where the remote has several; None when patience ran
-            out before the deadline.
+            Its ``port`` and ``key``, ``predict``, and ``address`` if the remote has several; None if ``patience_s``
+            ended before the deadline.
 
         Raises:
-            GatewayError: The remote has no session; the sentence says why.
+            GatewayError: The remote starts no session; the sentence is the reason.
         """
         until = self._deadline if patience_s is None else min(self._deadline, time.monotonic() + patience_s)
         while self._streams.get_map():
@@ -233,7 +230,7 @@ class MoshServer:
     def _ended(self) -> dict[str, Any] | None:
         status = self._process.wait()
         output, errors = bytes(self._output), bytes(self._errors)
-        # UDP goes where TCP went; with one address the broker has told it.
+        # UDP uses the address that TCP reached; with only one address it is in the broker's answer.
         reached = happy_eyeballs.connected_to(errors)
         if reached is not None:
             errors = errors.partition(b"\n")[2]

@@ -1,11 +1,11 @@
-"""Which connection to the remote a session's ssh shares: one of the user's that is free and alive, or a new one.
+"""Chooses the connection that a session's ssh shares: a free and live one of the user's, or a new one.
 
-One session after the other, never two at once: a master whose question to the remote is refused, or given up before
-the answer, ends with all that it carries (OpenSSH 9.2, nchan.c: "no remote_id").
+Sessions use a connection one after the other, never two at once: if a channel request is refused, or cancelled before
+the answer, the master ends with all its channels (OpenSSH 9.2, nchan.c: "no remote_id").
 
-ssh by itself (``ControlMaster=auto``) waits for ever on a connection that has died, and complains on the user's
-standard error when sessions begin together or the remote takes no more (OpenSSH 9.2, mux.c). So each master has a name
-of its own, and the remote is asked over it before it is used.
+ssh's own ``ControlMaster=auto`` waits forever on a dead connection, and writes errors to the user's standard error if
+sessions begin together or the remote refuses another channel (OpenSSH 9.2, mux.c). So each master has its own name, and
+a channel is opened over it as a test before it is used.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 PATIENCE_S = 1.0
-"""Longest time, in seconds, that a session may lose with connections that do not answer."""
+"""Longest time, in seconds, that a session may spend on connections that do not answer."""
 
 MAKING_S = 30.0
 """Seconds that ssh may take until its connection can be shared; longer than its ConnectTimeout."""
 
 MAX_AGE_S = 3600.0
-"""Seconds after which a connection takes no new session, so that the remote decides anew who may log in."""
+"""Seconds after which a connection takes no new session, so that the remote authenticates the gateway again."""
 
 PERSIST_S = 60
 """Seconds for which a connection waits for another session after its last."""
 
-# Short: with the 17 characters that ssh adds for a moment it must fit into a socket's path, 107 bytes.
+# Short: with the 17 characters that ssh adds temporarily it must fit into a socket's path, 107 bytes.
 _MASTER = re.compile(r"m([0-9]+)")
 _SESSION = re.compile(r"s([0-9]+)-([0-9]+)")
 
 # OpenSSH, PROTOCOL.mux: hello of version 4, then request 1 for proxy mode, in which each message of the connection
-# protocol stands behind its length and a zero.
+# protocol is preceded by its length and a zero.
 _HELLO = struct.pack(">III", 8, 1, 4)
 _PROXY = struct.pack(">III", 8, 0x1000000F, 1)
 # RFC 4254, section 5.1: SSH_MSG_CHANNEL_OPEN and its answers.
@@ -54,7 +54,7 @@ def options(home: str, pid: int) -> list[str]:
         pid: The process that becomes ssh.
 
     Returns:
-        ssh's options: none where the session is better off with a connection of its own.
+        ssh's options; none if the session is to make a connection of its own.
     """
     deadline = time.monotonic() + PATIENCE_S
     try:
@@ -67,7 +67,7 @@ def options(home: str, pid: int) -> list[str]:
                 deadline = 0.0
             except OSError:
                 pass
-            # It is dead, or about to be.
+            # The master is dead, or is ending.
             _remove(path)
             _remove(f"{home}/s{master}-{pid}")
     except OSError:
@@ -76,10 +76,10 @@ def options(home: str, pid: int) -> list[str]:
 
 
 def _take_place(home: str, pid: int, deadline: float) -> int | None:
-    """Take a connection that no session has.
+    """Take a connection that no session uses.
 
     Returns:
-        The master's number: ``pid`` for a new one; None where another session is making one.
+        The master's number: ``pid`` for a new one; None if another session is making one.
     """
     with _locked(home, deadline):
         names = os.listdir(home)  # noqa: PTH208 - pathlib costs 4 ms
@@ -95,12 +95,12 @@ def _take_place(home: str, pid: int, deadline: float) -> int | None:
             if master == session and f"m{master}" not in names and time.time() - os.lstat(path).st_mtime < MAKING_S:
                 making = True
         if free and time.monotonic() < deadline:
-            chosen = min(free)  # the same each time, so that those that are not needed leave
+            chosen = min(free)  # always the lowest, so that idle masters expire
         elif making:
             return None
         else:
             chosen = pid
-            _remove(f"{home}/m{pid}")  # left by a process of the same number
+            _remove(f"{home}/m{pid}")  # left by a process with the same pid
         with open(f"{home}/s{chosen}-{pid}", "wb"):  # noqa: PTH123 - the same
             return chosen
 
@@ -123,7 +123,7 @@ def _locked(home: str, deadline: float) -> Iterator[None]:
 
 
 def _master(home: str, name: str) -> int | None:
-    """Tell the number of a master that may take sessions; None where a file is none."""
+    """Return the number of a master that may take sessions; None if the file is not one."""
     match = _MASTER.fullmatch(name)
     if match is None:
         return None
@@ -146,10 +146,10 @@ def _remove(path: str) -> None:
 
 
 def _has_room(path: str, deadline: float) -> bool:
-    """Ask the remote for a channel over a master's connection, and give it back: one round trip.
+    """Open a channel over a master's connection, and close it: one round trip.
 
     Raises:
-        OSError: It does not answer.
+        OSError: The remote does not answer.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(max(0.001, deadline - time.monotonic()))

@@ -1,6 +1,6 @@
-"""sshd's ForceCommand: asks the broker for a session and becomes mosh-client, or ssh for what mosh cannot carry.
+"""sshd's ForceCommand: requests a session from the broker and becomes mosh-client, or ssh if mosh cannot carry it.
 
-It runs as the user's own uid, on sshd's PTY if there is one. After the ``execve`` no Python is left.
+It runs as the user's own uid, on sshd's PTY if there is one. After the ``execve`` no Python remains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 
-from helpers.protocol.broker_client import Question, ask
+from helpers.protocol.broker_client import BrokerRequest, ask
 from helpers.protocol.errors import INTERRUPTED, GatewayError, local_error
 from helpers.session.mosh_client import become_mosh_client
 from helpers.session.program import become
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from helpers.protocol.session_answer import SshAnswer
 
 PROGRESS_AFTER_S = 0.5
-"""Seconds without an answer after which the user is told what is being waited for."""
+"""Seconds without an answer after which a progress line is shown to the user."""
 
 TOLD_CHARS = 64
-"""How much of a command the broker is told where ssh alone can carry it: enough to tell a subsystem from a command."""
+"""How many characters of a command the broker gets if only ssh can carry it: enough to recognize a subsystem."""
 
 CARRIER = "GATEWAY_COMMAND"
-"""Holds a key's ``command=`` in base64. Only a line of the broker's sets it: sshd takes no such name from a client."""
+"""Contains a key's ``command=`` in base64. Only a key line from the broker sets it: sshd ignores it from clients."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,12 +40,12 @@ def main(argv: list[str]) -> int:
         argv: The broker's socket.
 
     Returns:
-        The exit status when there is no session: that of the error (`helpers.protocol.errors`), or 130 after Ctrl-C.
+        The exit status if no session starts: that of the error (`helpers.protocol.errors`), or 130 after Ctrl-C.
     """
     client = os.getppid()
     try:
         (socket_path,) = argv
-        # Both before the drop: after it, /proc/self and sshd's file are root's alone.
+        # Both before the change of uid: after it, only root can read /proc/self and sshd's file.
         environ = given_environment()
         key = accepted_key(environ.get("SSH_USER_AUTH", ""))
         if os.geteuid() == 0:
@@ -64,50 +64,50 @@ def main(argv: list[str]) -> int:
 
 
 def given_environment() -> dict[str, str]:
-    """Read the environment as sshd gave it (proc(5)): Python adds an LC_CTYPE of its own to a plain one (PEP 538)."""
+    """Read the environment as sshd passed it (proc(5)): Python adds its own LC_CTYPE to a C locale (PEP 538)."""
     with open("/proc/self/environ", "rb") as file:  # noqa: PTH123 - pathlib costs 4 ms
         words = os.fsdecode(file.read()).split("\0")
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def drop_root(socket_path: str, agent: str | None) -> None:
-    """Become root's own invented uid, so that nothing of ours meets the network as the gateway's root.
+    """Change to the uid of root's sessions, so that no code handles network data as the gateway's root.
 
     Args:
         socket_path: The broker's socket.
-        agent: The socket of the agent that sshd forwards, which goes with us.
+        agent: The socket of the agent that sshd forwards, whose owner is changed too.
 
     Raises:
-        GatewayError: The broker does not permit root, or its uid is root's own.
+        GatewayError: The broker does not permit root, or answers with uid 0.
     """
     uid = int(ask(socket_path, {"op": "root"})["uid"])
     if agent is not None:
-        # sshd made it as root, in directories that are root's alone, so that nobody can have put anything in its place:
-        # /tmp/ssh-XXXX, from OpenSSH 10.1 on ~/.ssh/agent. They need to be passed through, not read.
+        # sshd made it as root, in directories that only root can enter, so no other user can have replaced it:
+        # /tmp/ssh-XXXX, from OpenSSH 10.1 on ~/.ssh/agent. The new uid needs search permission, not read permission.
         os.chown(agent, uid, uid, follow_symlinks=False)
         directory = os.path.dirname(agent)  # noqa: PTH120 - pathlib costs 4 ms
         while not os.stat(directory).st_mode & stat.S_IXOTH:  # noqa: PTH116 - the same
-            os.chmod(directory, 0o711)  # noqa: PTH101, S103 - the same; and to pass through is meant
+            os.chmod(directory, 0o711)  # noqa: PTH101, S103 - the same; search permission is intended
             directory = os.path.dirname(directory)  # noqa: PTH120 - the same
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    if 0 in {*os.getresuid(), *os.getresgid()}:  # -1, too, leaves them as they are (setresuid(2))
+    if 0 in {*os.getresuid(), *os.getresgid()}:  # -1 also leaves them unchanged (setresuid(2))
         msg = "the gateway's broker has no uid for root's session; tell the gateway's operator"
         raise GatewayError(msg)
 
 
 def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -> None:
-    """Check the terminal, ask for a session, become mosh-client, or ssh where there is no terminal.
+    """Check the terminal, request a session, and become mosh-client, or ssh without a terminal.
 
     Args:
         socket_path: The broker's socket.
-        environ: What sshd gave the session; LANG, LC_* and TERM in it are the client's and unchecked.
+        environ: The environment from sshd; LANG, LC_* and TERM in it are the client's and unchecked.
         key: The key that sshd accepted, see `accepted_key`.
-        client: The sshd that serves the client.
+        client: The pid of the sshd that serves the client.
 
     Raises:
-        GatewayError: The broker has no session for us, a program is missing here, or the client is gone.
+        GatewayError: The broker starts no session, a program is missing here, or the client has disconnected.
     """
     original = environ.get("SSH_ORIGINAL_COMMAND")
     request: dict[str, Any] = {
@@ -124,24 +124,24 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         term, colors = usable_term(term, sys.stdout.fileno())
         window = has_window(sys.stdout.fileno())
         request["terminal"] = {"colors": colors, "locale": locale_of(environ), "window": window}
-    # Such a command may be as long as the kernel lets it be.
+    # The broker does not need such a command, so only the kernel limits its length.
     ours_alone = original is not None and not has_terminal and CARRIER not in environ
     if ours_alone:
         request["original_command"] = str(original)[:TOLD_CHARS]
-    answer: Any = wait_with_progress(Question(socket_path, request).wait, shown=has_terminal)
+    answer: Any = wait_with_progress(BrokerRequest(socket_path, request).wait, shown=has_terminal)
     path = environ.get("PATH", os.defpath)
     if answer["transport"] == "mosh":
         become_mosh_client(answer, term, path, keep=original is not None)
-    from helpers.session import ssh_client  # noqa: PLC0415 - mosh needs it not
+    from helpers.session import ssh_client  # noqa: PLC0415 - not needed for mosh
 
     session: SshAnswer = answer
-    # As the client sent them: the remote is as if dialled directly. mosh alone is particular about them.
+    # Unchanged from the client, as in a direct login. Only mosh needs checked values.
     sent = {name: value for name, value in environ.items() if name in {"LANG", "TERM"} or name.startswith("LC_")}
     ssh = {**sent, "PATH": path, "HOME": str(session["home"])}
     if session["interactive"]:
         ssh |= ssh_client.NO_ANSWER
     if session["agent"] is None:
-        # Apart, because most gateways have a key, and importing it costs every login 8 ms.
+        # Imported only here: most gateways have a key, and the import would cost every login 8 ms.
         from helpers.session import agent_pass_through  # noqa: PLC0415
 
         session["agent"] = agent_pass_through.forwarded_agent(environ)
@@ -159,7 +159,7 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
             become_mosh_client(mosh, term, path, keep=original is not None)
         argv = ssh_with_a_turn()
     elif session["share"]:
-        from helpers.session import connection_sharing  # noqa: PLC0415 - the same: mosh needs it not
+        from helpers.session import connection_sharing  # noqa: PLC0415 - the same: not needed for mosh
 
         argv = ssh_client.ssh_argv({**session, "options": connection_sharing.options(ssh["HOME"], os.getpid())})
     else:
@@ -168,18 +168,18 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         msg = "the client has disconnected"
         raise GatewayError(msg)
     command = original if ours_alone and session["command"] is not None else session["command"]
-    # ssh takes an empty command for none, and would ask for a shell; a blank runs as little.
+    # ssh treats an empty command as none, and would request a shell; a blank runs nothing either.
     become([*ssh_client.LEAVE_WITH_CLIENT, *argv, *(() if command is None else (command or " ",))], ssh)
 
 
 def accepted_key(user_auth_path: str) -> str:
-    """Read which key sshd accepted, for the log.
+    """Read the key that sshd accepted, for the log.
 
     Args:
         user_auth_path: The file named by SSH_USER_AUTH (sshd_config(5), ExposeAuthInfo).
 
     Returns:
-        Its first line, as ``publickey ssh-ed25519 AAAA...``, or "" where there is none.
+        Its first line, such as ``publickey ssh-ed25519 AAAA...``, or "" if there is none.
     """
     try:
         with open(user_auth_path, encoding="ascii", errors="replace") as file:  # noqa: PTH123 - pathlib costs 4 ms
@@ -189,17 +189,17 @@ def accepted_key(user_auth_path: str) -> str:
 
 
 def wait_with_progress(wait: Callable[[float | None], dict[str, Any] | None], *, shown: bool) -> dict[str, Any]:
-    """Wait for an answer, saying so on the terminal once it takes longer than `PROGRESS_AFTER_S`.
+    """Wait for an answer, and show a progress line on the terminal if it takes longer than `PROGRESS_AFTER_S`.
 
     Args:
-        wait: Waits for so many seconds (None: until its own deadline) and answers None where that was too short.
-        shown: Whether there is a terminal to say it on.
+        wait: Waits for so many seconds (None: until its own deadline) and returns None if that was too short.
+        shown: Whether there is a terminal for the progress line.
 
     Returns:
         The answer.
 
     Raises:
-        GatewayError: There is none; the sentence says why.
+        GatewayError: There is no answer; the sentence is the reason.
     """
     started = time.monotonic()
     said = False

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from helpers.protocol.session_answer import MoshAnswer
 
 NUDGES_S = (0.03, 0.03, 0.06, 0.12, 0.36, 0.6, 1.0)
-"""Seconds before each time that mosh-client is nudged: see `nudge`. It takes some 10 ms to start, and on a busy machine
-several times that, in which a nudge goes unnoticed."""
+"""Seconds before each nudge of mosh-client: see `nudge`. It takes some 10 ms to start, and several times that on a busy
+machine; a nudge during that time has no effect."""
 
 
 def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool) -> None:
@@ -30,9 +30,9 @@ def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool)
     Args:
         session: The broker's answer: address, port, key (MOSH_KEY) and predict.
         term: The terminal type that was checked.
-        path: Where programs are looked for.
-        keep: Leave on the screen what is there at the end, as a command's output has to be. By itself mosh-client
-            draws on the terminal's other screen, which goes with it (mosh(1), --no-init).
+        path: The PATH for programs.
+        keep: Whether the output stays on the screen at the end, as that of a command must. By default mosh-client uses
+            the terminal's alternate screen, whose content is lost when it ends (mosh(1), --no-init).
 
     Raises:
         GatewayError: mosh-client cannot be started.
@@ -40,12 +40,12 @@ def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool)
     environ = {
         "PATH": path,
         "TERM": term,
-        # mosh-client asks its locale for the character set alone, and the gateway need not have the user's.
+        # mosh-client uses only the locale's character set, and the gateway may not have the user's locale.
         "LC_ALL": "C.UTF-8",
         "MOSH_KEY": str(session["key"]),
         "MOSH_PREDICTION_DISPLAY": str(session["predict"]),
-        # Ctrl-^ Ctrl-Z would stop mosh-client with no shell about to continue it. "" turns mosh's escapes off;
-        # ssh's own ~. still leaves.
+        # Ctrl-^ Ctrl-Z would stop mosh-client without a shell to continue it. "" turns mosh's escapes off; ssh's own
+        # ~. still works.
         "MOSH_ESCAPE_KEY": "",
         **({"MOSH_NO_TERM_INIT": "1"} if keep else {}),
     }
@@ -55,29 +55,29 @@ def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool)
 
 
 def nudge(client: int) -> None:
-    """Have mosh-client answer the remote's first datagram at once, and again lest that was lost.
+    """Make mosh-client acknowledge the remote's first datagram at once, and again in case the first one was lost.
 
-    mosh-server holds the prompt back for 250 ms: it takes the way for a long one until it hears how soon its first
-    datagram was answered (mosh 1.4.0, transportsender-impl.h, send_interval). By itself mosh-client does so after 3 s
-    (transportsender.h, ACK_INTERVAL), unless it has news, as that the window may have changed. It is told so by a
-    process that then is gone.
+    mosh-server delays the prompt by 250 ms: it assumes a long round trip until its first datagram is acknowledged (mosh
+    1.4.0, transportsender-impl.h, send_interval). By itself mosh-client acknowledges after 3 s (transportsender.h,
+    ACK_INTERVAL), unless it has data to send, such as a possible change of the window's size. So a short-lived process
+    sends it SIGWINCH.
 
     Args:
         client: The process that will be mosh-client.
     """
-    # mosh-client, which this process becomes, takes no notice of its end, and so the kernel is not to wait for that.
+    # mosh-client, which this process becomes, does not reap the child, so the kernel must.
     signal(SIGCHLD, SIG_IGN)
     try:
         if os.fork():
             return
     except OSError:
-        return  # it helps, and is not needed
+        return  # the nudge is optional
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):  # sshd waits until nobody has the terminal
+        for fd in (0, 1, 2):  # sshd waits until no process has the terminal open
             os.dup2(null, fd)
         for wait_s in NUDGES_S:
             time.sleep(wait_s)
             os.kill(client, SIGWINCH)
     finally:
-        os._exit(0)  # whatever happened: this process must not go on as a second session
+        os._exit(0)  # even after an error: this process must not go on as a second session

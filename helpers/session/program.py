@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def become(argv: list[str], environ: Mapping[str, str]) -> None:
-    """Replace this process with another program, which is looked for in the new PATH.
+    """Replace this process with another program, which is searched for in the new PATH.
 
     Raises:
-        GatewayError: It cannot be started.
+        GatewayError: The program cannot be started.
     """
     try:
         os.execvpe(argv[0], argv, environ)  # noqa: S606

@@ -1,4 +1,4 @@
-"""Writes the command line of the session's ssh, for what mosh cannot carry."""
+"""The command line of the session's ssh, for sessions that mosh cannot carry."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from helpers.protocol.session_answer import SshAnswer
 
 LEAVE_WITH_CLIENT = ("setpriv", "--pdeathsig", "HUP", "--")
-"""Ends ssh with the sshd that serves its client: without a terminal nobody else tells it that the client is gone, and
-it would wait as long as the remote's command takes."""
+"""Ends ssh with the sshd that serves its client: without a terminal ssh gets no SIGHUP when the client disconnects, and
+would run until the remote's command ends."""
 
 WITHOUT_PROMPT = (
     "BatchMode=no",
@@ -21,13 +21,13 @@ WITHOUT_PROMPT = (
 BatchMode leaves out."""
 
 NO_ANSWER = {"SSH_ASKPASS": "false", "SSH_ASKPASS_REQUIRE": "force"}
-"""Keeps ssh then from showing the user a prompt all the same (ssh(1), ENVIRONMENT)."""
+"""Prevents ssh from prompting the user nevertheless (ssh(1), ENVIRONMENT)."""
 
 
 def ssh_argv(session: SshAnswer) -> list[str]:
-    """Write the command line of ssh up to the host, and the subsystem where one is asked for.
+    """Return ssh's command line up to the host, and the subsystem if one is requested.
 
-    It is ssh itself, so that bytes, status and both ends' closing are OpenSSH's own.
+    It is ssh itself, so that bytes, exit status and the closing of both ends are OpenSSH's own.
 
     Args:
         session: The broker's answer, with ``options`` of `helpers.session.connection_sharing`, or ``options`` and
@@ -35,7 +35,7 @@ def ssh_argv(session: SshAnswer) -> list[str]:
     """
     known_hosts = session["known_hosts"]
     options = [
-        # Nobody is there to be asked, and nothing but the broker's key and known_hosts counts.
+        # No user can answer a prompt, and only the broker's key and known_hosts are used.
         *dial_options(session),
         *(WITHOUT_PROMPT if session["interactive"] else ("BatchMode=yes",)),
         f"IdentityFile={session.get('identity') or 'none'}",
@@ -45,15 +45,15 @@ def ssh_argv(session: SshAnswer) -> list[str]:
         "GlobalKnownHostsFile=/dev/null",
         f"StrictHostKeyChecking={'yes' if known_hosts else 'no'}",
         "UpdateHostKeys=no",
-        # Nothing is forwarded on, and nothing is printed between the remote's words but errors.
+        # Nothing is forwarded, and ssh adds only errors to the remote's output.
         "ClearAllForwardings=yes",
         "ForwardAgent=no",
         "ForwardX11=no",
         "LogLevel=ERROR",
         "SendEnv=LANG LC_*",
-        # Below the broker's patience; TCP alone would try for two minutes.
+        # Below the broker's timeout; TCP alone would try for two minutes.
         "ConnectTimeout=15",
-        # A remote that fell silent must not keep processes here for ever.
+        # A remote that no longer answers must not keep processes here forever.
         "ServerAliveInterval=30",
         "ServerAliveCountMax=10",
     ]
@@ -74,16 +74,16 @@ def ssh_argv(session: SshAnswer) -> list[str]:
 
 
 def dial_options(session: SshAnswer) -> list[str]:
-    """Write ssh's options for a remote with several addresses; none where there is one."""
+    """Return ssh's options for a remote with several addresses; none if there is only one."""
     if len(session["addresses"]) == 1:
         return []
-    from helpers import happy_eyeballs  # noqa: PLC0415 - ssh alone tries one address as well
+    from helpers import happy_eyeballs  # noqa: PLC0415 - not needed for one address
 
-    launch = [*sys.orig_argv[: -len(sys.argv)], sys.argv[0]]  # how this helper was started
+    launch = [*sys.orig_argv[: -len(sys.argv)], sys.argv[0]]  # the words that started this helper
     return happy_eyeballs.proxy_options(launch, session["addresses"], int(session["port"]), say="mosh" in session)
 
 
 def one_file(path: str) -> str:
-    """Quote a path where ssh has a list of files with blanks between, and tokens in them (ssh_config(5))."""
+    """Quote a path for an option that takes a list of files, with tokens, separated by blanks (ssh_config(5))."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'

@@ -1,12 +1,12 @@
-"""What mosh-client needs of a terminal, seen to before a mosh-server is started.
+"""Checks the terminal for mosh-client before a mosh-server is started.
 
-mosh-client dies on an unknown TERM, without a UTF-8 locale and in a window of 0x0, and would leave its mosh-server
+mosh-client fails with an unknown TERM, without a UTF-8 locale and in a window of 0x0, and would leave its mosh-server
 waiting on the remote for a minute (mosh 1.4.0).
 """
 
 from __future__ import annotations
 
-import _curses as curses  # nothing that curses itself adds is needed
+import _curses as curses  # curses itself adds nothing that is needed
 import os
 
 from helpers.protocol.messages import MAX_COLORS, is_locale_value, is_term
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FALLBACK_TERM = "xterm-256color"
-"""What an unknown TERM becomes: every terminal emulator that is in use understands it."""
+"""Replaces an unknown TERM: all terminal emulators in use are compatible with it."""
 
 FALLBACK_SIZE = (24, 80)
-"""Rows and columns of a window that has none, as of a VT100."""
+"""Rows and columns for a window that has none, those of a VT100."""
 
 _LOCALE_NAMES = (
     "LANG",
@@ -40,14 +40,14 @@ _LOCALE_NAMES = (
 
 
 def usable_term(term: str, fd: int) -> tuple[str, int]:
-    """Choose a terminal type that this machine knows.
+    """Choose a terminal type that this machine's terminfo has.
 
     Args:
         term: The client's TERM, unchecked.
         fd: The terminal's file descriptor.
 
     Returns:
-        ``term`` if terminfo has it, else `FALLBACK_TERM`; and how many colours it has, 0-256.
+        ``term`` if terminfo has it, else `FALLBACK_TERM`; and its number of colours, 0-256.
     """
     for name in (term, FALLBACK_TERM):
         if is_term(name):
@@ -60,35 +60,35 @@ def usable_term(term: str, fd: int) -> tuple[str, int]:
 
 
 def has_window(fd: int) -> bool:
-    """Tell whether a terminal has a size: who asks for one without having one (``ssh -tt </dev/null``) sends 0x0.
+    """Check whether a terminal has a size: a client without a terminal of its own (``ssh -tt </dev/null``) sends 0x0.
 
     Raises:
-        OSError: ``fd`` is no terminal.
+        OSError: ``fd`` is not a terminal.
     """
     return all(os.get_terminal_size(fd))
 
 
 def ensure_window(fd: int) -> None:
-    """Give a window without rows or columns those of `FALLBACK_SIZE`.
+    """Set the size of a window without rows or columns to `FALLBACK_SIZE`.
 
     Raises:
-        OSError: ``fd`` is no terminal.
+        OSError: ``fd`` is not a terminal.
     """
     if not has_window(fd):
-        import termios  # noqa: PLC0415 - hardly ever
+        import termios  # noqa: PLC0415 - rarely needed
 
         termios.tcsetwinsize(fd, FALLBACK_SIZE)
 
 
 def locale_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Pick the client's locale for the remote, if it is one that mosh can use.
+    """Return the client's locale for the remote, if mosh can use it.
 
     Args:
-        environ: The session's environment, unchecked: sshd's AcceptEnv lets LANG and LC_* in.
+        environ: The session's environment, unchecked: sshd's AcceptEnv accepts LANG and LC_*.
 
     Returns:
-        The variables that are well-formed locale names, or none of them when the character set that follows from
-        them (LC_ALL before LC_CTYPE before LANG, locale(7)) is not UTF-8.
+        The variables with well-formed locale names, or none if the resulting character set (LC_ALL before LC_CTYPE
+        before LANG, locale(7)) is not UTF-8.
     """
     wanted = {name: environ[name] for name in _LOCALE_NAMES if is_locale_value(environ.get(name, ""))}
     ctype = wanted.get("LC_ALL") or wanted.get("LC_CTYPE") or wanted.get("LANG") or ""

@@ -1,6 +1,6 @@
-"""An ssh-agent that signs one thing only: the caller's own login on the remote, with the gateway's key.
+"""An ssh-agent that signs only the caller's own login on the remote, with the gateway's key.
 
-Source: draft-ietf-sshm-ssh-agent; RFC 4252 section 7 (what a userauth request's signature covers); OpenSSH 9.2,
+Source: draft-ietf-sshm-ssh-agent; RFC 4252 section 7 (the signed data of a userauth request); OpenSSH 9.2,
 PROTOCOL section 3.1 (publickey-hostbound-v00@openssh.com).
 """
 
@@ -14,7 +14,7 @@ from helpers.protocol.errors import GatewayError, ProtocolError
 from helpers.ssh.wire import WireReader, string
 
 MAX_MESSAGE_BYTES = 64 * 1024
-"""Longest message, in bytes, that is read: a request to sign a login is below 5 KiB with the largest key."""
+"""Longest message, in bytes, that is read: a request to sign a login is smaller than 5 KiB with the largest key."""
 
 FAILURE = bytes([5])
 _REQUEST_IDENTITIES = 11
@@ -29,12 +29,12 @@ _SESSION_BIND = b"session-bind@openssh.com"
 
 @dataclass(frozen=True)
 class Identity:
-    """What the agent can sign with.
+    """The agent's key.
 
     Attributes:
-        blobs: The public keys it answers to: the plain one, and the certificate for it if there is one.
+        blobs: Its public keys: the plain one, and the certificate for it if there is one.
         sign: Signs data with an algorithm (``ssh-ed25519``, ``rsa-sha2-512`` ...) and returns the signature in wire
-            format; None for an algorithm that is not the key's.
+            format; None for an algorithm that does not fit the key.
     """
 
     blobs: tuple[bytes, ...]
@@ -42,7 +42,7 @@ class Identity:
 
 
 class RefusedError(GatewayError):
-    """The agent does not do that; the sentence is for the log."""
+    """The agent refuses the request; the sentence is for the log."""
 
     code = "agent_refused"
     status = 77
@@ -61,8 +61,8 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
         The answer without its length.
 
     Raises:
-        RefusedError: The answer is `FAILURE`, and the caller should not have asked.
-        ProtocolError: It is `FAILURE` too, and the message is none.
+        RefusedError: The request is not permitted; the answer is `FAILURE`.
+        ProtocolError: The message is malformed; the answer is `FAILURE` too.
     """
     reader = WireReader(message)
     kind = reader.byte()
@@ -71,7 +71,7 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
         keys = b"".join(string(blob) + string(b"ssh-mosh-gateway") for blob in identity.blobs)
         return bytes([_IDENTITIES_ANSWER]) + struct.pack(">I", len(identity.blobs)) + keys
     if kind == _EXTENSION and reader.string() == _SESSION_BIND:
-        # Every OpenSSH client says first which connection it is about to use, and goes on without.
+        # OpenSSH clients first send session-bind for the connection, and continue if it fails.
         return FAILURE
     if kind != _SIGN_REQUEST:
         msg = f"message {kind} is not one that this agent serves"
@@ -95,21 +95,21 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
 def check_login(
     data: bytes, user: str, blobs: Collection[bytes], accepts_host_key: Callable[[str, bytes], None]
 ) -> str:
-    """Make sure that what is to be signed is a login of one user, with one key, on the remote.
+    """Check that the data to sign is a login of one user, with one key, on the remote.
 
     Args:
-        data: What the signature would cover.
-        user: The only user name that may stand in it.
-        blobs: The only public keys. Which of them the request itself names does not matter: to log in by a
-            certificate, ssh asks for a signature of the plain key (OpenSSH 9.2, sign_and_send_pubkey).
+        data: The data to sign.
+        user: The only permitted user name.
+        blobs: The only permitted public keys. The request itself may name either of them: to log in with a
+            certificate, ssh requests a signature by the plain key (OpenSSH 9.2, sign_and_send_pubkey).
         accepts_host_key: See `answer`.
 
     Returns:
-        The signature's algorithm, a certificate's suffix taken off.
+        The signature's algorithm, without a certificate's suffix.
 
     Raises:
-        RefusedError: It is a login of somebody else, or on another host, or something else altogether.
-        ProtocolError: It is no such message.
+        RefusedError: The data is a login of another user, or on another host, or not a login.
+        ProtocolError: The data is malformed.
     """
     reader = WireReader(data)
     reader.string()  # the session identifier: a hash that binds the signature to one connection

@@ -1,18 +1,18 @@
-"""Reads the lines of an authorized_keys file, and writes those that sshd gets to see for one offered key.
+"""Parses the lines of an authorized_keys file, and prints those that are passed to sshd for one offered key.
 
-sshd enforces the options of what is printed here, as it does for a file, with one exception: ForceCommand in
-sshd_config overrides a line's ``command=``. So that command is carried to the session in an environment variable
-that nobody else can set, and every ``environment=`` of the file itself is left out.
+sshd enforces the options of the printed lines, as for a file, with one exception: ForceCommand in sshd_config overrides
+a line's ``command=``. So that command is passed to the session in an environment variable that clients cannot set, and
+every ``environment=`` of the file itself is omitted.
 
-Three rules keep this from letting in anybody whom OpenSSH would not:
+Three rules ensure that no key is accepted that OpenSSH would refuse:
 
-- A line is read as OpenSSH reads it and printed from what was read, so sshd has nothing left to read differently.
-- The first line that sshd accepts rules, with its options. A line that OpenSSH refuses is skipped, as it does; a line
-  that only we refuse ends the file, or a line below it, with fewer restrictions, would rule in its place.
+- A line is parsed as OpenSSH parses it and printed from the result, so that sshd cannot read it differently.
+- The first line that sshd accepts is used, with its options. A line that OpenSSH refuses is skipped, as OpenSSH does. A
+  line that only we refuse ends the file; otherwise a line below it, with fewer restrictions, would be used instead.
 - A line that one version of OpenSSH accepts and another refuses, or reads differently, ends the file too. The gateway
-  cannot tell which version the remote has: if the line were printed, it would let in whom one version refuses; if it
-  were skipped, a line below it would rule where in the other version it does not. Such are a key whose blob has a short
-  name for its type, which OpenSSH takes up to 9.8, and the options in `helpers.ssh.openssh_versions`.
+  cannot detect the remote's version. If the line were printed, it would permit a key that one version refuses; if it
+  were skipped, a line below it would be used that the other version does not reach. Such lines are a key whose blob has
+  a short name for its type, which OpenSSH accepts up to 9.8, and the options in `helpers.ssh.openssh_versions`.
 
 Source: OpenSSH 9.2 to 10.5: auth2-pubkeyfile.c, auth-options.c (sshauthopt_parse), sshkey.c (sshkey_read),
 authfile.c (sshkey_advance_past_options), misc.c (opt_flag, opt_match, opt_dequote).
@@ -39,19 +39,18 @@ from helpers.ssh.certificate import (
 from helpers.ssh.openssh_versions import is_read_alike
 
 CARRIER = "GATEWAY_COMMAND"
-"""Environment variable that carries a ``command=`` to the session; PermitUserEnvironment names it alone."""
+"""Environment variable that passes a ``command=`` to the session; PermitUserEnvironment permits only this one."""
 
 MAX_OFFERED_CHARS = 128 * 1024
-"""Longest key that can be offered, in base64 characters: Linux's longest argument (MAX_ARG_STRLEN), as which sshd
-hands it over."""
+"""Longest key that can be offered, in base64 characters: sshd passes it as an argument (Linux, MAX_ARG_STRLEN)."""
 
 MAX_COMMAND_BYTES = 24 * 1024
-"""Longest command that is carried, in bytes: its base64 fits into one environment variable (128 KiB on Linux) and into
-a request to the broker."""
+"""Longest ``command=``, in bytes: its base64 fits into one environment variable (128 KiB on Linux) and into a request
+to the broker."""
 
 EMPTY_COMMAND = "="
-"""What carries ``command=""``, which runs nothing: a variable that is empty is too easily taken for one that is unset,
-and then a shell would be started."""
+"""The value for ``command=""``, which runs nothing: an empty variable is easily mistaken for one that is unset, and
+then a shell would start."""
 
 _ENVIRONMENT_MAX = 1024  # auth-options.h, SSH_AUTHOPT_ENV_MAX
 _NEGATABLE = b"port-forwarding agent-forwarding x11-forwarding touch-required verify-required pty user-rc".split()
@@ -61,23 +60,23 @@ _VALUED = frozenset({*_ONCE, b"expiry-time", b"environment", b"permitopen", b"pe
 
 _BLANKS = b" \t"
 _OPTION_NAME = re.compile(rb"[A-Za-z0-9-]*+")
-_SKIPPED_IN_BASE64 = b"\n\v\f\r"  # b64_pton skips isspace(3); blanks have ended the word before
+_SKIPPED_IN_BASE64 = b"\n\v\f\r"  # b64_pton skips isspace(3); blanks end the word before it
 _ENVIRONMENT_NAME = re.compile(rb"[A-Za-z0-9_]+")
 _KEY = re.compile(rb"[ \t]*+([^ \t]++)[ \t]++([^ \t]++)")
-# No expression here can backtrack: *+ and ++ keep what they took.
+# None of these expressions backtracks: *+ and ++ are possessive.
 _OPTIONS = re.compile(rb'(?:[^ \t"\\]++|\\"?+|"(?:[^"\\]++|\\"?+)*+")*+')
 _JOINED = re.compile(rb"\\n[^\n]*(?:ssh-|ecdsa-|AAAA)")
-_UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text to sshd and to us
+_UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # a tab between quotes is text
 
 
 @dataclass(frozen=True)
 class OfferedKey:
-    """A key that a client offers, as sshd names it to AuthorizedKeysCommand.
+    """A key that a client offers, as sshd passes it to AuthorizedKeysCommand.
 
     Attributes:
         key_type: sshd's ``%t``.
         blob: sshd's ``%k`` in wire format.
-        certificate: What it says, when it is a certificate; None for a plain key.
+        certificate: The certificate's content; None for a plain key.
     """
 
     key_type: str
@@ -86,12 +85,12 @@ class OfferedKey:
 
     @property
     def wanted(self) -> bytes:
-        """The key that a line must have, canonical: this one, or that of the authority which signed it."""
+        """The key that a line must have, canonical: this one, or that of the authority that signed it."""
         return self.blob if self.certificate is None else self.certificate.signature_key
 
     @property
     def wanted_line(self) -> bytes:
-        """That key as it stands in a line, without options."""
+        """That key in the format of a line, without options."""
         key_type, _ = canonical_key(self.wanted)
         return key_type.encode() + b" " + base64.b64encode(self.wanted)
 
@@ -106,21 +105,21 @@ class _Option:
 
 
 class BadLineError(Exception):
-    """OpenSSH itself refuses this line, for this key, and goes on with the next."""
+    """OpenSSH itself refuses this line, for this key, and continues with the next."""
 
 
 class LastLineError(Exception):
-    """OpenSSH, or a version of it, may accept this line, and we do not: it ends the file for its key."""
+    """A version of OpenSSH may accept this line, and we do not: it ends the file for its key."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLine:
-    """A line with a key, as it may be printed.
+    """A parsed line.
 
     Attributes:
         options: The options to print, joined, without ``environment=``.
-        command: What ``command=`` says; None where there is none.
-        is_printable: Whether we are willing to print all options.
+        command: The value of ``command=``; None if there is none.
+        is_printable: Whether all options may be printed.
     """
 
     options: bytes
@@ -128,14 +127,14 @@ class KeyLine:
     is_printable: bool
 
     def printed_for(self, offered: OfferedKey) -> bytes:
-        """Write the line as sshd is to read it.
+        """Print the line for sshd.
 
         Args:
-            offered: The key that the line is for, or the certificate that it has the authority for.
+            offered: The line's key, or a certificate that the line's authority has signed.
 
         Raises:
             BadLineError: The certificate forces another command than the line.
-            LastLineError: We are not willing to print the line, or to carry its command.
+            LastLineError: The line must not be printed, or its command is too long.
         """
         command = self.command
         if offered.certificate is not None and offered.certificate.forced_command is not None:
@@ -151,17 +150,17 @@ class KeyLine:
 
 
 def parse_offered_key(key_type: str, base64_blob: str) -> OfferedKey:
-    """Read the key that sshd asks about.
+    """Parse the key that sshd asks about.
 
     Args:
         key_type: sshd's ``%t``, such as ``ssh-ed25519`` or ``ssh-ed25519-cert-v01@openssh.com``.
         base64_blob: sshd's ``%k``, at most `MAX_OFFERED_CHARS`.
 
     Returns:
-        The key; for a certificate, with who signed it and what it forces.
+        The key; for a certificate, with its authority and its forced command.
 
     Raises:
-        ProtocolError: The type is not served, or the blob is not one whole key or user certificate of that type.
+        ProtocolError: The type is not supported, or the blob is not one complete key or user certificate of that type.
     """
     blob = _decode_base64(base64_blob.encode("utf-8", "replace")) if len(base64_blob) <= MAX_OFFERED_CHARS else None
     if blob is None:
@@ -176,19 +175,19 @@ def parse_offered_key(key_type: str, base64_blob: str) -> OfferedKey:
 
 
 def read_line(line: bytes) -> tuple[bytes, bool, KeyLine | None]:
-    """Read a line of an authorized_keys file.
+    """Parse a line of an authorized_keys file.
 
     Args:
         line: The line without its newline.
 
     Returns:
-        Its key, canonical; whether it is an authority's, for certificates alone; and what may be printed of it, or None
-        where versions of OpenSSH differ on the line, which then ends the file for this key.
+        Its key, canonical; whether it is an authority's, for certificates only; and the parsed line, or None if
+        versions of OpenSSH differ on it, and it ends the file for this key.
 
     Raises:
-        BadLineError: It has no key, or every version refuses it.
+        BadLineError: The line has no key, or every version refuses it.
     """
-    line = line.partition(b"\0")[0].lstrip(_BLANKS)  # to OpenSSH, a line is a C string
+    line = line.partition(b"\0")[0].lstrip(_BLANKS)  # in OpenSSH a line is a C string
     if line.startswith(b"#"):
         raise BadLineError
     key, end = _find_key(line)
@@ -205,13 +204,13 @@ def read_line(line: bytes) -> tuple[bytes, bool, KeyLine | None]:
 
 
 def faults(content: bytes) -> Iterator[tuple[int, str]]:
-    """Find the lines of an authorized_keys file that let nobody in, whichever key is offered.
+    """Find the lines of an authorized_keys file that cannot permit any key.
 
     Args:
         content: The file, any bytes.
 
     Yields:
-        The line's number, from 1 on, and what is wrong with it.
+        The line's number, from 1 on, and the reason.
     """
     for number, raw in enumerate(content.split(b"\n"), start=1):
         line = raw.partition(b"\0")[0].lstrip(_BLANKS)
@@ -240,33 +239,33 @@ def _fault(line: bytes) -> str | None:
 
 
 def with_expiry(line: bytes, expires: datetime) -> bytes:
-    """Let a line end by itself; one that ends sooner already goes on doing so (auth-options.c, ``expiry-time``).
+    """Add an expiry time to a line; an earlier one in the line remains effective (auth-options.c, ``expiry-time``).
 
     Args:
-        line: A line as `KeyLine.printed_for` writes it.
-        expires: The last second in which it holds; its zone is UTC.
+        line: A line from `KeyLine.printed_for`.
+        expires: The last second in which it is valid; its zone is UTC.
     """
-    # An option's name is none of a key's type.
+    # No option has the name of a key type.
     has_options = line.partition(b" ")[0] not in KEY_NAMES
     return b'expiry-time="%s"%s%s' % (expires.strftime("%Y%m%d%H%M%SZ").encode(), b"," if has_options else b" ", line)
 
 
 def encode_command(command: bytes) -> str:
-    """Write a command as the value of `CARRIER`: base64, or `EMPTY_COMMAND`; never an empty string."""
+    """Encode a command as the value of `CARRIER`: base64, or `EMPTY_COMMAND`; never an empty string."""
     return base64.b64encode(command).decode("ascii") or EMPTY_COMMAND
 
 
 def decode_command(value: str) -> str:
-    """Read the value of `CARRIER`.
+    """Decode the value of `CARRIER`.
 
     Args:
-        value: What `encode_command` wrote.
+        value: The output of `encode_command`.
 
     Returns:
-        The command; bytes that are no UTF-8 as surrogates (``surrogateescape``), as in ``os.environ``.
+        The command; bytes that are not UTF-8 as surrogates (``surrogateescape``), as in ``os.environ``.
 
     Raises:
-        ProtocolError: It is no such value, above all when it is empty. Then nothing may be run, a shell least of all.
+        ProtocolError: The value is not valid, for example empty. Then nothing may run, in particular no shell.
     """
     command = b"" if value == EMPTY_COMMAND else _decode_base64(value.encode("utf-8", "replace")) or None
     if command is None or len(command) > MAX_COMMAND_BYTES or b"\0" in command:
@@ -282,7 +281,7 @@ class _Key:
 
 
 def _find_key(line: bytes) -> tuple[_Key | None, int]:
-    """Find a line's key, and where the options before it end."""
+    """Find a line's key, and the end of the options before it."""
     key, end = _read_key(line, 0), 0
     if key is None and (words := _OPTIONS.match(line)):
         end = words.end()
@@ -291,7 +290,7 @@ def _find_key(line: bytes) -> tuple[_Key | None, int]:
 
 
 def _read_key(line: bytes, start: int) -> _Key | None:
-    """Read ``keytype base64`` as sshkey_read does; return the key in its canonical form, or None."""
+    """Parse ``keytype base64`` as sshkey_read does; return the key in its canonical form, or None."""
     match = _KEY.match(line, start)
     if match is None or (key_type := KEY_NAMES.get(match[1])) is None:
         return None
@@ -306,7 +305,7 @@ def _read_key(line: bytes, start: int) -> _Key | None:
 
 
 def _decode_base64(text: bytes) -> bytes | None:
-    """Decode base64 in its one canonical form; None for anything else, as b64_pton refuses it."""
+    """Decode base64 in its canonical form; None for anything else, which b64_pton refuses."""
     try:
         decoded = base64.b64decode(text)
     except binascii.Error:
@@ -315,7 +314,7 @@ def _decode_base64(text: bytes) -> bytes | None:
 
 
 def _read_options(text: bytes) -> list[_Option]:
-    """Read a line's options as sshauthopt_parse does: names in lower case, empty options (``,,``) left out."""
+    """Parse a line's options as sshauthopt_parse does: names in lower case, without empty options (``,,``)."""
     options: list[_Option] = []
     seen: set[bytes] = set()
     environment: set[bytes] = set()
@@ -341,7 +340,7 @@ def _read_option(text: bytes, start: int) -> tuple[_Option, int]:
     if name not in _VALUED or text[at : at + 2] != b'="':
         raise BadLineError
     end = text.find(b'"', at + 2)
-    while end > 0 and text[end - 1] == ord("\\"):  # \" is the one escape, and \\" is a backslash and an escape
+    while end > 0 and text[end - 1] == ord("\\"):  # \" is the only escape, and \\" is a backslash and an escape
         end = text.find(b'"', end + 1)
     if end < 0:
         raise BadLineError
@@ -349,7 +348,7 @@ def _read_option(text: bytes, start: int) -> tuple[_Option, int]:
 
 
 def _note_environment(names: set[bytes], value: bytes) -> None:
-    """Refuse what OpenSSH refuses of an ``environment=`` that is then left out anyway."""
+    """Refuse an ``environment=`` that OpenSSH refuses, though it is omitted from the printed line."""
     name, equals, _ = value.partition(b"=")
     if len(names) > _ENVIRONMENT_MAX or not equals or not _ENVIRONMENT_NAME.fullmatch(name):
         raise BadLineError

@@ -1,8 +1,8 @@
-"""Reads public keys and user certificates from SSH's wire format, every length checked.
+"""Parses public keys and user certificates in SSH's wire format, with every length checked.
 
-Nothing is verified here: sshd has already done that with whatever it offers to us, and does it again with whatever
-we print. What is asked is whether two keys are the same key, who signed a certificate, and what it forces to run.
-Anything unexpected is a `ProtocolError`, and then nobody gets in.
+No signature is verified here: sshd verifies the key that it passes to us, and again the lines that we print. This
+module determines whether two keys are the same, which authority signed a certificate, and its forced command. Anything
+unexpected is a `ProtocolError`, and the key is refused.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ _FIELDS = {
     "sk-ssh-ed25519@openssh.com": ("ed25519", "text"),
     "sk-ecdsa-sha2-nistp256@openssh.com": ("nistp256", "point", "text"),
 }
-"""What follows the type's name in a public key. Sources: RFC 4253 6.6, RFC 5656 3.1, RFC 8709 4, PROTOCOL.u2f."""
+"""The fields after the type's name in a public key. Sources: RFC 4253 6.6, RFC 5656 3.1, RFC 8709 4, PROTOCOL.u2f."""
 
 PLAIN_TYPES = frozenset(_FIELDS)
-"""Types of plain keys that are served; DSA is not, as in OpenSSH 10."""
+"""Supported types of plain keys; DSA is not supported, as in OpenSSH 10."""
 
 CERTIFICATE_TYPES = {
     f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com": fields for name, fields in _FIELDS.items()
 }
-"""Types of certificates that are served, each with the fields of the key that it certifies."""
+"""Supported types of certificates, each with the fields of the certified key."""
 
 KEY_NAMES = {name.encode(): name for name in _FIELDS} | {
     b"rsa-sha2-256": "ssh-rsa",
     b"rsa-sha2-512": "ssh-rsa",
     b"webauthn-sk-ecdsa-sha2-nistp256@openssh.com": "sk-ecdsa-sha2-nistp256@openssh.com",
 }
-"""Names that OpenSSH takes for the type of a key: it finds the names of signature algorithms in the same table
-(sshkey.c, keyimpls). Reading fewer than it does would skip a line that, for sshd, rules out the ones below it."""
+"""Names that OpenSSH accepts as the type of a key: the same table contains the names of signature algorithms
+(sshkey.c, keyimpls). If a name were missing here, a line would be skipped that in sshd takes precedence over those
+below it."""
 
 _SHORT_NAMES = {b"rsa": "ssh-rsa", b"ed25519": "ssh-ed25519", b"ed25519-sk": "sk-ssh-ed25519@openssh.com"}
-"""Short names that OpenSSH before 9.9 takes for a type inside of a blob, in any case (sshkey.c, sshkey_type_from_name);
-those of ECDSA fail later there."""
+"""Short names that OpenSSH before 9.9 accepts as a type within a blob, in upper or lower case (sshkey.c,
+sshkey_type_from_name); those of ECDSA fail later there."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a user certificate says that concerns the gateway; sshd checks all the rest.
+    """The part of a user certificate that the gateway needs; sshd checks the rest.
 
     Attributes:
-        signature_key: The public key of the authority that signed it, as `canonical_key` writes it.
-        forced_command: Its ``force-command`` critical option; None where there is none.
+        signature_key: The public key of the authority that signed it, in the form of `canonical_key`.
+        forced_command: Its ``force-command`` critical option; None if there is none.
     """
 
     signature_key: bytes
@@ -62,20 +63,20 @@ class Certificate:
 
 
 def canonical_key(blob: bytes, *, short_names: bool = False) -> tuple[str, bytes]:
-    """Write a plain public key the one way in which OpenSSH writes it.
+    """Convert a plain public key to the form in which OpenSSH writes it.
 
-    OpenSSH reads more than it writes: numbers with leading zeros, other names for a type, a NUL at the end of a text.
-    Two blobs are the same key to it (sshkey_equal) when their canonical forms are equal.
+    OpenSSH reads more forms than it writes: numbers with leading zeros, other names for a type, a NUL at the end of a
+    text. In OpenSSH two blobs are the same key (sshkey_equal) if their canonical forms are equal.
 
     Args:
         blob: The key in wire format.
-        short_names: Whether the type may have a short name, as only OpenSSH before 9.9 reads it.
+        short_names: Whether the type may have a short name, which only OpenSSH before 9.9 accepts.
 
     Returns:
         Its type, one of `PLAIN_TYPES`, and its canonical blob.
 
     Raises:
-        ProtocolError: It is no whole plain key of a type that is served.
+        ProtocolError: The blob is not a complete plain key of a supported type.
     """
     reader = WireReader(blob)
     name = reader.text()
@@ -89,18 +90,18 @@ def canonical_key(blob: bytes, *, short_names: bool = False) -> tuple[str, bytes
 
 
 def parse_certificate(key_type: str, blob: bytes) -> Certificate:
-    """Read a user certificate.
+    """Parse a user certificate.
 
     Args:
-        key_type: One of `CERTIFICATE_TYPES`; the blob must name the same.
+        key_type: One of `CERTIFICATE_TYPES`; the blob must have the same type.
         blob: The certificate in wire format.
 
     Returns:
-        Who signed it and what it forces.
+        Its authority and its forced command.
 
     Raises:
-        ProtocolError: It is no whole user certificate of that type, has two forced commands, or has principals on whose
-            meaning versions of OpenSSH differ.
+        ProtocolError: The blob is not a complete user certificate of that type, has two forced commands, or has
+            principals that versions of OpenSSH interpret differently.
 
     Source: OpenSSH 9.2, PROTOCOL.certkeys; sshkey.c cert_parse; auth-options.c cert_option_list.
     """
@@ -119,7 +120,7 @@ def parse_certificate(key_type: str, blob: bytes) -> Certificate:
     _check_principals(reader.string())
     reader.take(8 + 8)  # valid after, valid before
     critical = reader.string()
-    reader.string()  # extensions, which force nothing
+    reader.string()  # extensions, which contain no forced command
     reader.string()  # reserved
     _, signature_key = canonical_key(reader.string())
     reader.string()  # signature
@@ -128,10 +129,10 @@ def parse_certificate(key_type: str, blob: bytes) -> Certificate:
 
 
 def _check_principals(principals: bytes) -> None:
-    """Refuse what OpenSSH before 10.3 reads as more than it says, and newer versions do not.
+    """Refuse principals that OpenSSH before 10.3 interprets more broadly than newer versions.
 
-    There a certificate without principals is anyone's (sshkey_cert_check_authority), and one with commas in a principal
-    has each part as a principal for ``principals=`` (auth2-pubkeyfile.c, match_principals_option).
+    In those versions a certificate without principals is valid for any user (sshkey_cert_check_authority), and
+    ``principals=`` matches each part of a principal with commas (auth2-pubkeyfile.c, match_principals_option).
     """
     reader = WireReader(principals)
     names = []
@@ -151,7 +152,7 @@ def _forced_command(critical: bytes) -> bytes | None:
     while not reader.at_end:
         name, data = reader.text(), WireReader(reader.string())
         if name != b"force-command":
-            continue  # sshd applies the options that it knows and refuses the certificate for any other
+            continue  # sshd enforces the options that it supports and refuses a certificate with any other
         if forced is not None:
             msg = "a certificate has two forced commands"
             raise ProtocolError(msg)

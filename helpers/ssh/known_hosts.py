@@ -1,6 +1,6 @@
-"""Which host keys the remote may show, read from known_hosts as OpenSSH reads it.
+"""The remote's host keys, read from known_hosts as OpenSSH reads it.
 
-``ssh-keygen -F`` would do the matching, but refuses to run as a uid that has no account, as the broker's is; the tests
+``ssh-keygen -F`` could do the matching, but refuses to run as a uid without an account, such as the broker's; the tests
 compare with it instead. Source: sshd(8), SSH_KNOWN_HOSTS FILE FORMAT; OpenSSH 9.2, hostfile.c and match.c.
 """
 
@@ -21,17 +21,17 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 """Largest known_hosts, in bytes, that is read: some 80,000 hashed lines, which take 0.3 s."""
 
 
-_WORD = re.compile(r"[^ \t\r]+")  # blanks as OpenSSH has them: str.split() knows more of them
+_WORD = re.compile(r"[^ \t\r]+")  # blanks as in OpenSSH: str.split() splits at more characters
 
 
 @dataclass(frozen=True)
 class HostKeys:
-    """What a known_hosts file says of one host.
+    """The entries of a known_hosts file for one host.
 
     Attributes:
-        trusted: The keys it may show, as (type, blob).
-        revoked: Blobs of the keys that it must never show.
-        authorities: How many ``@cert-authority`` lines name it; host certificates are not supported.
+        trusted: Its accepted keys, as (type, blob).
+        revoked: Blobs of its revoked keys.
+        authorities: How many ``@cert-authority`` lines match it; host certificates are not supported.
     """
 
     trusted: tuple[tuple[str, bytes], ...] = ()
@@ -45,7 +45,7 @@ class HostKeys:
 
 
 def fingerprint(blob: bytes) -> str:
-    """Write a key's fingerprint as OpenSSH does: ``SHA256:`` and base64 without padding."""
+    """Return a key's fingerprint in OpenSSH's format: ``SHA256:`` and base64 without padding."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
 
 
@@ -53,14 +53,14 @@ def find(content: bytes, name: str) -> HostKeys:
     """Look a host up in a known_hosts file.
 
     Args:
-        content: The file; a line that is not whole is passed over, so trusts nothing.
-        name: The host as the file has it, in lower case: ``host`` or ``[host]:port``.
+        content: The file; a malformed line is skipped.
+        name: The host in the file's notation, in lower case: ``host`` or ``[host]:port``.
     """
     trusted: list[tuple[str, bytes]] = []
     revoked: set[bytes] = set()
     authorities = 0
     for line in content.decode("utf-8", "replace").split("\n"):
-        words = _WORD.findall(line.partition("\0")[0])  # where a line ends for OpenSSH, too
+        words = _WORD.findall(line.partition("\0")[0])  # in OpenSSH a NUL ends the line
         if not words or words[0].startswith("#"):
             continue
         marker = words.pop(0) if words[0].startswith("@") else ""
@@ -69,7 +69,7 @@ def find(content: bytes, name: str) -> HostKeys:
             blob = base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error):
             continue
-        # Python takes more padding than OpenSSH does; and a key begins with its own type (RFC 4253 section 6.6).
+        # Python accepts more padding than OpenSSH; and a key begins with its own type (RFC 4253 section 6.6).
         whole = base64.b64encode(blob).decode("ascii") == encoded and blob[4:].startswith(key_type.encode())
         if not whole or not matches(hosts, name):
             continue
@@ -83,11 +83,11 @@ def find(content: bytes, name: str) -> HostKeys:
 
 
 def matches(hosts: str, name: str) -> bool:
-    """Tell whether the first field of a line names a host.
+    """Check whether the first field of a line matches a host.
 
     Args:
-        hosts: A hashed name (``|1|salt|hash``, HMAC-SHA1), or patterns with ``*`` and ``?``, commas between; one
-            that begins with ``!`` and matches rules the line out.
+        hosts: A hashed name (``|1|salt|hash``, HMAC-SHA1), or patterns with ``*`` and ``?``, separated by commas; if
+            one that begins with ``!`` matches, the line does not.
         name: The host, in lower case.
     """
     if hosts.startswith("|"):
@@ -116,31 +116,30 @@ class KnownHosts:
     """One known_hosts file and the remote that is looked up in it.
 
     Args:
-        path: The file, read anew whenever it has changed; a missing one knows no host.
+        path: The file, read again whenever it has changed; a missing file is treated as empty.
         host: REMOTE_HOST, as the operator wrote it.
         port: REMOTE_PORT.
     """
 
     def __init__(self, path: Path, host: str, port: int) -> None:
-        """Remember what to look up."""
         self.path = path
         self.host, self.port = host.lower(), port
-        # The file's stamp, and what was found in it: changed all at once, since threads that connect look here.
+        # The file's stamp and its entries, assigned together, since connecting threads read them.
         self._read: tuple[tuple[int, int, int] | None, HostKeys, str] = None, HostKeys(), self.name
 
     @property
     def name(self) -> str:
-        """The remote as known_hosts writes it: ``host``, or ``[host]:port`` for another port than 22."""
+        """The remote in known_hosts' notation: ``host``, or ``[host]:port`` for another port than 22."""
         return self.host if self.port == DEFAULT_SSH_PORT else f"[{self.host}]:{self.port}"
 
     @property
     def known_name(self) -> str:
-        """The name whose entry counts, for ssh's HostKeyAlias: `name`, or the bare host where only that is listed."""
+        """The name of the entry in use, for ssh's HostKeyAlias: `name`, or the bare host if only that is listed."""
         self.keys()
         return self._read[2]
 
     def keys(self) -> HostKeys:
-        """Look the remote up; where its port has no entry, its name alone counts, as in ssh(1).
+        """Look the remote up; if there is no entry with its port, its name alone is used, as in ssh(1).
 
         Raises:
             HostKeyError: The file cannot be read.
@@ -168,14 +167,14 @@ class KnownHosts:
         return found
 
     def verify(self, key_type: str, blob: bytes) -> None:
-        """Accept the key that the remote showed, or say why not and what to do.
+        """Accept the remote's host key, or raise an error with the reason and the remedy.
 
         Args:
-            key_type: The key's type, as ``ssh-ed25519``.
+            key_type: The key's type, such as ``ssh-ed25519``.
             blob: The public key, RFC 4253 section 6.6.
 
         Raises:
-            HostKeyError: It is unknown, changed or revoked.
+            HostKeyError: The key is unknown, changed or revoked.
         """
         known = self.keys()
         shown = f"{key_type} {fingerprint(blob)}"

@@ -1,4 +1,4 @@
-"""SSH's data types (RFC 4251, section 5), taken apart and written."""
+"""Parsing and encoding of SSH's data types (RFC 4251, section 5)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ MPINT_MAX_BYTES = 2048
 
 
 class WireReader:
-    """Takes SSH's data types (RFC 4251, section 5) off the front of some bytes.
+    """Parses SSH's data types (RFC 4251, section 5), from the first byte on.
 
     Args:
         data: The bytes.
     """
 
     def __init__(self, data: bytes) -> None:
-        """Start at the first byte."""
         self._data = data
         self._at = 0
 
     def take(self, length: int) -> bytes:
-        """Take so many bytes; `ProtocolError` where there are fewer."""
+        """Take so many bytes; raises `ProtocolError` if there are fewer."""
         taken = self._data[self._at : self._at + length]
         if len(taken) != length:
             msg = "a message, key or certificate ends too early"
@@ -42,7 +41,7 @@ class WireReader:
         return self.take(self.uint32())
 
     def text(self) -> bytes:
-        """Take a string as OpenSSH's sshbuf_get_cstring does: a NUL may only be its last byte, and is left out."""
+        """Take a string as OpenSSH's sshbuf_get_cstring does: a NUL may only be its last byte, and is removed."""
         text = self.string().removesuffix(b"\0")
         if b"\0" in text:
             msg = "a text in a key or certificate has a NUL in it"
@@ -64,12 +63,12 @@ class WireReader:
         return self._at == len(self._data)
 
     def end(self) -> None:
-        """Check that every byte is taken; `ProtocolError` where one is left."""
+        """Check that every byte is taken; raises `ProtocolError` if one is left."""
         if not self.at_end:
             msg = "a message, key or certificate goes on after its end"
             raise ProtocolError(msg)
 
 
 def string(content: bytes) -> bytes:
-    """Write a string: four bytes of length, then the content."""
+    """Encode a string: four bytes of length, then the content."""
     return len(content).to_bytes(4, "big") + content

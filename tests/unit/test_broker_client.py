@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.protocol.broker_client import Question, ask
+from helpers.protocol.broker_client import BrokerRequest, ask
 from helpers.protocol.errors import BrokerUnavailableError, GatewayError, ProtocolError
 from helpers.protocol.messages import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, BrokerError, decode, encode
 
@@ -136,7 +136,7 @@ def test_an_answer_that_is_none(chunk: bytes, broker: FakeBroker) -> None:
 def test_any_answer_is_a_result_or_one_of_our_errors(garbage: bytes) -> None:
     """Whatever bytes come back, the caller gets a dictionary or a `GatewayError`."""
     ours, theirs = socket.socketpair()
-    question = Question.__new__(Question)
+    question = BrokerRequest.__new__(BrokerRequest)
     question.connection, question._deadline, question._received = ours, float("inf"), bytearray()
     with ours, theirs:
         theirs.sendall(garbage)
@@ -177,7 +177,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 def test_patience_ends_before_the_deadline_does(broker: FakeBroker) -> None:
     """A caller whose patience ends gets None, may wait on, and still gets the answer."""
-    question = Question(broker.path, {})
+    question = BrokerRequest(broker.path, {})
     assert question.wait(0) is None
     assert question.wait(0) is None
     thread = broker.answer(encode({"result": {"x": 1}}))
@@ -188,7 +188,7 @@ def test_patience_ends_before_the_deadline_does(broker: FakeBroker) -> None:
 def test_the_deadline_is_an_error(broker: FakeBroker) -> None:
     """A broker that accepts and says nothing is given up at the deadline, whatever the patience."""
     for patience_s in (None, 60.0):
-        question = Question(broker.path, {}, timeout_s=0.01)
+        question = BrokerRequest(broker.path, {}, timeout_s=0.01)
         with pytest.raises(BrokerUnavailableError, match="in time"):
             question.wait(patience_s)
 
@@ -196,4 +196,4 @@ def test_the_deadline_is_an_error(broker: FakeBroker) -> None:
 def test_a_request_that_is_too_long_is_said_to_be(broker: FakeBroker) -> None:
     """A request that no broker would read is refused here, and not blamed on a broker that does not run."""
     with pytest.raises(ProtocolError, match="long"):
-        Question(broker.path, {"original_command": "x" * MAX_REQUEST_BYTES}).close()
+        BrokerRequest(broker.path, {"original_command": "x" * MAX_REQUEST_BYTES}).close()

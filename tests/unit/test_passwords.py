@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from gatewayctl.settings.passwords import hash_password, hashed_passwords, pairs, unknown_passwords
+from gatewayctl.settings.passwords import hash_password, hashed_passwords, pairs, placeholder_hashes_for
 from helpers.protocol.errors import SettingsError
 
 _BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
@@ -100,14 +100,14 @@ def test_refused(text: str, reason: str) -> None:
 def test_nobody_knows_the_unknown_passwords() -> None:
     """Each is of the kind and cost of one that somebody has, and what that one's owner knows does not open it."""
     known = [_BCRYPT, _YESCRYPT, *_MORE, *hashed_passwords("alice:s3cr3t").values()]
-    unknown = unknown_passwords(known)
+    unknown = placeholder_hashes_for(known)
     assert not set(known) & set(unknown)
     for mine, theirs in zip(known, unknown, strict=True):
         digest = 31 if mine.startswith("$2") else len(mine.rpartition("$")[2])
         assert (theirs[:-digest], len(theirs)) == (mine[:-digest], len(mine))
     assert not any(_accepts(text, "s3cr3t") for text in unknown)
     assert _accepts(known[-1], "s3cr3t")
-    assert unknown_passwords([]) == []
+    assert placeholder_hashes_for([]) == []
 
 
 def test_hash_password_makes_what_is_taken() -> None:

@@ -133,8 +133,8 @@ class FakeGateway:
             "gateway_authorized_keys_content": None,
             "gateway_accept_any_key": False,
             "passwords": {"bob": "$6$bob"},
-            "no_passwords": ["*"],
-            "no_passwords_key": "",
+            "placeholder_hashes": ["*"],
+            "placeholder_key": "",
             "gateway_cache_ttl": 60.0,
             "state_dir": "/nowhere",
             "homes_dir": "/homes",
@@ -321,7 +321,7 @@ async def test_a_password_is_for_roots_eyes(gateway: FakeGateway) -> None:
     assert [account.password for account in asked if account] == ["$6$bob"] * 2 + [None] * 6
     alice = gateway.broker.accounts.account(_SSHD, "alice")
     assert alice is not None
-    assert alice.password == gateway.config.no_passwords[0]
+    assert alice.password == gateway.config.placeholder_hashes[0]
 
 
 async def test_roots_own_uid_has_a_name_that_nobody_logs_in_by(new_gateway: NewGateway) -> None:
@@ -331,7 +331,7 @@ async def test_roots_own_uid_has_a_name_that_nobody_logs_in_by(new_gateway: NewG
     assert uid in _UIDS
     account = gateway.broker.accounts.account(_SSHD, uid)
     assert account is not None
-    assert (account.name, account.uid, account.password) == ("gateway+root", uid, gateway.config.no_passwords[0])
+    assert (account.name, account.uid, account.password) == ("gateway+root", uid, gateway.config.placeholder_hashes[0])
     assert gateway.broker.accounts.account(_SSHD, "root") is None
     assert gateway.broker.accounts.account(_SSHD, "gateway+root") is None
 

@@ -75,8 +75,8 @@ class AccountService:
 
     def _no_password(self, name: str) -> str:
         """Choose the placeholder hash of a name without a password. A secret makes it the same each time."""
-        number = hmac.digest(self._config.no_passwords_key.encode(), name.encode(), "sha256")
-        return self._config.no_passwords[int.from_bytes(number) % len(self._config.no_passwords)]
+        number = hmac.digest(self._config.placeholder_key.encode(), name.encode(), "sha256")
+        return self._config.placeholder_hashes[int.from_bytes(number) % len(self._config.placeholder_hashes)]
 
     # For the helpers
 
