@@ -1,4 +1,4 @@
-"""``gatewayctl``: the operator's command. Each subcommand is a module, imported when it is asked for."""
+"""``gatewayctl``: the operator's command. Each subcommand is a module, which is imported when it is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 @dataclass(frozen=True)
 class Subcommand:
-    """Where a subcommand is, and what the list of commands says about it.
+    """A subcommand's location, and its line in the list of commands.
 
     Attributes:
         module: Its module in ``gatewayctl.commands``.
@@ -48,12 +48,12 @@ class LazyGroup(click.Group):
     """A group that imports a subcommand's module when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the subcommands in alphabetical order."""
+        """List the subcommands in alphabetical order."""
         del ctx
         return sorted(SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a subcommand, or fail with the nearest name; while a shell completes a line, nothing is said."""
+        """Import a subcommand, or fail with the nearest name; print nothing during shell completion."""
         if cmd_name not in SUBCOMMANDS:
             if ctx.resilient_parsing:
                 return None
@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
     del param
     if value:
-        import importlib.metadata  # noqa: PLC0415 - it takes longer than all else in this module
+        import importlib.metadata  # noqa: PLC0415 - it takes longer than the rest of this module
 
         try:
             click.echo(f"gatewayctl {importlib.metadata.version('ssh-mosh-gateway')}")
@@ -100,10 +100,10 @@ def gatewayctl() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command and exit; every error that is ours becomes one line on stderr.
+    """Run the command and exit; each `GatewayError` becomes one line on stderr.
 
     Args:
-        arguments: What stands behind the program's name; None means the process's own.
+        arguments: The arguments after the program's name; None means the process's own.
 
     Raises:
         SystemExit: Always: 0, the error's status (`helpers.protocol.errors`), 2 for wrong usage, 130 for Ctrl-C.
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except OSError as error:  # as where standard output is a file on a disk that is full
+    except OSError as error:  # for example if standard output is a file on a full disk
         where = "" if error.filename is None else f": {error.filename}"
         click.echo(f"gatewayctl: {error.strerror or error}{where}", err=True)
         sys.exit(GatewayError.status)

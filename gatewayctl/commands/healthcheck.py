@@ -115,7 +115,7 @@ def _processes(runtime: Runtime) -> str:
 def _users(runtime: Runtime, status: dict[str, Any]) -> str:
     try:
         pid = int(runtime.pid_file.read_text(encoding="ascii"))
-        prefix = namespace.beside(pid)
+        prefix = namespace.in_namespace_of(pid)
     except (OSError, ValueError):
         return f"sshd's pid file {runtime.pid_file} is missing or stale"
     try:

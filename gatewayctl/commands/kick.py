@@ -91,7 +91,7 @@ def _end(sessions: list[dict[str, Any]], sshd: int, message: str) -> list[dict[s
                 os.close(descriptor)
     text = "".join(character if character.isprintable() else "?" for character in message)
     pids = [session["pid"] for _, session in held]
-    shutdown_notice.say(sshd, pids, f"{_MAIN_SCREEN}\x1b[0m\r\ngateway: {text}\r\n{_OTHER_SCREEN}".encode())
+    shutdown_notice.write(sshd, pids, f"{_MAIN_SCREEN}\x1b[0m\r\ngateway: {text}\r\n{_OTHER_SCREEN}".encode())
     time.sleep(NOTICE_S if held else 0)
     for descriptor, _ in held:
         with suppress(ProcessLookupError):

@@ -99,7 +99,7 @@ def run(load: Callable[[], Settings]) -> int:
     """
     settings = load()
     log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
-    with _said_to(log, syslog=settings.gateway_log == "syslog"):
+    with _log_failure(log, syslog=settings.gateway_log == "syslog"):
         for warning in settings.warnings:
             log.warning("setting", text=warning)
         for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
@@ -112,7 +112,7 @@ def run(load: Callable[[], Settings]) -> int:
         runtime.prepare()
         lock = runtime.lock()
         try:
-            runtime.give_state(settings.uid_range[0])
+            runtime.change_state_owner(settings.uid_range[0])
             if ensure_host_key(settings.gateway_host_key_path):
                 log.info("host_key_made", path=settings.gateway_host_key_path)
             fixed = (runtime, settings.uid_range, settings.gateway_log)
@@ -132,7 +132,7 @@ def run(load: Callable[[], Settings]) -> int:
 
 
 @contextmanager
-def _said_to(log: EventLog, *, syslog: bool) -> Iterator[None]:
+def _log_failure(log: EventLog, *, syslog: bool) -> Iterator[None]:
     """Have syslog know why the gateway ends; on standard error, the one stream for all otherwise, `main` says it."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The runtime directory: what is where, and how it is made ready."""
+"""The runtime directory: its paths and their preparation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from helpers.protocol.errors import GatewayError, SettingsError
 from helpers.protocol.messages import BACKLOG
 
 SYSTEM_USERDB = Path("/run/systemd/userdb")
-"""Where nss-systemd looks for the sockets of user databases (systemd's docs/USER_GROUP_API.md)."""
+"""The directory of user databases' sockets (systemd's docs/USER_GROUP_API.md)."""
 
 SYSTEM_LOG = Path("/dev/log")
-"""Where syslog(3) sends messages (glibc's _PATH_LOG)."""
+"""The socket of syslog(3) (glibc's _PATH_LOG)."""
 
 _MAY_PASS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""What is wrong with the machine at the moment, and not with a setting (errno(3))."""
+"""Errors that are caused by the machine's temporary state and not by a setting (errno(3))."""
 
 
 @dataclass(frozen=True)
@@ -44,61 +44,61 @@ class Runtime:
 
     @property
     def broker_socket(self) -> Path:
-        """Where the helpers ask the broker."""
+        """The broker's socket for the helpers."""
         return self.root / "broker.sock"
 
     @property
     def agent_socket(self) -> Path:
-        """Where ssh, run for a session, asks for signatures."""
+        """The broker's agent socket, for the sessions' ssh."""
         return self.root / "agent.sock"
 
     @property
     def log_socket(self) -> Path:
-        """What our sshd sees as `SYSTEM_LOG`."""
+        """The socket that is `SYSTEM_LOG` for our sshd."""
         return self.root / "log.sock"
 
     @property
     def userdb(self) -> Path:
-        """The directory that our sshd sees as `SYSTEM_USERDB`."""
+        """The directory that is `SYSTEM_USERDB` for our sshd."""
         return self.root / "userdb"
 
     @property
     def state(self) -> Path:
-        """What only the broker may read and write."""
+        """The directory that only the broker may enter."""
         return self.root / "state"
 
     @property
     def home(self) -> Path:
-        """Where users' homes are made: see `gatewayctl.supervisor.home_directories`."""
+        """The directory of users' homes: see `gatewayctl.supervisor.home_directories`."""
         return self.root / "home"
 
     @property
     def authorized_keys(self) -> Path:
-        """The keys that sshd knows by itself: see `gatewayctl.supervisor.authorized_keys_files`."""
+        """The directory of sshd's key files: see `gatewayctl.supervisor.authorized_keys_files`."""
         return self.root / "authorized_keys"
 
     @property
     def sshd_config(self) -> Path:
-        """What our sshd reads."""
+        """The directory with our sshd's configuration."""
         return self.root / "sshd_config"
 
     @property
     def pid_file(self) -> Path:
-        """Written by sshd once it listens."""
+        """The file that sshd writes once it listens."""
         return self.root / "sshd.pid"
 
     @property
     def private(self) -> Path:
-        """Files that take the place of the host's in our sshd's mount namespace."""
+        """The files that replace the host's in our sshd's mount namespace."""
         return self.root / "private"
 
     @contextmanager
-    def made_ready(self) -> Iterator[None]:
-        """Say so in one sentence where something cannot be made in the directory.
+    def mapped_errors(self) -> Iterator[None]:
+        """Map errors of the block, which creates files in the directory.
 
         Raises:
-            SettingsError: Something is in the way, or nothing may be written there.
-            GatewayError: There is no space left, or the like: what may pass, so that systemd tries again.
+            SettingsError: A file is in the way, or the directory is not writable.
+            GatewayError: A temporary error, such as no space left, after which systemd tries again.
         """
         try:
             yield
@@ -107,33 +107,35 @@ class Runtime:
             raise (GatewayError if exc.errno in _MAY_PASS else SettingsError)(msg) from exc
 
     def prepare(self) -> None:
-        """Make the directories; where a gateway runs in them already, nothing changes for it.
+        """Make the directories; if a gateway already runs in them, nothing changes for it.
 
         Raises:
-            SettingsError: They cannot be made, or others may write where only root should.
-            GatewayError: See `made_ready`.
+            SettingsError: They cannot be made, or other users can write to them.
+            GatewayError: See `mapped_errors`.
         """
-        os.umask(0o022)  # the modes below are meant; a stricter umask would close what unprivileged helpers must enter
-        # Before anything is made or given away there.
+        os.umask(0o022)  # exactly the modes below; with a stricter umask unprivileged helpers could not enter
+        # Before a file is created there, or its owner changed.
         check_root_only(next(path for path in (self.root, *self.root.parents) if path.exists()), "GATEWAY_RUNTIME_DIR")
-        with self.made_ready():
+        with self.mapped_errors():
             for directory in (self.root, self.userdb, self.home, self.private, Path("/run/sshd")):
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self.state.mkdir(mode=0o700, exist_ok=True)
-            self.authorized_keys.mkdir(mode=0o711, exist_ok=True)  # sshd reads a file as its user; nobody lists them
+            self.authorized_keys.mkdir(
+                mode=0o711, exist_ok=True
+            )  # sshd reads each file as its user; only root lists them
         check_root_only(self.root, "GATEWAY_RUNTIME_DIR")
 
     def lock(self) -> int:
-        """Take the directory for this process, for as long as it lives.
+        """Lock the directory for the lifetime of this process.
 
         Returns:
             The file descriptor that holds the lock.
 
         Raises:
             SettingsError: Another gateway has it.
-            GatewayError: See `made_ready`.
+            GatewayError: See `mapped_errors`.
         """
-        with self.made_ready():
+        with self.mapped_errors():
             fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,21 +145,21 @@ class Runtime:
             raise SettingsError(msg) from exc
         return fd
 
-    def give_state(self, broker_uid: int) -> None:
-        """Make `state` the broker's; the range of uids may have changed since the last start.
+    def change_state_owner(self, broker_uid: int) -> None:
+        """Change the owner of `state` to the broker; the range of uids may have changed since the last start.
 
-        Only who holds the `lock` may: another gateway's broker would lose its own.
+        The caller must hold the `lock`: otherwise another gateway's broker would lose its directory.
 
         Args:
-            broker_uid: The uid that owns it from now on.
+            broker_uid: The new owner.
 
         Raises:
-            SettingsError: It cannot be given away.
-            GatewayError: See `made_ready`.
+            SettingsError: The owner cannot be changed.
+            GatewayError: See `mapped_errors`.
         """
-        with self.made_ready():
+        with self.mapped_errors():
             for path in self.state.iterdir():
-                # What has a second name elsewhere the last broker did not make (link(2)).
+                # A file with more than one link was not made by the last broker (link(2)).
                 if os.lstat(path).st_nlink == 1:
                     os.chown(path, broker_uid, broker_uid, follow_symlinks=False)
             os.chown(self.state, broker_uid, broker_uid)
@@ -166,14 +168,14 @@ class Runtime:
         """Make the listening sockets.
 
         Args:
-            private: Whether our sshd has a mount namespace of its own, in which `userdb` is what nss-systemd sees.
+            private: Whether our sshd has a mount namespace of its own, in which nss-systemd uses `userdb`.
 
         Returns:
             The file descriptors of the broker's socket, of the user database's and of the agent's.
 
         Raises:
-            SettingsError: Another gateway's users are what the machine sees.
-            GatewayError: See `made_ready`.
+            SettingsError: Another gateway already provides users to the machine.
+            GatewayError: See `mapped_errors`.
         """
         userdb = self.userdb if private else SYSTEM_USERDB
         if not private and _has_listener(userdb / SERVICE):
@@ -182,7 +184,7 @@ class Runtime:
                 f"{userdb / SERVICE} is what all see"
             )
             raise SettingsError(msg)
-        with self.made_ready():
+        with self.mapped_errors():
             userdb.mkdir(mode=0o755, parents=True, exist_ok=True)
             return _listen(self.broker_socket), _listen(userdb / SERVICE), _listen(self.agent_socket)
 
@@ -190,26 +192,26 @@ class Runtime:
         """Make the socket to which our sshd logs.
 
         Args:
-            private: As for `listen`: else it stands in the place of the machine's own syslog.
+            private: As for `listen`; otherwise the socket is the machine's own /dev/log.
 
         Raises:
-            SettingsError: That place is taken.
-            GatewayError: See `made_ready`.
+            SettingsError: Another program listens there.
+            GatewayError: See `mapped_errors`.
         """
         path = self.log_socket if private else SYSTEM_LOG
         if not private and path.is_socket():
             msg = f"{path} is another program's here; set GATEWAY_LOG=syslog to log there"
             raise SettingsError(msg)
-        with self.made_ready():
+        with self.mapped_errors():
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             with suppress(FileNotFoundError):
                 path.unlink()
             sock.bind(os.fspath(path))
-            path.chmod(0o666)  # sshd logs as the user whose session it runs, too
+            path.chmod(0o666)  # sshd also logs as the session's user
             return sock
 
     def remove_sockets(self, *, private: bool) -> None:
-        """Remove what `listen` made, so that no door is left that only looks like one."""
+        """Remove the sockets of `listen`, so that no client connects to a socket that is not served."""
         userdb = self.userdb if private else SYSTEM_USERDB
         for path in (self.broker_socket, userdb / SERVICE, self.agent_socket, self.log_socket):
             path.unlink(missing_ok=True)
@@ -218,7 +220,7 @@ class Runtime:
 def _has_listener(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(0)
-        return sock.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}  # the latter where too many wait
+        return sock.connect_ex(os.fspath(path)) in {0, errno.EAGAIN}  # EAGAIN: its queue is full
 
 
 def _listen(path: Path) -> int:
@@ -226,23 +228,23 @@ def _listen(path: Path) -> int:
         path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(os.fspath(path))
-        path.chmod(0o666)  # whoever connects is known by SO_PEERCRED
+        path.chmod(0o666)  # peers are identified by SO_PEERCRED
         sock.listen(BACKLOG)
         sock.settimeout(0)
-        return processes.high(sock.fileno())
+        return processes.dup_at_least_10(sock.fileno())
 
 
 def check_root_only(path: Path, what: str) -> None:
-    """Check that only root may change what is at a path, and that everyone may get there.
+    """Check that only root may change the file at a path, and that every user can reach it.
 
-    sshd asks the same of what it starts (sshd_config(5), AuthorizedKeysCommand).
+    sshd requires the same of the programs that it starts (sshd_config(5), AuthorizedKeysCommand).
 
     Args:
         path: A file or directory.
-        what: What it is, for the error.
+        what: Its description, for the error.
 
     Raises:
-        SettingsError: Somebody else owns a directory on the way or may write to it, or not everyone may enter it.
+        SettingsError: Another user owns a directory on the way or may write to it, or some users cannot enter it.
     """
     resolved = path.resolve()
     for part in (resolved, *resolved.parents):
@@ -266,17 +268,17 @@ def check_uids_free(
     accounts: Iterable[tuple[str, int]] | None = None,
     subordinate: Iterable[Path] = (Path("/etc/subuid"), Path("/etc/subgid")),
 ) -> None:
-    """Check that nobody else on the machine has one of the uids, or a group their number.
+    """Check that no other account on the machine has one of the uids, and no group one of these gids.
 
-    By its uid the broker knows whose a process is; its gid is the same number, and what it may do besides.
+    The broker identifies the owner of a process by its uid; the gid has the same number, and gives it a group's rights.
 
     Args:
         uids: GATEWAY_UID_RANGE.
-        accounts: Names and numbers of the machine's accounts and groups; None asks the system for those that it lists.
-        subordinate: The uids and gids that accounts may give to their containers (subuid(5), subgid(5)).
+        accounts: Names and numbers of the machine's accounts and groups; None lists those of the system.
+        subordinate: The files with the uids and gids that accounts may use in containers (subuid(5), subgid(5)).
 
     Raises:
-        SettingsError: Somebody has; the sentence names one.
+        SettingsError: An account or group has one; the sentence names it.
     """
     if accounts is None:
         accounts = [(entry.pw_name, entry.pw_uid) for entry in pwd.getpwall()]
@@ -299,17 +301,17 @@ def check_uids_free(
 
 
 def ensure_host_key(path: Path) -> bool:
-    """Make the gateway's host key when it is missing; an existing one is never touched.
+    """Make the gateway's host key if it is missing; an existing one is never changed.
 
     Args:
         path: GATEWAY_HOST_KEY_PATH.
 
     Returns:
-        Whether it was made now.
+        Whether the key was made now.
 
     Raises:
-        KeyFileError: It is readable by others than root.
-        SettingsError: It cannot be made or read, or is not a file.
+        KeyFileError: Other users than root can read the key.
+        SettingsError: The key cannot be made or read, or is not a file.
     """
     try:
         info = path.stat()
@@ -320,7 +322,7 @@ def ensure_host_key(path: Path) -> bool:
         msg = f"GATEWAY_HOST_KEY_PATH {path} cannot be read ({exc.strerror})"
         raise SettingsError(msg) from exc
     if not stat.S_ISREG(info.st_mode):
-        # A container engine makes a directory of what is to be mounted and is not there.
+        # A container engine creates a directory if the file to mount does not exist.
         msg = f"GATEWAY_HOST_KEY_PATH {path} is not a file; give the path of one, which is made when it is missing"
         raise SettingsError(msg)
     if info.st_uid != 0 or info.st_mode & 0o077:
@@ -349,7 +351,7 @@ def _make_host_key(path: Path) -> None:
             ]
             subprocess.run(argv, check=True, capture_output=True, stdin=subprocess.DEVNULL)
             with suppress(FileExistsError):
-                os.link(made, path)  # fails where another gateway was faster, whose key then is the key
+                os.link(made, path)  # fails if another gateway was faster; its key is then used
                 made.with_suffix(".pub").replace(path.with_name(path.name + ".pub"))
     except (OSError, subprocess.CalledProcessError) as exc:
         msg = f"GATEWAY_HOST_KEY_PATH {path} cannot be made ({exc}); its directory must be writable for root"

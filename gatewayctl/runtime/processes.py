@@ -1,4 +1,4 @@
-"""Starting, watching and ending processes, as init does."""
+"""Starts, watches and ends processes, as init does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PIDFD_GETFD = 438  # on every architecture (Linux, scripts/syscall.tbl); glibc 
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
-    # Nobody writes there. Who has none looks its user up (Python 3.13, site), which waits for a broker where users are
-    # looked up as our sshd does.
+    # No user can write there. A process without HOME looks its user up (Python 3.13, site), which would wait for a
+    # broker if the machine uses nss-systemd for users as our sshd does.
     "HOME": "/",
 }
-"""All that a child gets: the settings, secrets among them, stay with the supervisor."""
+"""The whole environment of a child: the settings, including secrets, stay in the supervisor."""
 
 
 def become_reaper() -> None:
-    """Take over the orphans of our children, as process 1 does anyway, so that none is lost sight of.
+    """Become the parent of our children's orphans, as process 1 is anyway, so that all descendants are found.
 
     Raises:
         OSError: The kernel refuses.
@@ -36,15 +36,15 @@ def become_reaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def borrow(pid: int, fd: int) -> int:
-    """Get a copy of another process's file descriptor (pidfd_getfd(2), Linux 5.6).
+def copy_descriptor(pid: int, fd: int) -> int:
+    """Copy another process's file descriptor (pidfd_getfd(2), Linux 5.6).
 
     Args:
-        pid: A process that we may trace: root's, with no capability that we have not (ptrace(2)).
+        pid: A process that we may trace: root's, without a capability that we lack (ptrace(2)).
         fd: Its file descriptor.
 
     Returns:
-        Ours, closed on exec.
+        Our copy, closed on exec.
 
     Raises:
         OSError: There is no such process or descriptor, or the kernel or its seccomp filter refuses.
@@ -64,7 +64,7 @@ def find(program: str, package: str) -> str:
     """Find a program that the gateway needs.
 
     Raises:
-        SettingsError: It is not installed; the sentence names the Debian package.
+        SettingsError: The program is not installed; the sentence names the Debian package.
     """
     path = shutil.which(program, path=CLEAN_ENVIRONMENT["PATH"])
     if path is None:
@@ -77,8 +77,8 @@ def spawn(argv: list[str], fds: dict[int, int]) -> int:
     """Start a child with a clean environment, in a process group of its own, so that Ctrl-C reaches only us.
 
     Args:
-        argv: The command; its first word is looked for in the clean PATH.
-        fds: For each of the child's file descriptors, ours that it becomes; ours are 10 or above, or 0-2.
+        argv: The command; its first word is searched for in the clean PATH.
+        fds: The child's file descriptors, with ours that are copied to them; ours are 10 or above, or 0-2.
 
     Returns:
         The process id.
@@ -102,16 +102,16 @@ def spawn(argv: list[str], fds: dict[int, int]) -> int:
     )
 
 
-def high(fd: int) -> int:
-    """Copy a file descriptor to a number of 10 or above, out of the way of those that `spawn` gives a child (0-7)."""
+def dup_at_least_10(fd: int) -> int:
+    """Copy a file descriptor to a number of 10 or above, which `spawn` does not use in a child (0-7)."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
 def reap() -> dict[int, int]:
-    """Collect every child that has ended.
+    """Reap every child that has ended.
 
     Returns:
-        Their process ids with their exit status, negative for the signal that ended them.
+        Their pids with their exit status, negative for the signal that ended them.
     """
     ended = {}
     with suppress(ChildProcessError):
@@ -144,6 +144,6 @@ def descendants(pid: int) -> list[int]:
 
 
 def end(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may be gone already."""
+    """Send a signal to a process that may have ended already."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)

@@ -1,1 +1,1 @@
-"""Stock sshd: its configuration, its surroundings and its log."""
+"""Stock sshd: its configuration, its mount namespace, its sockets and its log."""

@@ -1,4 +1,4 @@
-"""Writes our sshd's configuration from the templates in ``sshd_config.d``, for the sshd that is there."""
+"""Writes our sshd's configuration from the templates in ``sshd_config.d``, for the installed version of sshd."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from gatewayctl.settings.model import Settings
 
-# What the templates were checked with; RequiredRSASize came in 9.1, UnusedConnectionTimeout in 9.2.
+# The oldest version that the templates were checked with; RequiredRSASize came in 9.1, UnusedConnectionTimeout in 9.2.
 OLDEST_SSHD = (9, 2)
-# First line of every file, by which we know our own again.
+# First line of every file, which identifies our own files.
 MARK = "# Written by gatewayctl render-config; changes are overwritten.\n"
-# Names that nss-systemd or the gateway's own files answer for.
+# Names that nss-systemd or the gateway's own files resolve.
 LOCAL_USERS = ("sshd", "nobody")
 SSHD_TIMEOUT_S = 10
-# See helpers/launch.py; and text is UTF-8 (or bytes as surrogates), whichever locale a client asks for.
+# See helpers/launch.py; text is UTF-8 (or bytes as surrogates) with any locale that a client requests.
 PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8")
 
 _WORD_SPECIAL = re.compile(r"([\\\"' ])")
@@ -38,7 +38,7 @@ _WORD_SPECIAL = re.compile(r"([\\\"' ])")
 
 @dataclass(frozen=True)
 class SshdContext:
-    """What the templates need to know.
+    """The variables of the templates.
 
     Attributes:
         version: Major and minor version of the sshd that will read the result.
@@ -46,17 +46,17 @@ class SshdContext:
         address: GATEWAY_HOST.
         port: GATEWAY_PORT.
         host_key: GATEWAY_HOST_KEY_PATH.
-        authorized_keys: The directory of the keys that sshd need not ask about.
+        authorized_keys: The directory of the files from which sshd accepts keys without asking the broker.
         authorized_keys_command: The key command and its first arguments; sshd's tokens are appended.
         authorized_keys_command_user: The user it runs as.
-        force_command: What runs instead of anything that a client asks for.
+        force_command: The command that runs instead of the client's.
         permit_root: GATEWAY_PERMIT_ROOT.
         password_authentication: GATEWAY_PASSWORD_AUTH.
-        agent_forwarding: Whether users bring their agents, because the gateway has no key.
-        any_key: Whether any key passes here: the remote judges agents, or GATEWAY_ACCEPT_ANY_KEY is on.
+        agent_forwarding: Whether users forward their agents, because the gateway has no key.
+        any_key: Whether sshd accepts any key: the remote authenticates agents, or GATEWAY_ACCEPT_ANY_KEY is on.
         trusted_proxies: GATEWAY_TRUSTED_PROXIES.
         syslog: Whether sshd logs to syslog.
-        pid_file: Where sshd writes its process id.
+        pid_file: The file to which sshd writes its pid.
     """
 
     version: tuple[int, int]
@@ -78,12 +78,12 @@ class SshdContext:
 
 
 def sshd_version(sshd: Path) -> tuple[int, int]:
-    """Ask an sshd for its version.
+    """Determine the version of an sshd.
 
-    From 9.2 on it answers ``-V``; older ones reject the option and say their version in the same breath.
+    From 9.2 on it has ``-V``; older ones reject the option and print their version with the error.
 
     Raises:
-        GatewayError: It cannot be started, is not OpenSSH, or is older than `OLDEST_SSHD`.
+        GatewayError: sshd cannot be started, is not OpenSSH, or is older than `OLDEST_SSHD`.
     """
     result = _run(sshd, "-V")
     match = re.search(r"OpenSSH_(\d{1,3})\.(\d{1,3})", result.stderr + result.stdout)
@@ -97,7 +97,7 @@ def sshd_version(sshd: Path) -> tuple[int, int]:
 
 
 def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
-    """Fill in the context of a gateway with these settings, started from this installation."""
+    """Return the context for these settings and this installation."""
     runtime = Runtime(settings.gateway_runtime_dir)
     has_key = settings.gateway_ssh_key_path is not None or settings.gateway_ssh_key_content is not None
     local = settings.gateway_authorized_keys_path is not None or settings.gateway_authorized_keys_content is not None
@@ -125,21 +125,21 @@ def sshd_context(settings: Settings, version: tuple[int, int]) -> SshdContext:
 
 
 def render(context: SshdContext) -> dict[str, str]:
-    """Fill in the templates.
+    """Render the templates.
 
     Returns:
         File name to text, in the order in which sshd reads them.
 
     Raises:
-        SettingsError: A path or name has a character that no quoting brings through sshd_config.
+        SettingsError: A path or name has a character that cannot be quoted in sshd_config.
     """
-    import jinja2  # noqa: PLC0415 - most commands do without
+    import jinja2  # noqa: PLC0415 - most commands do not need it
 
     directory = template_directory()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(directory),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - not HTML; these quote for sshd
+        autoescape=False,  # noqa: S701 - not HTML; the filters quote for sshd
         trim_blocks=True,
         keep_trailing_newline=True,
     )
@@ -151,7 +151,7 @@ def render(context: SshdContext) -> dict[str, str]:
 
 
 def template_directory() -> Path:
-    """Find the templates: inside the installed package, or beside it in a checkout."""
+    """Find the templates: in the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "sshd_config.d"
     return installed if installed.is_dir() else package.parent / "sshd_config.d"
@@ -160,18 +160,18 @@ def template_directory() -> Path:
 def write(directory: Path, files: Mapping[str, str]) -> Path:
     """Write rendered files: ``sshd_config`` and, included by it, the snippets in ``sshd_config.d``.
 
-    Each file is replaced in one step and none is world-writable, ever; snippets of ours that are no longer
-    rendered are removed.
+    Each file is replaced atomically and never world-writable; our own snippets that are no longer rendered are
+    removed.
 
     Args:
-        directory: Made when missing, 0755.
-        files: What `render` returned.
+        directory: Made if missing, with mode 0755.
+        files: The result of `render`.
 
     Returns:
         The main file, for ``sshd -f``.
 
     Raises:
-        GatewayError: It cannot be written, or something in the way was not written by us.
+        GatewayError: The files cannot be written, or an existing file was not written by us.
     """
     snippets = directory / "sshd_config.d"
     main = directory / "sshd_config"
@@ -194,20 +194,20 @@ def write(directory: Path, files: Mapping[str, str]) -> Path:
 
 
 def check(sshd: Path, config_file: Path, prefix: Iterable[str] = ()) -> None:
-    """Let sshd judge a configuration, keys and all (``sshd -t``).
+    """Have sshd check a configuration, including its host keys (``sshd -t``).
 
     Args:
         sshd: The program.
         config_file: The configuration.
-        prefix: What its command begins with, where it will not see the files that we see: `gatewayctl.sshd.namespace`.
+        prefix: The first words of its command line, if sshd has another view of the files: `gatewayctl.sshd.namespace`.
 
     Raises:
-        GatewayError: What sshd says is wrong with it, on one line.
+        GatewayError: sshd's error, on one line.
     """
     result = _run(sshd, "-t", "-f", str(config_file), prefix=prefix)
     missing = re.search(r"^Missing privilege separation directory: (/\S+)\s*$", result.stderr, re.MULTILINE)
     if missing and os.geteuid() == 0:
-        # Debian makes it when the host's own sshd starts, which may never be (sshd.c, PRIVSEP_CHROOT_DIR).
+        # Debian makes it when the host's own sshd starts, which may never happen (sshd.c, PRIVSEP_CHROOT_DIR).
         Path(missing[1]).mkdir(mode=0o755, exist_ok=True)
         result = _run(sshd, "-t", "-f", str(config_file), prefix=prefix)
     if result.returncode != 0:
@@ -221,7 +221,7 @@ def word(text: object) -> str:
 
 
 def pattern(text: object) -> str:
-    """Quote the beginning of one in which sshd expands tokens (percent_expand), and which has none itself."""
+    """Quote a literal prefix of an argument in which sshd expands tokens (percent_expand)."""
     return word(str(text).replace("%", "%%"))
 
 
@@ -232,7 +232,7 @@ def argv(arguments: Iterable[str]) -> str:
 
 
 def shell(arguments: Iterable[str]) -> str:
-    """Quote a command for the user's shell, to which ForceCommand is handed as it stands."""
+    """Quote a command for the user's shell, which gets ForceCommand unchanged."""
     return shlex.join(map(_one_line, arguments))
 
 

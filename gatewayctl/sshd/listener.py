@@ -1,4 +1,4 @@
-"""Where sshd is to listen: whether it can."""
+"""sshd's listening sockets: checks that they can be opened, and sets their options."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from gatewayctl.runtime import processes
 from helpers.protocol.errors import GatewayError
 
 _TCP_DELACK_MAX_US = 46  # Linux 6.15, linux/tcp.h; Python's socket has no name for it
-_ACKNOWLEDGE_US = (10_000, 20_000)  # the least is two ticks of the kernel's clock, of which it has 100 to 1000 a second
+_ACKNOWLEDGE_US = (
+    10_000,
+    20_000,
+)  # the minimum is two ticks of the kernel's clock, which has 100 to 1000 ticks a second
 
 _LISTENS = "0A"  # proc_net_tcp(5); Linux, net/tcp_states.h, TCP_LISTEN
 
 
 def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> None:
-    """Try to listen as sshd will: on every address of a name, and content with one; for ``*`` in both families.
+    """Try to listen as sshd will: one address of a name is enough; for ``*`` both families are tried.
 
-    sshd itself would say it in lines of its own, and end; at a reload all sessions would end with it.
+    sshd itself would log its own error and end; at a reload all sessions would end with it.
 
     Args:
         address: GATEWAY_HOST.
         port: GATEWAY_PORT.
-        held: GATEWAY_HOST and GATEWAY_PORT with which our own sshd listens until it listens anew.
+        held: GATEWAY_HOST and GATEWAY_PORT of our own sshd, which still listens there.
 
     Raises:
-        GatewayError: It cannot. That may pass, as when another program is about to leave the port, or an address is yet
-            to come.
+        GatewayError: sshd cannot listen. This may be temporary: another program may still use the port, or an address
+            is not configured yet.
     """
     reason, listens, taken = "", False, False
     for family, name in _resolve(address, port):
@@ -51,42 +54,42 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
             taken = taken or exc.errno == errno.EADDRINUSE
         else:
             listens = True
-    # A machine may have one family alone, but no client of either is to find another program.
+    # A machine may have only one family, but no client of either family may reach another program.
     if listens and not (taken and address == "*"):
         return
     raise GatewayError(f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})")
 
 
-def send_at_once(sshd: int, borrow: Callable[[int, int], int] = processes.borrow) -> None:
-    """Have sshd tell its clients each thing without waiting for them to acknowledge the one before (TCP_NODELAY).
+def set_socket_options(sshd: int, copy_descriptor: Callable[[int, int], int] = processes.copy_descriptor) -> None:
+    """Set TCP_NODELAY and a short delayed-acknowledgement timeout on sshd's listening sockets.
 
-    sshd does so by itself from the moment in which a terminal is asked for (packet.c, ssh_packet_set_interactive). The
-    one answer before, that there is a channel for it, waits behind what was told of the key's options until the client
-    acknowledges that: 40 ms where the client is Linux (measured with OpenSSH 9.2). Connections take it over from the
-    socket that listens (tcp(7), Linux).
+    sshd sets TCP_NODELAY by itself when a terminal is requested (packet.c, ssh_packet_set_interactive). Before that,
+    Nagle's algorithm holds the confirmation of the session channel back, behind a debug message about the key's
+    options, until the client acknowledges that message: 40 ms with a client on Linux (measured with OpenSSH 9.2).
+    Connections inherit the option from the listening socket (tcp(7), Linux).
 
-    And have the kernel acknowledge soon what clients say: OpenSSH's asks for no service before its last words of the
-    key exchange are acknowledged, for which ours would wait 40 ms.
+    OpenSSH's client sends its service request only after its last message of the key exchange is acknowledged, which
+    Linux would delay by 40 ms.
 
     Args:
-        sshd: The process that listens.
-        borrow: Gets a copy of a process's file descriptor.
+        sshd: The pid of the listening process.
+        copy_descriptor: Copies a process's file descriptor.
 
     Raises:
-        OSError: The kernel does not let us have its sockets; each login then takes as long as it does with any sshd.
+        OSError: The kernel denies access to its sockets; each login then takes as long as with any sshd.
     """
     for entry in Path(f"/proc/{sshd}/fd").iterdir():
         try:
             if not str(entry.readlink()).startswith("socket:"):
                 continue
-            fd = borrow(sshd, int(entry.name))
+            fd = copy_descriptor(sshd, int(entry.name))
         except OSError as exc:
             if exc.errno in {errno.ENOENT, errno.EBADF}:
-                continue  # that of a connection, closed meanwhile
+                continue  # a connection's descriptor, closed meanwhile
             raise
         try:
             theirs = socket.socket(fileno=fd)
-        except OSError:  # another file has that number by now
+        except OSError:  # another file has that number now
             os.close(fd)
             continue
         with theirs:
@@ -109,7 +112,7 @@ def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _only_ours(address: str, port: int, held: tuple[str, int], family: socket.AddressFamily) -> bool:
-    """Tell whether nobody but our own sshd stands in the way of listening on another address, or the same."""
+    """Check whether only our own sshd prevents listening on another address, or the same."""
     if port != held[1]:
         return False
     if address == held[0]:
@@ -117,7 +120,7 @@ def _only_ours(address: str, port: int, held: tuple[str, int], family: socket.Ad
     ours = set()
     for kind, name in _resolve(*held):
         packed = socket.inet_pton(kind, str(name[0]))
-        # As the kernel writes it: every four bytes as a number of the machine's.
+        # In the kernel's notation: every four bytes in the machine's byte order.
         words = struct.unpack(f"={len(packed) // 4}I", packed)
         ours.add("".join(f"{word:08X}" for word in words) + f":{port:04X}")
     table = Path("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp").read_text(encoding="ascii")

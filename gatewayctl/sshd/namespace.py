@@ -1,7 +1,7 @@
-"""Where the invented users can be seen: by our sshd, and by nobody else on the host.
+"""The mount namespace in which our sshd sees the gateway's users, and no other program on the host does.
 
-On a host, sshd runs in a mount namespace of its own (unshare(1)) in which a few files are ours. Where namespaces may
-not be made, as in most containers, the machine itself must be set up so, and is checked.
+On a host, sshd runs in a mount namespace of its own (unshare(1)) in which a few files are ours. If namespaces cannot be
+made, as in most containers, the machine itself must be set up in this way, which is checked.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ GROUP = Path("/etc/group")
 NSSWITCH = Path("/etc/nsswitch.conf")
 
 UTMP = Path("/run/utmp")
-"""Who is logged in (utmp(5))."""
+"""The logged-in users (utmp(5))."""
 
 _OURS = ("passwd: systemd files", "group: files", "shadow: files systemd")
-"""``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's. For shadow the other
-way round: the root that nss-systemd makes up is locked, and our shadow file holds `_SYSTEM_ACCOUNTS` alone."""
+"""``systemd`` before ``files``, so that www-data@ is the remote's www-data and not the gateway's. For shadow the order
+is reversed: nss-systemd synthesizes a locked root, and our shadow file contains only `_SYSTEM_ACCOUNTS`."""
 
 _SYSTEM_ACCOUNTS = ("root", "sshd", "nobody")
-"""All that is left of the host's accounts: sshd's own, and the two that every program expects. With the host's users
-in sight, a name that our user database does not answer for a moment would be the host's user of that name."""
+"""The only accounts of the host that remain: sshd's own, and the two that every program expects. If the host's other
+users were visible, a name would resolve to the host's user whenever our user database does not answer."""
 
 _ENTER = """
 set -e
@@ -96,7 +96,7 @@ exec "$@"
 
 
 def may_unshare() -> bool:
-    """Tell whether this process may make a mount namespace."""
+    """Check whether this process may make a mount namespace."""
     done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     return done.returncode == 0
 
@@ -108,14 +108,14 @@ def prepare(runtime: Runtime) -> None:
         SettingsError: The host has no account for sshd.
     """
     private = runtime.private
-    # Of the names in them not all need be in UTF-8.
+    # Names in these files may not be UTF-8.
     passwd, group, switch = (path.read_text("utf-8", "surrogateescape") for path in (PASSWD, GROUP, NSSWITCH))
     accounts = {line.split(":", 1)[0]: line for line in passwd.splitlines()}
     if "sshd" not in accounts:
         msg = "there is no account sshd, which sshd needs for itself; install openssh-server"
         raise SettingsError(msg)
     kept = [accounts[name] for name in _SYSTEM_ACCOUNTS if name in accounts]
-    # root@ has a home here as every user has: what sshd writes there (OpenSSH 10.1) is no business of the host's.
+    # root@ has a home here like every user: files that sshd writes there (OpenSSH 10.1) stay off the host.
     home = runtime.home / "0"
     home.mkdir(mode=0o711, exist_ok=True)
     kept[0] = f"root:x:0:0:root:{home}:/bin/sh"
@@ -124,7 +124,7 @@ def prepare(runtime: Runtime) -> None:
     shadow = private / "shadow"
     shadow.touch(mode=0o600)
     shadow.write_text("".join(f"{line.split(':')[0]}:*:::::::\n" for line in kept), encoding="utf-8")
-    # Without members: who is in a group here by the same name is somebody else, and sshd would put our user into it.
+    # Without members: a member here is another user with the same name, and sshd would add our user to the group.
     groups = [line.split(":") for line in group.splitlines()]
     text = "".join(f"{':'.join(fields[:3])}:\n" for fields in groups if len(fields) > 3)  # noqa: PLR2004 - group(5)
     (private / "group").write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -135,7 +135,7 @@ def prepare(runtime: Runtime) -> None:
 
 
 def prepare_shared() -> None:
-    """Make what sshd misses on a machine that is the gateway's alone: it logs an error at each logout without utmp."""
+    """Create utmp on a machine without a separate namespace: without it sshd logs an error at each logout."""
     with suppress(OSError):
         UTMP.touch(mode=0o644)
 
@@ -144,7 +144,7 @@ def nsswitch(text: str) -> str:
     """Change a nsswitch.conf so that users come from nss-systemd first.
 
     Args:
-        text: The host's file; what it says of other databases (hosts, services) stays.
+        text: The host's file; its lines for other databases (hosts, services) are kept.
     """
     replaced = ("passwd", "group", "shadow", "gshadow", "initgroups")
     kept = [line for line in text.splitlines() if line.split(":", 1)[0].strip() not in replaced]
@@ -152,21 +152,21 @@ def nsswitch(text: str) -> str:
 
 
 def enter(runtime: Runtime, argv: list[str], *, relay: bool) -> list[str]:
-    """Write the command that runs another in a mount namespace of its own, in which our users exist.
+    """Return the command line that runs a command in a mount namespace of its own, in which our users exist.
 
     Args:
         runtime: The runtime directory, prepared.
-        argv: The command; its process id is that of the one that is started.
-        relay: Whether its syslog is ours to relay.
+        argv: The command; it keeps the pid of the process that is started.
+        relay: Whether we relay its syslog messages.
     """
-    # slave: what the host mounts later still arrives, and nothing of ours gets out.
+    # slave: later mounts of the host propagate into the namespace, and ours do not propagate out.
     unshare = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", _ENTER, "sh"]
     log = str(runtime.log_socket) if relay else ""
     return [*unshare, str(runtime.private), str(runtime.userdb), log, *argv]
 
 
-def beside(pid: int) -> list[str]:
-    """Write what a command begins with that sees what a running process sees.
+def in_namespace_of(pid: int) -> list[str]:
+    """Return the first words of a command line that runs in a process's mount namespace.
 
     Raises:
         OSError: There is no such process.
@@ -176,15 +176,15 @@ def beside(pid: int) -> list[str]:
 
 
 def check_users(prefix: list[str], auth_uid: int, timeout_s: float = CHECK_TIMEOUT_S) -> None:
-    """Ask for a user as sshd will, and see that our broker's answer arrives.
+    """Look a user up as sshd will, and check that our broker's answer arrives.
 
     Args:
-        prefix: What sshd's command begins with, see `enter` and `beside`; empty where it shares our namespace.
-        auth_uid: The uid that the answer must hold.
+        prefix: The first words of sshd's command line, see `enter` and `in_namespace_of`; empty in our namespace.
+        auth_uid: The uid that the answer must have.
         timeout_s: Longest wait, in seconds.
 
     Raises:
-        SettingsError: It does not arrive; the sentence says what is missing.
+        SettingsError: The answer does not arrive; the sentence names the missing part.
     """
     argv = [*prefix, "getent", "passwd", AUTH_USER]
     try:

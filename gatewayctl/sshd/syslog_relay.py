@@ -1,8 +1,8 @@
-"""Takes what sshd says to syslog and writes it to our own stream, a line each.
+"""Relays sshd's syslog messages to our own stream, one line for each.
 
-sshd's ``-e`` would be simpler, and would let anybody forge lines: written to standard error, a newline in a user name
-stays a newline (OpenSSH 9.2, log.c: LOG_STDERR_VIS has no VIS_NL), while for syslog it is escaped. A message to syslog
-also comes whole, as one datagram, and says which process it is from, which is what the broker's ``sid`` begins with.
+sshd's ``-e`` would be simpler, but would let clients forge lines: on standard error a newline in a user name stays a
+newline (OpenSSH 9.2, log.c: LOG_STDERR_VIS has no VIS_NL), while for syslog it is escaped. A syslog message is also one
+complete datagram, and includes the sender's pid, with which the broker's ``sid`` begins.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ MAX_MESSAGE_BYTES = 8192
 """Longest message, in bytes; sshd's are 1 KiB at most (log.c, MSGBUFSIZ)."""
 
 LOOK_AFTER = 1024
-"""Sessions after which those that have ended are forgotten: more than there are messages in a socket's queue
-(net.unix.max_dgram_qlen), in which what a process said last may still be."""
+"""Number of sessions after which ended ones are removed: larger than a socket's queue (net.unix.max_dgram_qlen), which
+may still contain a process's last message."""
 
 _PROGRAMS = frozenset({"sshd", "sshd-session", "sshd-auth"})
-# sshd's monitor, which is root, says which process of a user's is its own (OpenSSH, sshd.c, LogLevel VERBOSE).
+# sshd's monitor, which is root, logs the pid of its child that runs as the user (OpenSSH, sshd.c, LogLevel VERBOSE).
 _CHILD = re.compile(r"User child is on pid ([0-9]{1,10})")
 _UCRED = struct.Struct("3i")
 _LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
-# RFC 3164 as glibc's syslog(3) writes it: priority, local time, tag with process id.
+# RFC 3164 in the form of glibc's syslog(3): priority, local time, tag with pid.
 _MESSAGE = re.compile(
     rb"<([0-9]{1,3})>(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} )?([A-Za-z0-9._-]{1,32})\[[0-9]+\]: (.*)", re.DOTALL
 )
@@ -36,12 +36,11 @@ class SyslogRelay:
     """Relays syslog messages.
 
     Args:
-        sock: The datagram socket that our sshd knows as /dev/log.
+        sock: The datagram socket that is /dev/log for our sshd.
         write: Writes one line: level, program, process id, text.
     """
 
     def __init__(self, sock: socket.socket, write: Callable[[str, str, int, str], None]) -> None:
-        """Ask the kernel to say who sends."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._sock, self._write = sock, write
         self._children: set[int] = set()
@@ -60,7 +59,7 @@ class SyslogRelay:
             for level, kind, value in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, uid, _gid = _UCRED.unpack(value[: _UCRED.size])
-                    # A session's process speaks as its user, as whom others may run: only root's word makes it sshd.
+                    # A session's process logs as its user, as other processes may: only a message of root marks it.
                     if uid == 0 or pid in self._children:
                         self._relay(data, pid, root=uid == 0)
 
@@ -75,7 +74,7 @@ class SyslogRelay:
             self._remember(int(child[1]))
 
     def _remember(self, pid: int) -> None:
-        """Remember a session's process, and forget those that had ended by the last look already."""
+        """Remember a session's process, and remove those that had ended before the last check."""
         self._children.add(pid)
         if len(self._children) >= self._look_at:
             ended = {child for child in self._children if not Path(f"/proc/{child}").exists()}

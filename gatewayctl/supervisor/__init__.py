@@ -1,1 +1,1 @@
-"""The process that starts and watches the others, and does what takes root."""
+"""The process that starts and watches the others, and runs privileged operations."""

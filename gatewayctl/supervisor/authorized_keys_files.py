@@ -1,9 +1,8 @@
-"""The keys that sshd knows by itself: AuthorizedKeysFile, one for each user who was here a moment ago.
+"""The files from which sshd accepts keys without asking the broker: AuthorizedKeysFile, one for each recent user.
 
-The broker says what is in them (`helpers.broker.keys.sshd_key_cache`). Each belongs to root, as sshd wants it
-(sshd_config(5), StrictModes), and is readable for its user, as whom sshd reads it. Each of its lines ends by itself
-(``expiry-time=``);
-and a file goes when its time is over, by a clock that nobody sets.
+The broker supplies their content (`helpers.broker.keys.sshd_key_cache`). Root owns each file, as sshd requires
+(sshd_config(5), StrictModes), and its user, as whom sshd reads it, can read it. Each line has an expiry time
+(``expiry-time=``), and the file is removed at the end of its lifetime, measured by a monotonic clock.
 """
 
 from __future__ import annotations
@@ -17,36 +16,35 @@ from pathlib import Path
 
 
 class AuthorizedKeysFiles:
-    """The directory of them.
+    """The directory of these files. It begins with none: `clear` removes those of an earlier gateway.
 
     Args:
-        root: Where they are; exists, and belongs to root.
+        root: The directory; it exists, and root owns it.
         clock: Seconds, monotonic.
     """
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know of none; what an earlier gateway left is gone with `clear`."""
         self._root, self._clock = root, clock
         self._files: dict[str, tuple[int, float]] = {}
 
     @property
     def uids(self) -> set[int]:
-        """The uids of those who have one."""
+        """The uids of users with a file."""
         return {uid for uid, _ in self._files.values()}
 
     def write(self, user: str, uid: int, lines: Sequence[str], seconds: float) -> None:
-        """Write a user's file in one step, or remove it.
+        """Write a user's file atomically, or remove it.
 
         Args:
-            user: A user name; sshd looks for the file by it.
-            uid: As whom sshd reads it.
-            lines: What is in it; where there are none it is removed.
-            seconds: After how long it goes.
+            user: The user name, which is the file's name.
+            uid: The uid as which sshd reads the file.
+            lines: The file's lines; without any, the file is removed.
+            seconds: The file's lifetime.
         """
         if not lines or seconds <= 0:
             self.remove(user)
             return
-        new = self._root / f"+{user}"  # in no user's name
+        new = self._root / f"+{user}"  # no valid user name contains "+"
         try:
             new.touch(mode=0o600)
             new.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
@@ -67,7 +65,7 @@ class AuthorizedKeysFiles:
             (self._root / user).unlink()
 
     def sweep(self) -> float:
-        """Remove those whose time is over, and tell after how many seconds the next one's is."""
+        """Remove expired files, and return after how many seconds the next one expires."""
         now = self._clock()
         for user, (_, ends_s) in list(self._files.items()):
             if ends_s <= now:
@@ -75,7 +73,7 @@ class AuthorizedKeysFiles:
         return min((ends_s - now for _, ends_s in self._files.values()), default=math.inf)
 
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all files."""
         self._files.clear()
         with suppress(OSError):
             for path in list(self._root.iterdir()):

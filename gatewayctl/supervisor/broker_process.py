@@ -1,4 +1,4 @@
-"""The broker's process: started, replaced at a reload, and started again after a crash."""
+"""The broker's process: starts it, replaces it at a reload, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from helpers.protocol.event_log import EventLog
 from helpers.protocol.messages import decode, result_of
 
 READY_TIMEOUT_S = 20.0
-"""Longest time, in seconds, for a new broker to say that it serves; it takes 0.4 s on two slow cores."""
+"""Longest time, in seconds, until a new broker reports that it serves; it takes 0.4 s on two slow cores."""
 
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a crashed broker's next start; the last one repeats."""
 
-TURN_AWAY_S = 0.2
-"""Seconds between looks for who waits, while no broker starts."""
+CLOSE_WAITING_S = 0.2
+"""Seconds between closing waiting connections, while no broker starts."""
 
 STEADY_AFTER_S = 60.0
-"""Seconds after which a broker is no longer one that keeps crashing."""
+"""Seconds after which an earlier crash no longer counts."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ class RunningBroker:
 
     Attributes:
         pid: Its process id.
-        way: Our end of the socket by which it asks for what takes root.
-        trusted_proxies: GATEWAY_TRUSTED_PROXIES, as it was told.
+        privileged_socket: Our end of the socket on which it requests privileged operations.
+        trusted_proxies: Its GATEWAY_TRUSTED_PROXIES.
     """
 
     pid: int
-    way: socket.socket
+    privileged_socket: socket.socket
     trusted_proxies: str
 
 
 class BrokerProcess:
-    """The broker in charge, and those that finish what they began.
+    """The active broker, and replaced brokers that finish their requests.
 
     Args:
         sockets: The listening sockets that each broker inherits: for the helpers, nss-systemd and ssh.
-        privileged: Does what takes root.
-        log: Where crashes go.
+        privileged: Runs privileged operations.
+        log: Receives crashes.
         clock: Seconds, monotonic.
 
     Attributes:
-        pid: The process in charge; 0 while there is none.
-        draining: Those that have been replaced.
+        pid: The active broker's pid; 0 while there is none.
+        draining: The pids of replaced brokers.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class BrokerProcess:
 
     @property
     def pids(self) -> set[int]:
-        """All brokers' process ids; 0 stands for none."""
+        """The pids of all brokers; 0 stands for none."""
         return {self.pid, *self.draining}
 
     def start(self, plan: Plan) -> RunningBroker:
-        """Start a broker and wait until it serves; it is not in charge yet.
+        """Start a broker and wait until it serves; it is not active yet.
 
         Raises:
-            GatewayError: Its own error, or that it did not get ready.
+            GatewayError: The broker's own error, or it did not get ready in time.
         """
         with ExitStack() as held, ExitStack() as given:
             try:
@@ -94,28 +94,28 @@ class BrokerProcess:
                 held.callback(os.close, ready)
                 given.callback(os.close, tell)
                 running = self._spawn(plan, tell)
-            except (OSError, RuntimeError) as exc:  # the latter where no thread can be started
+            except (OSError, RuntimeError) as exc:  # RuntimeError: no thread can be started
                 msg = f"the broker cannot be started ({getattr(exc, 'strerror', None) or exc})"
                 raise GatewayError(msg) from exc
             given.close()
             self._await(ready, running.pid)
         return running
 
-    def take_charge(self, running: RunningBroker) -> None:
-        """Put a broker in charge; the one before finishes what it began."""
+    def activate(self, running: RunningBroker) -> None:
+        """Make a broker the active one; the previous one finishes its requests."""
         if self.pid:
             self.retire(self.pid)
         self.pid, self._started_s = running.pid, self._clock()
-        self._privileged.set_active_broker(running.way, running.trusted_proxies)
+        self._privileged.set_active_broker(running.privileged_socket, running.trusted_proxies)
         self._restart_at_s, self._turns_away = None, False
 
     def retire(self, pid: int) -> None:
-        """Have a broker finish what it began, and leave."""
+        """Tell a broker to finish its requests and exit."""
         self.draining.add(pid)
         processes.end(pid, signal.SIGTERM)
 
     def ended(self, pid: int, status: int) -> None:
-        """Note the end of a process; a broker in charge is started again after a while."""
+        """Record the end of a process; the active broker is restarted after a delay."""
         self.draining.discard(pid)
         if pid == self.pid:
             self.pid = 0
@@ -130,53 +130,53 @@ class BrokerProcess:
         self._log.error("broker_ended", status=status, restart_in_s=wait_s)
 
     def tend(self, plan: Plan) -> float | None:
-        """Start a broker again that is due.
+        """Restart a crashed broker if its delay has passed.
 
         Args:
-            plan: What to start it with.
+            plan: The plan to start it with.
 
         Returns:
-            In how many seconds to look again; None where there is nothing to look after.
+            After how many seconds to call this again; None if the broker runs.
         """
         if self._restart_at_s is None or (self._clock() >= self._restart_at_s and self._restarted(plan)):
             return None
         wait_s = max(0.0, self._restart_at_s - self._clock())
         if not self._turns_away:
             return wait_s
-        self._turn_away()
-        return min(wait_s, TURN_AWAY_S)
+        self._close_waiting()
+        return min(wait_s, CLOSE_WAITING_S)
 
     def _restarted(self, plan: Plan) -> bool:
         try:
-            self.take_charge(self.start(plan))
+            self.activate(self.start(plan))
         except GatewayError as error:
             self._log.error("broker_not_started", reason=error.message)
             self._turns_away = True
-            self._started_s = self._clock()  # else each would count as the first crash after a steady time
+            self._started_s = self._clock()  # else each would count as the first crash after STEADY_AFTER_S
             self._crashed(error.status)
             return False
         self._log.info("broker_restarted", pid=self.pid)
         return True
 
-    def _turn_away(self) -> None:
-        """Hang up on all who wait for a broker that does not start: sshd's lookups among them would wait for long."""
+    def _close_waiting(self) -> None:
+        """Close all connections that wait while no broker starts: sshd's user lookups would block for long."""
         for fd in self._sockets:
             with suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
                 while True:
                     listener.accept()[0].close()
 
     def _spawn(self, plan: Plan, tell: int) -> RunningBroker:
-        """Start a broker's process, and the thread that does for it what takes root.
+        """Start a broker's process, and the thread that runs its privileged operations.
 
         Args:
-            plan: What it is told.
-            tell: Our end of the pipe on which it says that it serves.
+            plan: The plan to start it with.
+            tell: The end of the pipe to which it writes when it serves.
 
         Raises:
-            OSError: The kernel has no process, memory or file descriptor left for it.
-            RuntimeError: It has no thread left for us.
+            OSError: The kernel has no process, memory or file descriptor left.
+            RuntimeError: No thread can be started.
         """
-        with ExitStack() as given:  # what the broker gets copies of
+        with ExitStack() as given:  # descriptors that are copied to the broker
             config = os.memfd_create("broker-config", os.MFD_CLOEXEC)
             given.callback(os.close, config)
             os.write(config, plan.broker.to_json())
@@ -185,17 +185,17 @@ class BrokerProcess:
             given.enter_context(theirs)
             server = threading.Thread(target=self._privileged.serve, args=(ours,), daemon=True)
             try:
-                server.start()  # it closes ours once nobody has theirs
+                server.start()  # it closes our end when the broker's end is closed
             except RuntimeError:
                 ours.close()
                 raise
             copies = []
             for fd in (config, theirs.fileno(), tell):
-                copies.append(processes.high(fd))
+                copies.append(processes.dup_at_least_10(fd))
                 given.callback(os.close, copies[-1])
             uid = plan.broker_uid
-            # chroot and not setpriv changes the uid: setpriv looks it up (util-linux 2.41), which waits for a broker
-            # where users are looked up as our sshd does.
+            # chroot and not setpriv changes the uid: setpriv looks it up (util-linux 2.41), which would wait for a
+            # broker if the machine uses nss-systemd for users as our sshd does.
             become = ["chroot", f"--userspec=+{uid}:+{uid}", "--groups=", "--skip-chdir", "/"]
             bare = ["setpriv", "--inh-caps=-all", "--no-new-privs", "--pdeathsig=TERM", "--"]
             argv = [*become, *bare, sys.executable, "-I", "-m", "helpers.broker"]

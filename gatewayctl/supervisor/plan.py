@@ -1,4 +1,4 @@
-"""What the settings come to."""
+"""The plan: the configuration of both processes, derived from the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.protocol.broker_config import BrokerConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """What the settings come to, ready to be started.
+    """The configuration of the broker and sshd, derived from the settings.
 
     Attributes:
         broker: The broker's settings.

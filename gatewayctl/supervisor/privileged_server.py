@@ -1,6 +1,6 @@
-"""What the supervisor does for the broker because it takes root: users' homes, and the keys that sshd knows by itself.
+"""Privileged operations that the supervisor runs for the broker: users' homes, and the files of `AuthorizedKeysFiles`.
 
-Deciding for whom is the broker's: it asks over a socket that only it holds.
+The broker decides for which users. It sends requests over a socket that only it has.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from helpers.protocol.errors import ProtocolError
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode, is_user_name
 
 SWEEP_S = 10.0
-"""Seconds between looks for homes that nobody needs."""
+"""Seconds between checks for unused homes."""
 
 
 class PrivilegedServer:
-    """Runs them, for one broker or for two of which one is about to go.
+    """Runs these operations, for one broker or, during a reload, for two.
 
     Args:
         homes: Users' homes.
-        keys: The keys that sshd knows by itself.
-        clients: Counts those that the remote has not let in.
+        keys: The files from which sshd accepts keys without asking the broker.
+        clients: Counts connections that the remote has not accepted.
         clock: Seconds, monotonic.
     """
 
@@ -40,18 +40,17 @@ class PrivilegedServer:
         clients: UnprovedConnections,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Heed no broker yet."""
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
         self._lock = threading.Lock()
         self._active: socket.socket | None = None
         self._owners: dict[int, str] = {}
 
     def set_active_broker(self, sock: socket.socket, trusted_proxies: str = "") -> None:
-        """Write keys for one broker alone from now on, and remove what another one had written.
+        """Write key files only for this broker from now on, and remove those of the previous one.
 
         Args:
             sock: Our end of its SOCK_SEQPACKET pair.
-            trusted_proxies: GATEWAY_TRUSTED_PROXIES as that broker has it.
+            trusted_proxies: That broker's GATEWAY_TRUSTED_PROXIES.
         """
         self._clients.trusted_proxies = trusted_proxies
         with self._lock:
@@ -59,7 +58,7 @@ class PrivilegedServer:
             self._keys.clear()
 
     def serve(self, sock: socket.socket) -> None:
-        """Run one broker's errands until it is gone.
+        """Serve one broker's requests until it closes its end.
 
         Args:
             sock: Our end of a SOCK_SEQPACKET pair; closed at the end.
@@ -67,7 +66,7 @@ class PrivilegedServer:
         with sock:
             swept_s = self._clock()
             while True:
-                # By the clock and not by silence: with a login every few seconds there is none, and nothing would go.
+                # By the clock and not only on timeouts: with a login every few seconds recv() never times out.
                 with self._lock:
                     left_s = self._keys.sweep()
                     if self._clock() - swept_s >= SWEEP_S:
@@ -89,17 +88,17 @@ class PrivilegedServer:
 
     def _answer(self, sock: socket.socket, request: bytes) -> dict[str, Any]:
         try:
-            errand = decode(request)
-            user, uid = errand["user"], errand["uid"]
-            lines, seconds = errand.get("lines"), errand.get("seconds", 0.0)
-            client = errand.get("client")
+            message = decode(request)
+            user, uid = message["user"], message["uid"]
+            lines, seconds = message.get("lines"), message.get("seconds", 0.0)
+            client = message.get("client")
         except (ProtocolError, KeyError):
             return {}
-        number = errand.get("number")
-        trouble: str | None = "no valid errand"
-        if _is_for_somebody(user, uid) and _is_for_a_file(lines, seconds) and _is_of_a_client(client):
+        number = message.get("number")
+        trouble: str | None = "not a valid request"
+        if _is_valid_user(user, uid) and _is_valid_file(lines, seconds) and _is_valid_client(client):
             with self._lock:
-                trouble = None if client is None else self._clients.why_not(*client)
+                trouble = None if client is None else self._clients.refusal_reason(*client)
                 if trouble is None:
                     self._vacate(user, uid)
                     trouble = self._make_home(user, uid)
@@ -116,25 +115,25 @@ class PrivilegedServer:
         return None
 
     def _vacate(self, user: str, uid: int) -> None:
-        """Take away what the last owner of a uid left, where it has gone to another name."""
+        """Remove the previous owner's files if a uid was given to another name."""
         if (last := self._owners.get(uid, user)) != user:
             self._keys.remove(last)
             self._homes.remove(uid)
 
 
-def _is_for_somebody(user: object, uid: object) -> bool:
-    # As names of files the first two would be directories.
+def _is_valid_user(user: object, uid: object) -> bool:
+    # As file names "." and ".." would be directories.
     return isinstance(user, str) and is_user_name(user) and user not in {".", ".."} and type(uid) is int
 
 
-def _is_for_a_file(lines: object, seconds: Any) -> bool:  # noqa: ANN401 - whatever the broker sent
+def _is_valid_file(lines: object, seconds: Any) -> bool:  # noqa: ANN401 - unchecked data from the broker
     if lines is None:
         return True
     texts = isinstance(lines, list) and all(isinstance(line, str) and "\n" not in line for line in lines)
     return texts and type(seconds) in {int, float} and seconds <= LONGEST_S
 
 
-def _is_of_a_client(client: Any) -> bool:  # noqa: ANN401 - the same
+def _is_valid_client(client: Any) -> bool:  # noqa: ANN401 - the same
     if client is None:
         return True
     if not isinstance(client, list) or [type(each) for each in client] not in ([int, str], [int, type(None)]):

@@ -1,4 +1,4 @@
-"""Tells the service manager how far we are (sd_notify(3)), where there is one that wants to know."""
+"""Notifies the service manager of our state (sd_notify(3)), if it has requested that."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from contextlib import suppress
 
 
 def ready(warning: str | None = None) -> None:
-    """Say that logins are taken; after `reloading`, that it is over.
+    """Report that logins are accepted; after `reloading`, that the reload is complete.
 
     Args:
-        warning: What ``systemctl status`` is to show; None for nothing.
+        warning: The text that ``systemctl status`` shows; None for none.
     """
     _notify(f"READY=1\nSTATUS={warning or ''}")
 
 
 def reloading() -> None:
-    """Say that the settings are being read anew."""
+    """Report that the settings are being reloaded."""
     _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping() -> None:
-    """Say that no login is taken any more."""
+    """Report that no more logins are accepted."""
     _notify("STOPPING=1")
 
 
 def _notify(state: str) -> None:
-    # Read each time and not kept: children never get it, since they have none of our environment.
+    # Not removed from the environment: children get a clean one anyway.
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
-    # A service manager that is gone is no reason to go as well.
+    # If the service manager does not listen, the gateway continues.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.sendto(state.encode("ascii"), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,4 +1,4 @@
-"""What users are told on their terminals when the gateway ends."""
+"""The notice on users' terminals when the gateway shuts down."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SENTENCE = b"\x1b[0m\r\ngateway: shutting down, and your session with it; log in again in a moment\r\n"
-"""Begins with plain letters again, wherever mosh's drawing stopped."""
+"""Resets the text attributes first, since mosh may have stopped anywhere in its output."""
 
 _PTS_MAJORS = range(136, 144)
 """Device numbers of terminals on /dev/pts (Linux, admin-guide/devices.txt); each has 256 of them."""
 
 
-def say(sshd: int, pids: Iterable[int], sentence: bytes = SENTENCE) -> None:
-    """Write a sentence on the terminals of processes; one that takes nothing now is left out.
+def write(sshd: int, pids: Iterable[int], sentence: bytes = SENTENCE) -> None:
+    """Write a sentence to the terminals of processes; skip a terminal that would block.
 
     Args:
-        sshd: A process that has the terminals in sight: on a host their mount namespace is not ours.
+        sshd: A process in the terminals' mount namespace, which on a host is not ours.
         pids: The processes.
-        sentence: What to write.
+        sentence: The sentence.
     """
     for number in {number for pid in pids if (number := _terminal(pid)) is not None}:
         with suppress(OSError):
@@ -35,7 +35,7 @@ def say(sshd: int, pids: Iterable[int], sentence: bytes = SENTENCE) -> None:
 
 
 def _terminal(pid: int) -> int | None:
-    """Return the N of a process's terminal /dev/pts/N, None where it has no such terminal (proc(5), stat, tty_nr)."""
+    """Return the N of a process's terminal /dev/pts/N, None if it has no such terminal (proc(5), stat, tty_nr)."""
     try:
         device = int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()[4])
     except OSError:

@@ -1,4 +1,4 @@
-"""sshd's process: configured, started, and told to start itself anew."""
+"""sshd's process: configures, starts and restarts it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY_TIMEOUT_S = 10.0
 """Longest time, in seconds, for sshd to listen and write its pid file."""
 
 LOOK_S = 0.1
-"""Seconds between looks for whether sshd listens anew."""
+"""Seconds between checks whether sshd listens again after a restart."""
 
 
 class SshdProcess:
@@ -28,13 +28,13 @@ class SshdProcess:
 
     Args:
         runtime: The runtime directory.
-        private: Whether sshd lives in a mount namespace of its own.
-        relay: Whether its syslog messages come to us.
-        log: Where the supervisor's own lines go.
+        private: Whether sshd runs in a mount namespace of its own.
+        relay: Whether we relay its syslog messages.
+        log: Receives the supervisor's own lines.
         clock: Seconds, monotonic.
 
     Attributes:
-        pid: The process that listens; 0 while there is none.
+        pid: The pid of the listening process; 0 while there is none.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class SshdProcess:
 
     @property
     def is_restarting(self) -> bool:
-        """Whether sshd was told to start itself anew, and does not listen yet."""
+        """Whether sshd got SIGHUP, and does not listen again yet."""
         return self._restarts_until_s is not None
 
     def in_namespace(self, argv: list[str]) -> list[str]:
-        """Write a command line that runs with what our sshd sees of the host."""
+        """Return a command line that runs with the same view of the host's files as our sshd."""
         return namespace.enter(self._runtime, argv, relay=self._relay) if self._private else argv
 
     def configure(self, plan: Plan) -> None:
@@ -68,18 +68,19 @@ class SshdProcess:
         """
         main = config.write(self._runtime.root, config.render(plan.sshd))
         try:
-            # At a reload from where the running sshd is, to which what came into /etc or /run since is not there: an
-            # sshd that cannot read its host key ends, and all sessions with it.
-            prefix = namespace.beside(self.pid) if self.pid else self.in_namespace([])
+            # At a reload the check runs in the running sshd's namespace, in which files that were added to /etc or /run
+            # later do not exist: an sshd that cannot read its host key ends, and with it all sessions.
+            prefix = namespace.in_namespace_of(self.pid) if self.pid else self.in_namespace([])
         except OSError:
-            prefix = []  # it has just ended, which is the next thing to be seen
+            prefix = []  # sshd has just ended, which is handled next
         config.check(self._program, main, prefix)
 
     def restore_configuration(self, plan: Plan) -> None:
-        """Write the configuration from before, as far as that is possible.
+        """Write the previous configuration, as far as possible.
 
-        It is not checked: what sshd dislikes may be a file that both name. Where writing fails too, a mixture is left
-        that is not read: sshd gives each connection what it has in memory (sshd.c, send_rexec_state).
+        It is not checked: the cause may be a file that both configurations name. If writing fails too, the files on
+        disk are a mixture, which is not read: sshd passes its configuration in memory to each connection (sshd.c,
+        send_rexec_state).
         """
         with suppress(Exception):
             config.write(self._runtime.root, config.render(plan.sshd))
@@ -88,14 +89,14 @@ class SshdProcess:
         """Start sshd and wait until it listens.
 
         Args:
-            reap: Collects the dead; raises `GatewayError` where sshd is among them.
+            reap: Reaps child processes; raises `GatewayError` if sshd is among them.
 
         Raises:
-            GatewayError: It ended, or did not listen in time.
+            GatewayError: sshd ended, or did not listen in time.
         """
         self._runtime.pid_file.unlink(missing_ok=True)
         argv = [str(self._program), "-D", "-f", str(self._runtime.sshd_config)]
-        null = processes.high(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        null = processes.dup_at_least_10(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         try:
             die_with_us = ["setpriv", "--pdeathsig=TERM", "--"]
             self.pid = processes.spawn([*die_with_us, *self.in_namespace(argv)], {0: null, 1: 2})
@@ -106,22 +107,22 @@ class SshdProcess:
             reap()
             if self._listens():
                 return
-            # A child's end cuts the wait short; there is no event for a file of another process's.
+            # SIGCHLD ends the wait early; there is no event for another process's pid file.
             signal.sigtimedwait([signal.SIGCHLD], 0.02)
         msg = f"sshd did not listen within {READY_TIMEOUT_S:.0f} s"
         raise GatewayError(msg)
 
     def restart(self) -> None:
-        """Have sshd start itself anew; sessions go on."""
+        """Restart sshd by SIGHUP; sessions continue."""
         self._runtime.pid_file.unlink(missing_ok=True)
         processes.end(self.pid, signal.SIGHUP)
         self._restarts_until_s = self._clock() + READY_TIMEOUT_S
 
     def tend(self) -> float | None:
-        """Look after a restart.
+        """Check whether a restart is complete.
 
         Returns:
-            In how many seconds to look again; None where there is nothing to look after.
+            After how many seconds to call this again; None if no restart is in progress.
         """
         if self._restarts_until_s is None:
             return None
@@ -131,10 +132,10 @@ class SshdProcess:
         return LOOK_S
 
     def ended(self, pid: int, status: int) -> None:
-        """Note the end of a process.
+        """Record the end of a process.
 
         Raises:
-            GatewayError: It is sshd's.
+            GatewayError: The process is sshd.
         """
         if pid == self.pid:
             self.pid = 0
@@ -143,11 +144,11 @@ class SshdProcess:
             raise GatewayError(msg)
 
     def _listens(self) -> bool:
-        """Tell whether sshd listens, and if so, see to its sockets; its pid file was removed before it began."""
+        """Check whether sshd listens, and if so, set its sockets' options. Its pid file was removed before."""
         if not self._runtime.pid_file.exists():
             return False
         try:
-            listener.send_at_once(self.pid)
+            listener.set_socket_options(self.pid)
         except OSError as exc:
             self._log.debug("nagle_stays", reason=str(exc))
         return True

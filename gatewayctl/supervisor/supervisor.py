@@ -1,4 +1,4 @@
-"""Process 1 of the gateway: keeps the broker and sshd going, and takes everything down with it at the end."""
+"""Process 1 of the gateway: keeps the broker and sshd running, and ends all processes at shutdown."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from helpers.protocol.errors import INTERRUPTED, GatewayError
 from helpers.protocol.event_log import EventLog, fault_of
 
 GRACE_S = 10.0
-"""Seconds that sessions get to say goodbye to the remote before they are killed: mosh-client needs a few round
-trips for it (mosh 1.4.0), and container engines kill after 10 s by default."""
+"""Seconds for sessions to shut down before they are killed: mosh-client's shutdown takes a few round trips (mosh
+1.4.0), and container engines kill after 10 s by default."""
 
 NOTICE_S = 0.2
-"""Seconds for sshd to pass on what users are told: nothing says when it has."""
+"""Seconds for sshd to send the shutdown notice to its clients: there is no event for that."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _SIGNALS_MEANWHILE = tuple(number for number in _SIGNALS if number != signal.SIGHUP)
@@ -39,15 +39,15 @@ _SIGNALS_MEANWHILE = tuple(number for number in _SIGNALS if number != signal.SIG
 
 @dataclass(frozen=True)
 class Parts:
-    """What the supervisor watches.
+    """The parts that the supervisor watches.
 
     Attributes:
         sockets: The broker's listening sockets, for as long as the gateway runs.
-        private: Whether sshd lives in a mount namespace of its own.
+        private: Whether sshd runs in a mount namespace of its own.
         broker: The broker.
         sshd: sshd.
-        log_socket: Where sshd's syslog messages arrive; None where they go to the host's.
-        relay: Writes these into our log; None likewise.
+        log_socket: Receives sshd's syslog messages; None if they go to the host's syslog.
+        relay: The thread that writes them to our log; None likewise.
     """
 
     sockets: Sequence[int]
@@ -59,7 +59,7 @@ class Parts:
 
 
 def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
-    """Open the sockets, and prepare what will run; nothing runs yet.
+    """Open the sockets, and prepare the processes without starting them.
 
     Raises:
         GatewayError: A socket cannot be opened, or a program is missing.
@@ -84,10 +84,10 @@ class Supervisor:
 
     Args:
         runtime: The runtime directory, prepared and locked.
-        plan: What to start with.
-        replan: Makes a plan from the settings as they are at a reload; raises `GatewayError`.
-        parts: What to start and watch.
-        log: Where the supervisor's own lines go.
+        plan: The first plan.
+        replan: Makes a plan from the current settings at a reload; raises `GatewayError`.
+        parts: The parts to start and watch.
+        log: Receives the supervisor's own lines.
     """
 
     def __init__(self, runtime: Runtime, plan: Plan, replan: Callable[[], Plan], parts: Parts, log: EventLog) -> None:
@@ -95,7 +95,7 @@ class Supervisor:
         self._parts, self._broker, self._sshd = parts, parts.broker, parts.sshd
 
     def run(self) -> int:
-        """Serve until a signal says otherwise.
+        """Serve until SIGTERM or SIGINT.
 
         Returns:
             The exit status: 0 after SIGTERM, 130 after SIGINT.
@@ -103,7 +103,7 @@ class Supervisor:
         Raises:
             GatewayError: The broker or sshd cannot be started, or sshd ended by itself.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread starts: they take the mask over
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread starts: threads inherit the mask
         if self._parts.relay is not None:
             self._parts.relay.start()
         processes.become_reaper()
@@ -116,11 +116,11 @@ class Supervisor:
     def _start(self) -> None:
         listener.check(self._plan.sshd.address, self._plan.sshd.port)
         if self._parts.private:
-            with self._runtime.made_ready():
+            with self._runtime.mapped_errors():
                 namespace.prepare(self._runtime)
         else:
             namespace.prepare_shared()
-        self._broker.take_charge(self._broker.start(self._plan))
+        self._broker.activate(self._broker.start(self._plan))
         namespace.check_users(self._sshd.in_namespace([]), self._plan.broker.auth_uid)
         self._sshd.configure(self._plan)
         self._sshd.start(self._reap)
@@ -141,7 +141,7 @@ class Supervisor:
     def _watch(self) -> int:
         while True:
             waits_s = [wait_s for wait_s in (self._broker.tend(self._plan), self._sshd.tend()) if wait_s is not None]
-            # sshd takes no notice of SIGHUP until it listens anew (sshd.c, sighup_restart): another reload waits.
+            # sshd ignores SIGHUP until it listens again (sshd.c, sighup_restart): another reload waits.
             signals = _SIGNALS_MEANWHILE if self._sshd.is_restarting else _SIGNALS
             arrived = signal.sigtimedwait(signals, min(waits_s)) if waits_s else signal.sigwaitinfo(signals)
             number = None if arrived is None else arrived.si_signo
@@ -156,24 +156,24 @@ class Supervisor:
             self._reap()
 
     def _reap(self) -> None:
-        """Collect the dead, and see to those that matter.
+        """Reap child processes, and handle the end of the broker and sshd.
 
         Raises:
-            GatewayError: sshd is among them.
+            GatewayError: sshd has ended.
         """
         for pid, status in processes.reap().items():
             self._sshd.ended(pid, status)
             self._broker.ended(pid, status)
 
     def _reload(self) -> None:
-        """Take the settings anew; live sessions hold neither of what is replaced.
+        """Reload the settings; live sessions use neither the broker nor the sshd that are replaced.
 
-        The new broker serves before the old one is told to end, and both share the sockets, so that no login fails.
-        Whatever fails, for want of space or of file descriptors or by a fault of ours, the gateway goes on as it was.
+        The new broker serves before the old one gets SIGTERM, and both share the sockets, so that no login fails. If
+        anything fails, such as a full disk, a lack of file descriptors or a bug, the gateway continues unchanged.
         """
         try:
             plan = self._replan()
-            # sshd starts itself anew on SIGHUP, and its port is shut for a moment: not without need.
+            # On SIGHUP sshd restarts itself, and its port is closed for a moment, so it gets SIGHUP only if needed.
             restarts, old = plan.sshd != self._plan.sshd, self._plan.sshd
             if restarts:
                 listener.check(plan.sshd.address, plan.sshd.port, held=(old.address, old.port))
@@ -188,7 +188,7 @@ class Supervisor:
             self._sshd.restore_configuration(self._plan)
             self._reload_failed(error)
             return
-        self._broker.take_charge(broker)
+        self._broker.activate(broker)
         self._plan = plan
         if restarts:
             self._sshd.restart()
@@ -197,28 +197,28 @@ class Supervisor:
     def _reload_failed(self, error: Exception) -> None:
         if isinstance(error, GatewayError | OSError):
             reason = str(error)
-        else:  # whose own words may quote a setting
+        else:  # its message may quote a setting
             reason = f"the gateway failed: {type(error).__name__} at {fault_of(error)}"
         self._log.error("reload_failed", reason=reason, effect="the settings from before stay in force")
 
     def _end(self) -> None:
-        """End everything: users are told, sshd takes no new login, sessions say goodbye, what is left is killed.
+        """Shut down: notify users, stop sshd's listener, end sessions, and kill the remaining processes.
 
-        The brokers are the last to go: sshd's monitors look their user up once more when a session ends, and would
-        wait for as long as somebody holds the user database's socket and nobody answers.
+        The brokers end last: sshd's monitors look their user up once more when a session ends, and would block for as
+        long as the user database's socket is open and not served.
         """
         sd_notify.stopping()
         deadline = time.monotonic() + GRACE_S
         brokers = self._broker.pids
         if self._sshd.pid:
-            shutdown_notice.say(self._sshd.pid, processes.descendants(self._sshd.pid))
+            shutdown_notice.write(self._sshd.pid, processes.descendants(self._sshd.pid))
             time.sleep(NOTICE_S)
         self._end_all(lambda: [pid for pid in processes.descendants(os.getpid()) if pid not in brokers], deadline)
         self._end_all(lambda: processes.descendants(os.getpid()), deadline)
         for fd in self._parts.sockets:
             os.close(fd)
         if self._parts.log_socket is not None and self._parts.relay is not None:
-            self._parts.log_socket.shutdown(socket.SHUT_RD)  # what is in its queue is still written
+            self._parts.log_socket.shutdown(socket.SHUT_RD)  # messages in its queue are still relayed
             self._parts.relay.join(1.0)
             self._parts.log_socket.close()
         self._runtime.remove_sockets(private=self._parts.private)

@@ -1,7 +1,7 @@
-"""Where any key passes: how many clients of one address may be here before the remote has let them in.
+"""Limits for connections that the remote has not accepted yet, if the gateway accepts any key.
 
-sshd counts a source's connections until they are authenticated (sshd_config(5), PerSourceMaxStartups), which is no step
-where any key is accepted. This goes on counting until the connection has a mosh-client, or an ssh to the remote.
+sshd counts a source's connections until they are authenticated (sshd_config(5), PerSourceMaxStartups). If any key is
+accepted, that proves nothing. This module counts a connection until it has a mosh-client, or an ssh to the remote.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from gatewayctl.runtime import processes
 
 MAX_FOR_SOURCE = 50
-"""Connections of one address, or one /64 of IPv6: as many as PerSourceMaxStartups lets one have (60-abuse.conf)."""
+"""Most connections of one address, or one /64 of IPv6: as many as PerSourceMaxStartups allows (60-abuse.conf)."""
 
 MAX_CLIENTS = 250
-"""Connections of all addresses: as many as MaxStartups leaves undisturbed. Each takes two processes."""
+"""Most connections of all addresses: as many as MaxStartups accepts without dropping any. Each takes two processes."""
 
 IPV6, IPV6_PREFIX = 6, 64
-"""Bits by which IPv6 addresses are one source, as for sshd (PerSourceNetBlockSize)."""
+"""IPv6 addresses with the same prefix of so many bits count as one source, as in sshd (PerSourceNetBlockSize)."""
 
 LOOK_S = 1.0
-"""Seconds between looks at which connections the remote has let in, each of which takes some 0.3 ms."""
+"""Seconds between checks which connections the remote has accepted; each takes some 0.3 ms."""
 
 _UNPROVED = "connections that the remote has not let in"
 _PROVED = {"mosh-client", "ssh"}
@@ -33,15 +33,15 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class UnprovedConnections:
-    """Counts the connections that asked to come in by any key, and that the remote has not let in.
+    """Counts the connections that logged in with any key, and that the remote has not accepted.
 
     Args:
-        sshd: Tells the process id of the sshd that listens.
-        trusted_proxies: GATEWAY_TRUSTED_PROXIES: networks with commas between, from where everyone may come.
+        sshd: Returns the pid of the listening sshd.
+        trusted_proxies: GATEWAY_TRUSTED_PROXIES: the proxies' networks, separated by commas; they are not limited.
         clock: Seconds, monotonic.
 
     Attributes:
-        trusted_proxies: The same, which a reload may change.
+        trusted_proxies: The same; a reload may change it.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class UnprovedConnections:
         self._sources: dict[int, str | None] = {}
         self._proved: set[int] = set()
 
-    def why_not(self, connection: int, address: str | None) -> str | None:
-        """Tell why a connection may not go on; None where it may.
+    def refusal_reason(self, connection: int, address: str | None) -> str | None:
+        """Return why a connection may not go on; None if it may.
 
         Args:
-            connection: The process that sshd has for it.
-            address: The client's address; None where sshd does not tell (before OpenSSH 9.4).
+            connection: The pid of sshd's process for the connection.
+            address: The client's address; None if sshd does not pass it on (before OpenSSH 9.4).
         """
         here = set(processes.children(self._sshd()))
         self._sources = {pid: source for pid, source in self._sources.items() if pid in here}
@@ -72,7 +72,7 @@ class UnprovedConnections:
         return f"there are more than {MAX_CLIENTS} {_UNPROVED}" if len(unproved) > MAX_CLIENTS else None
 
     def _source(self, pid: int, address: str | None) -> str | None:
-        """Name the source of a connection; None where it is a proxy, or cannot be seen."""
+        """Return the source of a connection; None if it is a proxy, or cannot be determined."""
         ip = _peer(pid) if address is None else ipaddress.ip_address(address.partition("%")[0])
         if ip is None or any(ip in ipaddress.ip_network(text) for text in self.trusted_proxies.split(",") if text):
             return None
@@ -88,7 +88,7 @@ def _is_proved(connection: int) -> bool:
 
 
 def _peer(pid: int) -> _Address | None:
-    """Find the other end of a process's TCP connection; None where the kernel does not let us see its sockets."""
+    """Find the peer of a process's TCP connection; None if the kernel denies access to its sockets."""
     inodes = set()
     with suppress(OSError):
         inodes = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
@@ -102,7 +102,7 @@ def _peer(pid: int) -> _Address | None:
 
 
 def _address(written: str) -> _Address:
-    """Read an address as the kernel writes it: every four bytes are a number of the machine's (proc(5), net/tcp)."""
+    """Parse an address in the kernel's notation: every four bytes in the machine's byte order (proc(5), net/tcp)."""
     words = struct.unpack(f"={len(written) // 8}I", bytes.fromhex(written))
     ip = ipaddress.ip_address(struct.pack(f">{len(words)}I", *words))
     return getattr(ip, "ipv4_mapped", None) or ip

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatewayctl.runtime.processes import borrow
+from gatewayctl.runtime.processes import copy_descriptor
 from lab.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def sends_at_once(sshd: Process) -> bool:
         # That of a connection may be closed meanwhile.
         with suppress(OSError):
             if str(entry.readlink()).startswith("socket:"):
-                with socket.socket(fileno=borrow(sshd.pid, int(entry.name))) as theirs:
+                with socket.socket(fileno=copy_descriptor(sshd.pid, int(entry.name))) as theirs:
                     if theirs.family == socket.AF_INET:
                         found.append(theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
     return found == [True]

@@ -27,7 +27,7 @@ def test_connections_take_over_that_nothing_waits(family: socket.AddressFamily, 
                 return accepted.getsockopt(*_NODELAY) != 0
 
         assert not takes_over()
-        listener.send_at_once(os.getpid())
+        listener.set_socket_options(os.getpid())
         assert takes_over()
 
 
@@ -38,7 +38,7 @@ def test_connections_take_over_that_acknowledgements_are_soon() -> None:
         return sock.getsockopt(socket.IPPROTO_TCP, 46)  # TCP_DELACK_MAX_US
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        listener.send_at_once(os.getpid())
+        listener.set_socket_options(os.getpid())
         with socket.create_connection(server.getsockname()) as client, server.accept()[0] as accepted:
             assert accepted.getsockopt(*_NODELAY) != 0
             try:
@@ -57,13 +57,13 @@ def test_what_is_no_socket_by_the_time_is_given_back() -> None:
     reading, writing = os.pipe()
     copies: dict[int, int] = {}
 
-    def borrow(pid: int, fd: int) -> int:
+    def copy_descriptor(pid: int, fd: int) -> int:
         assert pid == os.getpid()
         copies[fd] = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 500)
         return copies[fd]
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        listener.send_at_once(os.getpid(), borrow)
+        listener.set_socket_options(os.getpid(), copy_descriptor)
         assert server.fileno() in copies
     os.close(writing)
     os.close(reading)
@@ -75,7 +75,7 @@ def test_what_is_no_socket_by_the_time_is_given_back() -> None:
 def test_a_borrowed_descriptor_is_the_same_file() -> None:
     """What is done to the copy is done to the other's."""
     reading, writing = os.pipe()
-    ours = processes.borrow(os.getpid(), writing)
+    ours = processes.copy_descriptor(os.getpid(), writing)
     assert not os.get_inheritable(ours)
     os.write(ours, b"x")
     assert os.read(reading, 1) == b"x"
@@ -88,6 +88,6 @@ def test_nothing_is_borrowed_from_nobody() -> None:
     child = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(child, 0)
     with pytest.raises(OSError, match="No such process"):
-        processes.borrow(child, 0)
+        processes.copy_descriptor(child, 0)
     with pytest.raises(OSError, match="pidfd_getfd"):
-        processes.borrow(os.getpid(), 1_000_000)
+        processes.copy_descriptor(os.getpid(), 1_000_000)

@@ -42,7 +42,7 @@ def test_the_directories_and_whose_they_are(safe: Path) -> None:
     """Everything is root's and may be entered by everyone, but for the state, which is the broker's alone."""
     runtime = Runtime(safe / "below" / "gateway")
     runtime.prepare()
-    runtime.give_state(_BROKER_UID)
+    runtime.change_state_owner(_BROKER_UID)
     for path in (runtime.root, runtime.userdb, runtime.home, runtime.private):
         assert _mode(path) == (0, 0o755)
     assert _mode(runtime.state) == (_BROKER_UID, 0o700)
@@ -62,14 +62,14 @@ def test_the_state_follows_the_brokers_uid(safe: Path) -> None:
     """After a change of the range of uids the files of before are the new broker's, and nothing that they link to."""
     runtime = Runtime(safe)
     runtime.prepare()
-    runtime.give_state(_BROKER_UID)
+    runtime.change_state_owner(_BROKER_UID)
     table, outside = runtime.state / "users.sqlite3", safe / "outside"
     table.touch()
     outside.touch()
     (runtime.state / "link").symlink_to(outside)
     # As a broker could that is not what it was, where the kernel lets it (proc(5), protected_hardlinks).
     (runtime.state / "name").hardlink_to(outside)
-    runtime.give_state(_BROKER_UID + 1)
+    runtime.change_state_owner(_BROKER_UID + 1)
     assert _mode(runtime.state) == (_BROKER_UID + 1, 0o700)
     assert [table.stat().st_uid, outside.stat().st_uid] == [_BROKER_UID + 1, 0]
 
@@ -78,7 +78,7 @@ def test_preparing_takes_nothing_from_a_gateway_that_runs(safe: Path) -> None:
     """Who starts a second gateway in the directory finds out before the first one's broker loses its files."""
     runtime = Runtime(safe)
     runtime.prepare()
-    runtime.give_state(_BROKER_UID)
+    runtime.change_state_owner(_BROKER_UID)
     runtime.prepare()
     assert _mode(runtime.state) == (_BROKER_UID, 0o700)
 

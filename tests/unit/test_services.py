@@ -602,7 +602,7 @@ async def test_a_file_that_is_fetched_again_is_news_to_sshd(
     assert await gateway.keys()
     gateway.outcomes = [later]
     await keys.fetch("alice")
-    await asyncio.sleep(0)  # the errand's turn
+    await asyncio.sleep(0)  # the request's turn
     (_, before, _), (user, after, _) = gateway.remembered
     assert user == "alice"
     assert (len(before), len(after)) == (1, int(known))
@@ -618,7 +618,7 @@ async def test_roots_keys_are_renewed_where_nothing_can_be_written(tmp_path: Pat
     with closing(sqlite3.connect(tmp_path / "users")) as table:
         table.execute("CREATE TRIGGER full BEFORE UPDATE ON users BEGIN SELECT RAISE(FAIL, 'full'); END")
     await keys.fetch("root")
-    await asyncio.sleep(0)  # the errand's turn
+    await asyncio.sleep(0)  # the request's turn
     assert [(user, len(lines)) for user, lines, _ in gateway.remembered] == [("root", 1)] * 2
 
 
@@ -631,7 +631,7 @@ async def test_a_remote_that_refuses_ends_what_sshd_knows(gateway: FakeGateway) 
     gateway.refuses = True
     with pytest.raises(PermissionDeniedError):
         await keys.fetch("alice")
-    await asyncio.sleep(0)  # the errand's turn
+    await asyncio.sleep(0)  # the request's turn
     assert [len(lines) for _, lines, _ in gateway.remembered] == [1, 0]
 
 

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from gatewayctl.supervisor.broker_process import BACK_OFF_S, STEADY_AFTER_S, TURN_AWAY_S, BrokerProcess, RunningBroker
+from gatewayctl.supervisor.broker_process import (
+    BACK_OFF_S,
+    CLOSE_WAITING_S,
+    STEADY_AFTER_S,
+    BrokerProcess,
+    RunningBroker,
+)
 from gatewayctl.supervisor.supervisor import Parts, Supervisor
 from helpers.protocol.errors import GatewayError
 from helpers.protocol.event_log import EventLog
@@ -94,7 +100,7 @@ def test_a_broker_in_charge_gives_way_to_the_next(signals: list[tuple[int, signa
     log = RecordedLog()
     brokers = Brokers(log)
     for number in (1, 2):
-        brokers.take_charge(brokers.start("plan"))
+        brokers.activate(brokers.start("plan"))
         assert (brokers.pid, brokers._privileged.active) == (100 + number, f"way {number}")  # type: ignore[attr-defined]
     assert (brokers.pids, signals) == ({102, 101}, [(101, signal.SIGTERM)])
     brokers.ended(101, 0)
@@ -106,7 +112,7 @@ def test_a_broker_that_crashes_is_started_again_and_later_each_time() -> None:
     log = RecordedLog()
     brokers = Brokers(log)
     plan: Any = "plan"
-    brokers.take_charge(brokers.start(plan))
+    brokers.activate(brokers.start(plan))
     waits_s = []
     for _ in range(len(BACK_OFF_S) + 2):
         brokers.ended(brokers.pid, -9)
@@ -131,7 +137,7 @@ def test_while_no_broker_starts_those_who_wait_are_turned_away(tmp_path: Path) -
         listener.listen()
         listener.setblocking(False)  # noqa: FBT003 - socket's
         brokers = Brokers(log, (listener.fileno(),))
-        brokers.take_charge(brokers.start(plan))
+        brokers.activate(brokers.start(plan))
         brokers.now_s += STEADY_AFTER_S + 1
         brokers.ended(brokers.pid, 70)
         brokers.failure = GatewayError("no")
@@ -143,6 +149,6 @@ def test_while_no_broker_starts_those_who_wait_are_turned_away(tmp_path: Path) -
                 assert brokers.tend(plan) is not None
                 assert client.recv(1) == b""
             waits_s.append(log.events[-1][1]["restart_in_s"])
-            assert (brokers.tend(plan) or 0.0) <= TURN_AWAY_S
+            assert (brokers.tend(plan) or 0.0) <= CLOSE_WAITING_S
     assert waits_s == list(BACK_OFF_S[1:4])
     assert {event for event, _ in log.events} == {"broker_ended", "broker_not_started"}

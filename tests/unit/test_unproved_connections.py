@@ -38,7 +38,7 @@ class FakeSshd:
 
     def ask(self, address: str | None, number: int = 1) -> list[str | None]:
         """Have connections come from an address; returns why each may not go on."""
-        return [self.clients.why_not(self.connect().pid, address) for _ in range(number)]
+        return [self.clients.refusal_reason(self.connect().pid, address) for _ in range(number)]
 
 
 @pytest.fixture
@@ -55,19 +55,19 @@ def sshd() -> Iterator[FakeSshd]:
 def test_one_source_has_fifty(sshd: FakeSshd, addresses: tuple[str, ...], source: str) -> None:
     """The next one is told so, and comes in when another one goes; other sources come in meanwhile."""
     first = sshd.connect()
-    assert sshd.clients.why_not(first.pid, addresses[0]) is None
+    assert sshd.clients.refusal_reason(first.pid, addresses[0]) is None
     for number in range(MAX_FOR_SOURCE - 1):
         assert sshd.ask(addresses[number % len(addresses)]) == [None]
     sshd.later_s += LOOK_S
     again = sshd.connect()
     for address in addresses:
-        assert sshd.clients.why_not(again.pid, address) == (
+        assert sshd.clients.refusal_reason(again.pid, address) == (
             f"{source} has more than {MAX_FOR_SOURCE} connections that the remote has not let in"
         )
     assert sshd.ask("192.0.2.8") == sshd.ask("2001:db8:0:1::1") == [None]
     first.kill()
     first.wait()
-    assert sshd.clients.why_not(again.pid, addresses[0]) is None
+    assert sshd.clients.refusal_reason(again.pid, addresses[0]) is None
 
 
 @pytest.mark.parametrize("name", ["ssh", "mosh-client"])
@@ -78,7 +78,7 @@ def test_a_connection_that_the_remote_has_let_in_is_not_counted(sshd: FakeSshd, 
     proved = sshd.connect(("sh", "-c", f"echo; {program}; exec cat"), stdout=subprocess.PIPE)
     assert proved.stdout is not None
     proved.stdout.readline()
-    assert sshd.clients.why_not(proved.pid, "192.0.2.7") is None
+    assert sshd.clients.refusal_reason(proved.pid, "192.0.2.7") is None
     wait_until(lambda: _names_below(proved.pid) == [name], "it has it")
     assert sshd.ask("192.0.2.7", MAX_FOR_SOURCE) == [None] * MAX_FOR_SOURCE
     os.kill(processes.children(proved.pid)[0], signal.SIGKILL)
