@@ -1,1 +1,1 @@
-"""One module per ``gatewayctl`` subcommand."""
+"""The subcommands of ``gatewayctl``, one module for each."""

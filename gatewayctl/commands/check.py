@@ -1,4 +1,4 @@
-"""``gatewayctl check-config``: whether the settings are right, and which are in effect."""
+"""``gatewayctl check-config``: checks the settings, and shows the values in effect."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
 
 
 def check_key(settings: Settings) -> None:
-    """Read the gateway's key as the broker will.
+    """Load the gateway's key as the broker will.
 
     Raises:
-        SettingsError: It is none, needs a passphrase, or has a certificate that is not its own.
+        SettingsError: The key is not valid or needs a passphrase, or its certificate is for another key.
     """
     key, certificate = read_key(settings)
     if key is not None:
-        from helpers.broker.remote.connection import load_key  # noqa: PLC0415 - paramiko takes 0.2 s, and who has no key needs it not
+        from helpers.broker.remote.connection import load_key  # noqa: PLC0415 - paramiko takes 0.2 s, and is needed only for a key
 
         load_key(key, certificate)
 
 
 def unknown_host(settings: Settings) -> list[str]:
-    """Say so where there is a known_hosts, and it has no key of the remote's.
+    """Return a warning if there is a known_hosts without a key of the remote.
 
     Raises:
-        SettingsError: It cannot be read.
+        SettingsError: The file cannot be read.
     """
     path = settings.remote_known_hosts
     if settings.remote_ignore_host_key or not path.is_file():
@@ -69,7 +69,7 @@ def unknown_host(settings: Settings) -> list[str]:
 
 
 def effective(settings: Settings) -> dict[str, dict[str, object]]:
-    """List every setting: its value, or for a secret whether it is set, and where that came from."""
+    """List every setting: its value, or for a secret whether it is set, and its source."""
     found: dict[str, dict[str, object]] = {}
     values = settings.model_dump(mode="json") | {"gateway_uid_range": "{}:{}".format(*settings.uid_range)}
     for info in describe(type(settings)):

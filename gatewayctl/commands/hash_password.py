@@ -1,4 +1,4 @@
-"""``gatewayctl hash-password``: a password as GATEWAY_PASSWORDS takes it."""
+"""``gatewayctl hash-password``: hashes a password for GATEWAY_PASSWORDS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def hash_password() -> None:
 
     Asks for it twice on a terminal, else reads one line from standard input; it is never an argument.
     """
-    if sys.stdin is None:  # started with it closed
+    if sys.stdin is None:  # standard input is closed
         password = ""
     elif sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

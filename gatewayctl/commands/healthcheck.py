@@ -1,4 +1,4 @@
-"""``gatewayctl healthcheck``: whether a running gateway accepts logins."""
+"""``gatewayctl healthcheck``: checks whether a running gateway accepts logins."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import click
 from gatewayctl.commands.status_query import runtime_option, status_of
 from gatewayctl.runtime.control_group import processes_left
 from gatewayctl.runtime.directory import Runtime
-from gatewayctl.settings.cross_checks import ANYONE
+from gatewayctl.settings.cross_checks import ANY_KEY_WARNING
 from gatewayctl.sshd import namespace
 from helpers.protocol.errors import GatewayError
 from helpers.protocol.free_space import is_full
 
 TIMEOUT_S = 3.0
-"""Longest wait for each of the three, in seconds; together they take 20 ms beside Python's start."""
+"""Longest wait for each of the three checks, in seconds; together they take 20 ms, without Python's start."""
 
 MIN_PROCESSES = 16
-"""Processes and threads that must be left to the gateway: a login takes six."""
+"""Processes and threads that must be available to the gateway: a login takes six."""
 
 _ANSWERS = (b"SSH-2.0-", b"Exceeded MaxStartups")
-"""An sshd's banner (RFC 4253, 4.2), or that too many strangers are at the door (sshd.c): a restart would not help that,
-and end the sessions."""
+"""sshd's identification (RFC 4253, 4.2), or its answer to too many unauthenticated connections (sshd.c): a restart
+would not help against these, and would end the sessions."""
 
 UNHEALTHY = 1
-"""Exit status: what container engines take for unhealthy; 2 is reserved there."""
+"""Exit status that container engines treat as unhealthy; 2 is reserved there."""
 
 
 @click.command()
@@ -57,10 +57,10 @@ def healthcheck(directory: Path, *, as_json: bool) -> None:
 
 
 def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
-    """Ask the broker, sshd and the user database, and look for room; after the first failure the rest is not asked.
+    """Check the broker, sshd, the user database and free space; stop at the first failure.
 
     Returns:
-        What was asked with "ok", or what is wrong; and what the operator must not forget, if there is such a thing.
+        Each check with "ok" or the problem; and a warning for the operator, if there is one.
     """
     checks: dict[str, str] = {}
     warning = None
@@ -68,7 +68,7 @@ def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
         checks["broker"] = "did not answer"
         status = status_of(runtime.root, TIMEOUT_S)
         checks["broker"] = "ok"
-        warning = ANYONE if status["accept_any_key"] else None
+        warning = ANY_KEY_WARNING if status["accept_any_key"] else None
         checks["sshd"] = _sshd(status["listen_address"], status["listen_port"])
         if checks["sshd"] == "ok":
             checks["users"] = _users(runtime, status)
@@ -82,9 +82,9 @@ def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
 
 
 def _sshd(address: str, port: int) -> str:
-    """Let sshd say its banner, and leave as a client does that has changed its mind.
+    """Read sshd's identification, and disconnect in an orderly way.
 
-    The connection comes from loopback whatever sshd listens on: there it penalizes nobody (60-abuse.conf).
+    The connection always comes from loopback, which sshd does not penalize (60-abuse.conf).
     """
     host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
     try:
@@ -94,7 +94,7 @@ def _sshd(address: str, port: int) -> str:
             connection.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
             connection.connect(where)
             said = connection.recv(256)
-            # Who says nothing, or leaves what was said unread, costs sshd's log an error line.
+            # A client that sends nothing, or leaves data unread, makes sshd log an error.
             with suppress(OSError):
                 connection.sendall(b"SSH-2.0-healthcheck\r\n")
                 connection.shutdown(socket.SHUT_WR)

@@ -16,10 +16,10 @@ from helpers.protocol.errors import SettingsError
 UNIT = "ssh-mosh-gateway.service"
 
 UNIT_PATH = Path("/etc/systemd/system") / UNIT
-"""Where the administrator's own units are (systemd.unit(5))."""
+"""The directory of the administrator's own units (systemd.unit(5))."""
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
-"""There where systemd is the service manager (sd_booted(3))."""
+"""Exists if systemd is the service manager (sd_booted(3))."""
 
 
 @click.command()
@@ -63,13 +63,13 @@ def install(config: Path, *, systemd: bool, only_print: bool, remove: bool) -> N
 
 
 def unit(config: Path) -> str:
-    """Write the unit.
+    """Render the unit.
 
     Args:
-        config: The settings' file; need not be there yet.
+        config: The settings' file; it may not exist yet.
 
     Raises:
-        SettingsError: sshd and the gateway's users could not run what is installed here.
+        SettingsError: sshd and the gateway's users cannot run the programs of this installation.
     """
     check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
     check_root_only(Path(sys.executable), "the Python")
@@ -81,7 +81,7 @@ def unit(config: Path) -> str:
 
 
 def _word(text: str) -> str:
-    """Quote a word of a command line as systemd.service(5) reads it."""
+    """Quote a word of a command line for systemd.service(5)."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"'
 
@@ -106,7 +106,7 @@ def _remove() -> None:
 
 
 def _is_active() -> bool:
-    """Tell whether the service runs, for which ``enable --now`` does nothing."""
+    """Check whether the service runs; ``enable --now`` does not restart it then."""
     return subprocess.run(["systemctl", "--quiet", "is-active", UNIT], check=False).returncode == 0
 
 

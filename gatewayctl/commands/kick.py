@@ -1,4 +1,4 @@
-"""``gatewayctl kick``: end sessions, and lock a name."""
+"""``gatewayctl kick``: ends sessions, and locks a name."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ TIMEOUT_S = 5.0
 """Longest wait for the broker, in seconds; it answers from memory."""
 
 NOTICE_S = 0.2
-"""Seconds for sshd to pass the sentence on: no event tells when it has."""
+"""Seconds for sshd to send the sentence to its client: there is no event for that."""
 
 _MAIN_SCREEN, _OTHER_SCREEN = "\x1b[?1049l", "\x1b[?1049h"
-"""xterm's screens (ctlseqs, DEC private mode 1049). mosh-client draws on the other one, which vanishes when it ends."""
+"""xterm's screens (ctlseqs, DEC private mode 1049). mosh-client uses the alternate one, whose content is lost when it
+ends."""
 
 MAX_LOCK_MINUTES = 525_600
 
@@ -78,13 +79,13 @@ def _end(sessions: list[dict[str, Any]], sshd: int, message: str) -> list[dict[s
     """End sessions whose processes are still the same ones.
 
     Returns:
-        Those that were ended.
+        The sessions that were ended.
     """
     held = []
     for session in sessions:
         with suppress(ProcessLookupError):
             descriptor = os.pidfd_open(session["pid"])
-            # Checked after it is held: from here on the number cannot come to mean another process.
+            # Checked while the descriptor is open: it always refers to the same process, even if the pid is reused.
             if start_of(session["pid"]) == session["start"]:
                 held.append((descriptor, session))
             else:

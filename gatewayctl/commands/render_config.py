@@ -1,4 +1,4 @@
-"""``gatewayctl render-config``: the configuration of the gateway's sshd, shown or written."""
+"""``gatewayctl render-config``: shows or writes the configuration of the gateway's sshd."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def render_config(load: Callable[[], Settings], output: Path | None, sshd: Path)
 
 
 def check_apart(sshd: Path, context: config.SshdContext, scratch: Path) -> None:
-    """Let sshd judge the configuration in a scratch directory, so that what does not pass is never written.
+    """Have sshd check the configuration in a scratch directory, so that an invalid one is never written.
 
-    The host key may not be there yet: ``serve`` makes it. A key for the moment takes its place then.
+    The host key may not exist yet, since ``serve`` makes it. A temporary key then takes its place.
 
     Raises:
-        GatewayError: What sshd says is wrong.
+        GatewayError: sshd's error.
     """
     if not context.host_key.exists():
         context = replace(context, host_key=scratch / "host_key")

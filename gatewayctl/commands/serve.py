@@ -1,4 +1,4 @@
-"""``gatewayctl serve``: run the gateway in the foreground."""
+"""``gatewayctl serve``: runs the gateway in the foreground."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from helpers.protocol.errors import GatewayError, SettingsError
 from helpers.protocol.event_log import EventLog
 
 KEY_FILES_EVERY_S = 5.0
-"""Seconds between looks for whether somebody has mended a key file."""
+"""Seconds between checks whether a key file has been corrected."""
 
 
 @click.command(epilog=secrets_note())
@@ -40,7 +40,7 @@ def serve(load: Callable[[], Settings]) -> None:
 
     SIGHUP reads the settings anew and leaves live sessions alone; SIGTERM and Ctrl-C end the sessions and leave.
     """
-    # Before any file is looked at: whether others may read it is another question then.
+    # Before the checks of files, which assume root.
     if os.geteuid() != 0:
         msg = "serve must be started by root: sshd changes to the uid of each user"
         raise SettingsError(msg)
@@ -50,19 +50,19 @@ def serve(load: Callable[[], Settings]) -> None:
 
 
 def wait_for_key_files(load: Callable[[], Settings]) -> None:
-    """Wait until the key files are as they should be, if that is all that is wrong.
+    """Wait until the key files are correct, if nothing else is wrong.
 
-    For process 1 of a container: its engine would start it over and over, and whoever mends a file outside of it would
-    have to know that.
+    This is for process 1 of a container, which the engine would otherwise restart again and again until the operator
+    has corrected a file.
 
     Args:
         load: Reads the settings.
 
     Raises:
-        GatewayError: Something else is wrong with them.
+        GatewayError: Another setting is wrong.
         SystemExit: A signal ended the wait; the status is that of the error.
     """
-    # Process 1 is not ended by signals that it does not take.
+    # The kernel ignores signals to process 1 for which it has no handler.
     signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     said = ""
@@ -95,7 +95,7 @@ def run(load: Callable[[], Settings]) -> int:
         The exit status.
 
     Raises:
-        GatewayError: It cannot run.
+        GatewayError: The gateway cannot run.
     """
     settings = load()
     log = EventLog("gatewayctl", settings.gateway_log_level, syslog=settings.gateway_log == "syslog")
@@ -125,7 +125,7 @@ def run(load: Callable[[], Settings]) -> int:
                 return make_plan(fresh, runtime)
 
             plan = make_plan(settings, runtime)
-            del settings  # and with it the text of passwords
+            del settings  # with the plain text of passwords
             return Supervisor(runtime, plan, replan, make_parts(runtime, plan, log), log).run()
         finally:
             os.close(lock)
@@ -133,17 +133,17 @@ def run(load: Callable[[], Settings]) -> int:
 
 @contextmanager
 def _log_failure(log: EventLog, *, syslog: bool) -> Iterator[None]:
-    """Have syslog know why the gateway ends; on standard error, the one stream for all otherwise, `main` says it."""
+    """Log to syslog why the gateway ends; without syslog, `main` writes it to standard error."""
     try:
         yield
     except GatewayError as error:
         if syslog:
-            log.error("failed", reason=error.message)  # noqa: TRY400 - a sentence and no traceback
+            log.error("failed", reason=error.message)  # noqa: TRY400 - a sentence without a traceback
         raise
 
 
 def make_plan(settings: Settings, runtime: Runtime) -> Plan:
-    """Turn settings into what the broker and sshd are told.
+    """Derive the configuration of the broker and sshd from the settings.
 
     The first two uids of the range are the gateway's own: the broker's, and AuthorizedKeysCommand's.
 
@@ -182,13 +182,13 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
 
 
 def read_key(settings: Settings) -> tuple[str | None, str | None]:
-    """Read the gateway's private key, and the certificate beside its file if there is one.
+    """Read the gateway's private key, and the certificate next to its file if there is one.
 
     Returns:
-        Both as text; None for what there is not. Without a key, users bring their agents.
+        Both as text; None for a missing one. Without a key, users forward their agents.
 
     Raises:
-        SettingsError: It cannot be read, or is no text.
+        SettingsError: The key cannot be read, or is not text.
     """
     content, path = settings.key_content, settings.gateway_ssh_key_path
     try:
@@ -197,7 +197,7 @@ def read_key(settings: Settings) -> tuple[str | None, str | None]:
         if path is None:
             return None, None
         certificate = path.with_name(path.name + "-cert.pub")
-        # Its comment, which nobody reads, may be in any script.
+        # Its comment, which is not used, may have any encoding.
         beside = certificate.read_text(encoding="utf-8", errors="replace") if certificate.exists() else None
         return path.read_text(encoding="ascii"), beside
     except (OSError, UnicodeDecodeError) as exc:

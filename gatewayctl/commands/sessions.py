@@ -1,4 +1,4 @@
-"""``gatewayctl sessions``: the open sessions of a running gateway."""
+"""``gatewayctl sessions``: lists the open sessions of a running gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sessions(directory: Path, *, as_json: bool) -> None:
 
 
 def _age(seconds: float) -> str:
-    """Write a time as people do: ``45s``, ``12m``, ``3h05m``, ``2d04h``."""
+    """Format a duration: ``45s``, ``12m``, ``3h05m``, ``2d04h``."""
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
     if minutes < 1:
         return f"{int(seconds)}s"

@@ -1,4 +1,4 @@
-"""Makes a command-line flag of every setting that may stand on a command line."""
+"""Makes command-line flags of all settings that are not secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def settings_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``--config`` and a flag for every setting that is no secret.
+    """Add ``--config`` and a flag for every setting that is not a secret to a command.
 
     The command is called with ``load``, a function without arguments that returns the `Settings` or raises
     `SettingsError`. It reads the file and the environment each time: calling it again is a reload.
@@ -33,13 +33,13 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
     decorated: Callable[..., None] = command
     for info in reversed(_flags()):
         decorated = _option(info)(decorated)
-    # Whether it can be read is `load_settings`' to say, as of a file that is not there.
+    # `load_settings` reports a file that is missing or cannot be read.
     path = click.Path(path_type=Path, readable=False)
     return click.option("--config", type=path, metavar="FILE", help="A YAML file with settings.")(decorated)
 
 
 def secrets_note() -> str:
-    """Say why some settings have no flag, for the end of a command's help."""
+    """Return the note on settings without a flag, for the end of a command's help."""
     names = " and ".join(info.variable for info in describe(Settings) if info.secret)
     return (
         "Every flag is also an environment variable and a key of the file:"

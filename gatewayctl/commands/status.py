@@ -1,4 +1,4 @@
-"""``gatewayctl status``: the status of a running gateway."""
+"""``gatewayctl status``: shows the status of a running gateway."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gatewayctl.commands.status_query import runtime_option, status_of
-from gatewayctl.settings.cross_checks import ANYONE
+from gatewayctl.settings.cross_checks import ANY_KEY_WARNING
 
 TIMEOUT_S = 5.0
 """Longest wait for the broker, in seconds; it answers from memory."""
@@ -38,7 +38,7 @@ def status(directory: Path, *, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     if found.get("accept_any_key"):
-        click.echo(f"WARNING: {ANYONE}")
+        click.echo(f"WARNING: {ANY_KEY_WARNING}")
     rows = {
         "remote host": f"{found['remote_host']} port {found['remote_port']}",
         "listens on": f"{found['listen_address']} port {found['listen_port']}",

@@ -1,4 +1,4 @@
-"""A gateway that runs on this machine: where it is, and what it says of itself."""
+"""Requests to a gateway that runs on this machine."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
     metavar="DIRECTORY",
     help="The runtime directory of the gateway.",
 )
-"""Says which gateway, where there are several."""
+"""Selects the gateway, if there are several."""
 
 
 def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
-    """Ask a gateway's broker how it is: see `ask_broker`."""
+    """Request the status from a gateway's broker: see `ask_broker`."""
     return ask_broker(directory, "status", timeout_s)
 
 
 def ask_broker(directory: Path, op: str, timeout_s: float, **words: object) -> dict[str, Any]:
-    """Ask a gateway's broker something.
+    """Send a request to a gateway's broker.
 
     Args:
         directory: GATEWAY_RUNTIME_DIR.
         op: The request.
-        timeout_s: Longest wait, in seconds; it answers from memory.
-        words: What else is in the request.
+        timeout_s: Longest wait, in seconds; the broker answers from memory.
+        words: The request's other fields.
 
     Raises:
-        BrokerUnavailableError: It does not answer, or there is none.
+        BrokerUnavailableError: The broker does not answer, or no gateway runs.
         GatewayError: We are not root.
     """
     try:
         return ask(str(Runtime(directory).broker_socket), {"op": op, **words}, timeout_s)
     except BrokerUnavailableError as exc:
-        # Nobody listens: the supervisor does, whatever has become of the broker.
+        # No supervisor runs: it listens on the socket even if the broker has crashed.
         if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
             msg = f"no gateway runs in {directory}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR"
             raise BrokerUnavailableError(msg) from exc

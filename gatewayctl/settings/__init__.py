@@ -1,1 +1,1 @@
-"""The settings: what they are, where they come from, and what is checked."""
+"""The settings: their definitions, their sources and their checks."""

@@ -1,4 +1,4 @@
-"""Settings that are right one by one and wrong together."""
+"""Checks of combinations of settings, each of which is valid by itself."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
     from gatewayctl.settings.model import Settings
 
-ANYONE = "GATEWAY_ACCEPT_ANY_KEY is on: any client that reaches the port can log in as any user of the remote host"
-"""What people are warned of wherever they look: at the start, in check-config and in every status."""
+ANY_KEY_WARNING = (
+    "GATEWAY_ACCEPT_ANY_KEY is on: any client that reaches the port can log in as any user of the remote host"
+)
+"""The warning at the start, in check-config and in every status."""
 
 
 MAX_FAULTS = 5
-"""Most lines of local authorized_keys that are named one by one."""
+"""Most lines of local authorized_keys that are listed individually."""
 
 _KEY_LINE = re.compile(r"^[ \t]*[^#\s][^\n]*[ \t]AAAA", re.MULTILINE)
-"""A line that may hold a key: in base64 each begins with the length of its type's name, below 256 (RFC 4253, 6.6)."""
+"""A line that may contain a key: base64 that begins with the length of its type's name, below 256 (RFC 4253, 6.6)."""
 
 
 def check(settings: Settings) -> None:
     """Refuse settings that contradict each other, or name files that cannot be read.
 
     Raises:
-        SettingsError: Both settings by name, where they came from, and the way out.
+        SettingsError: The sentence names both settings, their sources and the remedy.
     """
     _refuse_both(settings, "gateway_authorized_keys_path", "gateway_authorized_keys_content")
     _refuse_both(settings, "gateway_ssh_key_path", "gateway_ssh_key_content")
@@ -60,18 +62,18 @@ def _check_files(settings: Settings) -> None:
         path: Path | None = getattr(settings, name)
         if path is None:
             continue
-        # The remote's host key may still be to come, and nobody gets in before it does: see `warnings`.
+        # known_hosts may be added later, and no user can log in before that: see `warnings`.
         if name != "remote_known_hosts" or key_files.is_file(path, _given(settings, name)):
             key_files.check(path, _given(settings, name), private=name == "gateway_ssh_key_path")
         elif not settings.remote_ignore_host_key:
-            key_files.check_place(path, _given(settings, name))
+            key_files.check_missing_file(path, _given(settings, name))
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Say what is allowed and still likely to be a mistake."""
+    """List settings that are valid but probably a mistake."""
     found = []
     if settings.gateway_accept_any_key:
-        found.append(ANYONE)
+        found.append(ANY_KEY_WARNING)
     if not _has_key(settings):
         found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
     for name, text in _local_keys(settings).items():
@@ -79,7 +81,7 @@ def warnings(settings: Settings) -> list[str]:
             found.append(f"{_given(settings, name)} has no line with a key: nobody gets in by one")
         found += _faults(_given(settings, name), text)
     directory = settings.gateway_keys_dir
-    if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - a closed one is none, and no error
+    if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - False if inaccessible
         found.append(f"{_given(settings, 'gateway_keys_dir')}: {directory} is no directory: nothing is taken from it")
     if settings.remote_ignore_host_key:
         found.append(
@@ -95,7 +97,7 @@ def warnings(settings: Settings) -> list[str]:
 
 
 def _faults(given: str, text: str) -> list[str]:
-    """Name the lines of local authorized_keys that let nobody in, the first few of them."""
+    """List the first lines of local authorized_keys that cannot permit any key."""
     from helpers.ssh.authorized_keys import faults  # noqa: PLC0415 - most gateways have no local keys
 
     found = [f"{given} line {number} permits no key: {reason}" for number, reason in faults(text.encode("utf-8"))]
@@ -104,7 +106,7 @@ def _faults(given: str, text: str) -> list[str]:
 
 
 def _local_keys(settings: Settings) -> dict[str, str]:
-    """Read the local authorized_keys, by the setting that it comes from; one that cannot be read any more is none."""
+    """Read the local authorized_keys, by its setting; without a file that can no longer be read."""
     content, path = settings.gateway_authorized_keys_content, settings.gateway_authorized_keys_path
     if content is not None:
         return {"gateway_authorized_keys_content": content}

@@ -1,6 +1,6 @@
-"""The files that decide who gets in and where users land: which there are, and whether they are root's alone to change.
+"""The files that authenticate users and the remote: finds them, and checks that only root can change them.
 
-Unlike all other settings, they can be mended from outside while the gateway waits.
+Unlike all other settings, they can be corrected from outside while the gateway waits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatewayctl.settings.sources import Given
+from gatewayctl.settings.sources import SettingValue
 from helpers.protocol.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ FILES = {
     "gateway_authorized_keys_path": "authorized_keys",
     "remote_known_hosts": "known_hosts",
 }
-"""What each file in GATEWAY_KEYS_DIR is called, by the setting that it stands for."""
+"""The name of each file in GATEWAY_KEYS_DIR, by its setting."""
 
 MAX_LINKS = 40
-"""Most symbolic links that Linux follows on the way to a file (path_resolution(7))."""
+"""Most symbolic links that Linux follows in a path (path_resolution(7))."""
 
 _INSTEAD = {
     "gateway_ssh_key_path": "gateway_ssh_key_content",
@@ -34,24 +34,24 @@ _INSTEAD = {
 
 
 class KeyFileError(SettingsError):
-    """A file is missing, cannot be read, or may be changed or read by others than root."""
+    """A file is missing or cannot be read, or other users than root can change or read it."""
 
 
-def in_directory(directory: Path, given: Mapping[str, Given]) -> dict[str, Given]:
-    """Take what lies in GATEWAY_KEYS_DIR for the settings that were not given.
+def in_directory(directory: Path, given: Mapping[str, SettingValue]) -> dict[str, SettingValue]:
+    """Use the files in GATEWAY_KEYS_DIR for settings that were not given.
 
     Args:
-        directory: The directory; may be missing.
-        given: What was given otherwise, which wins, as the content of a file wins over the file.
+        directory: The directory; it may be missing.
+        given: The values that were given, which take precedence, as does a setting with a file's content.
 
     Returns:
-        Setting name to path. known_hosts counts whether it is there or not: no other file is a second choice.
+        Setting name to path. known_hosts is always included: it has no fallback if it is missing.
 
     Raises:
-        KeyFileError: The directory is closed to us.
+        KeyFileError: The directory is inaccessible.
     """
     return {
-        name: Given(str(directory / file), f"{directory / file}, GATEWAY_KEYS_DIR")
+        name: SettingValue(str(directory / file), f"{directory / file}, GATEWAY_KEYS_DIR")
         for name, file in FILES.items()
         if not {name, _INSTEAD.get(name)} & given.keys()
         if name == "remote_known_hosts" or _is_there(directory / file)
@@ -61,25 +61,25 @@ def in_directory(directory: Path, given: Mapping[str, Given]) -> dict[str, Given
 def _is_there(path: Path) -> bool:
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a path that is none
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a valid path
         return False
     except OSError as exc:
-        # Not the same: without the key, or the keys, that cannot be seen, others would get in.
+        # Not the same as missing: if the file were ignored, other keys would be accepted.
         raise KeyFileError(f"GATEWAY_KEYS_DIR: {path} cannot be read ({exc.strerror})") from exc
     return True
 
 
 def is_file(path: Path, given: str) -> bool:
-    """Tell whether there is a file.
+    """Check whether a file exists.
 
     Args:
-        path: Where.
-        given: The setting and where it came from, for the error.
+        path: Its path.
+        given: The setting and its source, for the error.
 
     Raises:
-        KeyFileError: It is behind a directory that is closed to us, as to root without CAP_DAC_OVERRIDE.
+        KeyFileError: A directory on the way is inaccessible, as it may be for root without CAP_DAC_OVERRIDE.
     """
-    # Not Path.is_file, which from Python 3.14 on says no for any error.
+    # Not Path.is_file, which from Python 3.14 on returns False for any error.
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError as exc:
@@ -93,12 +93,12 @@ def check(path: Path, given: str, *, private: bool) -> None:
 
     Args:
         path: The file.
-        given: The setting and where it came from, for the error.
-        private: Whether it holds a secret, which only its owner and root's group may read.
+        given: The setting and its source, for the error.
+        private: Whether it contains a secret, which only its owner and root's group may read.
 
     Raises:
-        KeyFileError: It is not a file, cannot be read, belongs to somebody else or is open to others, as may be a
-            directory on the way to it.
+        KeyFileError: It is not a file, cannot be read, or has a wrong owner or unsafe permissions, or a directory on
+            the way has.
     """
     if not is_file(path, given):
         raise KeyFileError(f"{given}: {path} is not a file")
@@ -123,21 +123,21 @@ def check(path: Path, given: str, *, private: bool) -> None:
     _check_directories(path, _looked_up(path, given), given)
 
 
-def check_place(path: Path, given: str) -> None:
-    """Check that nobody but root can put a file where none is yet, and to which nobody looks at its owner later.
+def check_missing_file(path: Path, given: str) -> None:
+    """Check that only root can create a missing file, whose owner is not checked later.
 
     Args:
-        path: Where the file is to be.
-        given: The setting and where it came from, for the error.
+        path: The path of the missing file.
+        given: The setting and its source, for the error.
 
     Raises:
-        KeyFileError: Somebody could.
+        KeyFileError: Another user could create it.
     """
-    # realpath and not resolve, which stumbles over a link to itself.
+    # realpath and not resolve, which fails for a link to itself.
     for place in {Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent}:
         there = next(directory for directory in (place, *place.parents) if directory.exists())
         _check_directories(path, (there, *there.parents), given)
-        # A sticky one lets everybody put files there; Kubernetes mounts secrets on such a one, for reading alone.
+        # Any user can create files in a sticky directory. Kubernetes mounts secrets in one, but read-only.
         writable = there.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not os.statvfs(there).f_flag & os.ST_RDONLY
         if writable:
             raise KeyFileError(
@@ -150,7 +150,7 @@ def _looked_up(path: Path, given: str) -> list[Path]:
     """List the directories in which a name of a path, or of a link on its way, is looked up (path_resolution(7)).
 
     Raises:
-        KeyFileError: A link belongs to somebody else, who could change it in a sticky directory, or leads nowhere.
+        KeyFileError: Another user owns a link, and could change it in a sticky directory, or a link is broken.
     """
     here, directories, links = Path("/"), [Path("/")], 0
     names = list(reversed(path.absolute().parts[1:]))
@@ -174,7 +174,7 @@ def _looked_up(path: Path, given: str) -> list[Path]:
 
 
 def _check_directories(path: Path, directories: Iterable[Path], given: str) -> None:
-    """Refuse a directory whose owner, or whose writers, could put another file in the place of one that is checked."""
+    """Refuse a directory whose owner, or whose writers, could replace a checked file."""
     for directory in directories:
         info = directory.stat()
         if info.st_uid not in {0, os.geteuid()}:
@@ -182,7 +182,7 @@ def _check_directories(path: Path, directories: Iterable[Path], given: str) -> N
                 f"{given}: {path} could be replaced by uid {info.st_uid}, to whom {directory} belongs:"
                 f" chown 0:0 {directory}"
             )
-        # In a sticky one, as Kubernetes mounts secrets, nobody replaces a file of root's (unlink(2)).
+        # In a sticky directory, as Kubernetes mounts secrets, other users cannot replace root's files (unlink(2)).
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not info.st_mode & stat.S_ISVTX:
             raise KeyFileError(
                 f"{given}: {path} could be replaced by who may write to {directory}: chmod go-w {directory}"
@@ -190,13 +190,13 @@ def _check_directories(path: Path, directories: Iterable[Path], given: str) -> N
 
 
 def check_public(path: Path) -> None:
-    """Check that the broker and users' own ssh, none of which is root, can read a file of public keys.
+    """Check that the broker and users' own ssh, which do not run as root, can read a file of public keys.
 
     Args:
-        path: The file, which is there.
+        path: The file, which exists.
 
     Raises:
-        KeyFileError: It, or a directory on the way to it, is closed to them.
+        KeyFileError: The file, or a directory on the way, is inaccessible for them.
     """
     for part in (*reversed(path.resolve().parents), path):
         wanted, mode = (stat.S_IROTH, "0644") if part is path else (stat.S_IXOTH, "0755")

@@ -1,4 +1,4 @@
-"""What a setting's definition says beside its type, and how a value that does not fit is reported."""
+"""The documentation in a setting's definition, and the error for an invalid value."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-    from gatewayctl.settings.sources import Given
+    from gatewayctl.settings.sources import SettingValue
 
 
 @dataclass(frozen=True)
 class Doc:
-    """What people are told about a setting.
+    """A setting's documentation.
 
     Attributes:
-        about: What it does, one sentence without its full stop.
-        expects: What would be right, to stand behind "must be".
-        example: A value that is right and is not the default.
-        unit: What the value counts, or is, in one word: the flag's placeholder.
-        default: The default in words, where the value itself does not say it.
+        about: Its effect, one sentence without its full stop.
+        expects: The valid values, in words that can follow "must be".
+        example: A valid value other than the default.
+        unit: The value's unit or kind, in one word: the flag's placeholder.
+        default: The default in words, if the value itself is not clear.
     """
 
     about: str
@@ -40,15 +40,15 @@ class Doc:
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """A setting's definition, for whoever documents it or makes a flag of it.
+    """A setting's definition, from which its documentation and its flag are made.
 
     Attributes:
         name: The attribute and YAML key, ``remote_port``.
-        doc: What people are told about it.
+        doc: Its documentation.
         default: The default as text, "" if there is none.
         boolean: Whether it is either true or false.
         secret: Whether it must never be shown, nor given on a command line.
-        required: Whether there must be a value.
+        required: Whether it must have a value.
     """
 
     name: str
@@ -60,12 +60,12 @@ class SettingInfo:
 
     @property
     def variable(self) -> str:
-        """The environment variable, which is also what the setting is called: ``REMOTE_PORT``."""
+        """The environment variable, which is also the setting's name: ``REMOTE_PORT``."""
         return self.name.upper()
 
     @property
     def flag(self) -> str:
-        """The command-line flag, ``--remote-port``, or "" for a secret, since everyone can read argv."""
+        """The command-line flag, ``--remote-port``, or "" for a secret, since any user can read argv."""
         return "" if self.secret else sources.flag_of(self.name)
 
 
@@ -83,13 +83,13 @@ def describe(model: type[BaseModel]) -> Iterator[SettingInfo]:
         )
 
 
-def setting_error(error: ErrorDetails, model: type[BaseModel], given: Mapping[str, Given]) -> SettingsError:
-    """Put a validation error into one line: the setting, what would be right, where it came from.
+def setting_error(error: ErrorDetails, model: type[BaseModel], given: Mapping[str, SettingValue]) -> SettingsError:
+    """Format a validation error as one line: the setting, the valid values, its source.
 
     Args:
         error: One of pydantic's errors; its own text is not used, because it repeats the value.
         model: The model that was validated.
-        given: Setting name to what was given.
+        given: Setting name to the given value.
     """
     name = str(error["loc"][0])
     info = next(info for info in describe(model) if info.name == name)
@@ -102,7 +102,7 @@ def setting_error(error: ErrorDetails, model: type[BaseModel], given: Mapping[st
 
 
 def _holds_secret(annotation: object) -> bool:
-    """Look for SecretStr anywhere in a type: what is optional, or has a check on it, is no less secret."""
+    """Check whether a type contains SecretStr, also within an optional or annotated type."""
     return annotation is SecretStr or any(_holds_secret(part) for part in get_args(annotation))
 
 

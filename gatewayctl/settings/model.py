@@ -1,6 +1,6 @@
-"""Every setting of the gateway: one definition each, from which flags, documents and errors are made.
+"""All settings of the gateway. Flags, documentation and errors are made from these definitions.
 
-A flag beats an environment variable, which beats the YAML file, which beats the default.
+A flag takes precedence over an environment variable, that over the YAML file, and that over the default.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Settings(BaseModel):
         str,
         AfterValidator(validators.listen_host),
         Doc("The address to listen on", "a host name, an IPv4 or an IPv6 address, or * for all", "*", "ADDRESS"),
-    ] = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
+    ] = "0.0.0.0"  # noqa: S104 - a gateway must be reachable
     gateway_port: Annotated[_Port, Doc("The TCP port to listen on", "a port from 1 to 65535", "22", "PORT")] = 2222
     gateway_host_key_path: Annotated[
         _AbsolutePath,
@@ -293,7 +293,7 @@ class Settings(BaseModel):
 
     @property
     def uid_range(self) -> tuple[int, int]:
-        """The first and the last uid that users get, both inclusive."""
+        """The first and the last uid for users, both inclusive."""
         if self.gateway_uid_range:
             return validators.uid_range(self.gateway_uid_range)
         derived = validators.derived_uid_range(self.gateway_runtime_dir)
@@ -301,17 +301,17 @@ class Settings(BaseModel):
 
     @property
     def key_content(self) -> bytes | None:
-        """The decoded GATEWAY_SSH_KEY_CONTENT: the bytes of a private key file. None if it is not set."""
+        """The decoded GATEWAY_SSH_KEY_CONTENT: the bytes of a private key file; None if it is not set."""
         secret = self.gateway_ssh_key_content
         return None if secret is None else validators.key_content(secret.get_secret_value())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd and no error, one sentence each, for the log at start."""
+        """Warnings, one sentence each, for the log at the start."""
         return tuple(self._warnings)
 
     def remember(self, origins: Mapping[str, str]) -> None:
-        """Keep where each value came from: setting name to origin."""
+        """Store the source of each value: setting name to origin."""
         self._origins.update(origins)
 
     def warn(self, *sentences: str) -> None:
@@ -319,28 +319,28 @@ class Settings(BaseModel):
         self._warnings.extend(sentences)
 
     def origin(self, name: str) -> str:
-        """Say where a setting's value came from: ``environment REMOTE_PORT``, ``default``."""
+        """Return the source of a setting's value: ``environment REMOTE_PORT``, ``default``."""
         return self._origins.get(name, "default")
 
 
-def _check_files(given: Mapping[str, sources.Given]) -> None:
-    """Check the files that hold settings as those that hold keys: they decide who gets in, too.
+def _check_files(given: Mapping[str, sources.SettingValue]) -> None:
+    """Check files with settings like key files: they, too, determine which users can log in.
 
     Raises:
-        KeyFileError: Others may change one, or read one that holds a secret.
+        KeyFileError: Other users can change one, or read one with a secret.
     """
     secret = {info.name for info in describe(Settings) if info.secret}
     origins = {value.file: value.origin for value in given.values() if value.file is not None}
     for file, origin in origins.items():
         held = {name for name, value in given.items() if value.file == file}
-        # A pipe has no owner to speak of.
-        if not sources.is_handed_over(file):
+        # A pipe has no owner to check.
+        if not sources.is_inherited_descriptor(file):
             _, comma, variable = origin.partition(f"{file}, ")
             key_files.check(file, variable if comma else "the settings", private=bool(held & secret))
 
 
 def load_settings(config: Path | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """Bring the sources together and judge the result.
+    """Merge the sources and validate the result.
 
     Args:
         config: A YAML file, None for none.
@@ -348,11 +348,11 @@ def load_settings(config: Path | None, flags: Mapping[str, object], environ: Map
         environ: The process's environment.
 
     Raises:
-        SettingsError: Something is missing or wrong: the setting, where it came from, what would be right.
+        SettingsError: A setting is missing or wrong; the sentence names it, its source and the valid values.
     """
     names = Settings.model_fields.keys()
-    # Each by itself: what another source overrides is in its file all the same.
-    given: dict[str, sources.Given] = {}
+    # Each source separately: a value that another source overrides is in its file nevertheless.
+    given: dict[str, sources.SettingValue] = {}
     for source in (sources.from_yaml(config, names) if config else {}, sources.from_environment(environ, names)):
         _check_files(source)
         given |= source

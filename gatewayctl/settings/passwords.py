@@ -1,6 +1,6 @@
-"""GATEWAY_PASSWORDS: taken apart, and hashed at once; sshd compares, nobody keeps the text.
+"""GATEWAY_PASSWORDS: parsed, and hashed at once. sshd compares the hashes; the plain text is not kept.
 
-Source: crypt(5) for the forms of hashed passwords; bcrypt's limit of 72 bytes is the algorithm's own.
+Source: crypt(5) for the formats of hashed passwords; the limit of 72 bytes is that of the bcrypt algorithm.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 ROUNDS = 10
-"""bcrypt's cost, as a power of two: 50 ms of one core for each try of a stranger's, and for each login."""
+"""bcrypt's cost, as a power of two: 50 ms of one core for each stranger's attempt, and for each login."""
 
 MAX_PASSWORD_BYTES = 72
-"""bcrypt reads no further; a longer password would be cut in silence."""
+"""bcrypt ignores further bytes; a longer password would be truncated silently."""
 
 _WORD = "[./A-Za-z0-9]"
-# yescrypt, gost-yescrypt, scrypt, bcrypt, sha512crypt, sha256crypt: what crypt(5) calls strong, or at least acceptable.
-# First the setting, salt and cost included, then the digest.
+# yescrypt, gost-yescrypt, scrypt, bcrypt, sha512crypt, sha256crypt: strong, or at least acceptable, in crypt(5). First
+# the setting, with salt and cost, then the digest.
 _HASHED = re.compile(
     rf"(?P<setting>\$g?y\${_WORD}+\${_WORD}{{0,86}}\$|\$7\${_WORD}{{11,97}}\$|\$5\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$)"
     rf"{_WORD}{{43}}|(?P<long>\$6\$(?:rounds=\d+\$)?{_WORD}{{1,16}}\$){_WORD}{{86}}"
@@ -33,22 +33,22 @@ _HASHED = re.compile(
     re.ASCII,
 )
 _LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
-# What "$2b$12$..." leaves in double quotes, where a shell takes $2, $1 and $name for variables; other kinds of hashes
-# leave their rest from the first dot or slash on.
-_EATEN = re.compile(rf"[abxy]\d(?:[./$].*)?|[./](?:{_WORD}|\$){{7,}}", re.ASCII)
+# The rest of "$2b$12$..." in double quotes, where a shell expands $2, $1 and $name; of other kinds of hashes the part
+# from the first dot or slash on remains.
+_SHELL_EXPANDED = re.compile(rf"[abxy]\d(?:[./$].*)?|[./](?:{_WORD}|\$){{7,}}", re.ASCII)
 _DIGITS = "./" + string.digits + string.ascii_letters
 _DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
-# A new pair begins on a line of its own, or at a comma that a name and a colon follow; in sha512crypt's "rounds=N" a
-# comma has none behind it.
+# A new pair begins on a new line, or at a comma before a name and a colon; the comma in sha512crypt's "rounds=N" has
+# no colon behind it.
 _PAIRS = re.compile(r",?\s*[\r\n]\s*|,(?=[^,:\r\n]*:)")
 
 
 def hashed_passwords(text: str) -> dict[str, str]:
-    """Take pairs apart and hash what is not hashed yet.
+    """Parse pairs and hash passwords that are not hashed yet.
 
     Args:
-        text: ``NAME:PASSWORD`` pairs, one a line or with commas between. A password may be given hashed, as crypt(5)
-            and ``gatewayctl hash-password`` write it; one with a comma or a colon must be.
+        text: ``NAME:PASSWORD`` pairs, on separate lines or separated by commas. A password may be hashed, in the format
+            of crypt(5) and ``gatewayctl hash-password``; one with a comma or a colon must be hashed.
 
     Returns:
         User name to hashed password.
@@ -62,13 +62,13 @@ def hashed_passwords(text: str) -> dict[str, str]:
 
 
 def placeholder_hashes_for(hashed: Iterable[str]) -> list[str]:
-    """Make hashes that no password has, with which a name without a password takes as long to refuse as one with.
+    """Make placeholder hashes, with which rejecting a name without a password costs the same as one with a password.
 
     Args:
-        hashed: The hashes of those who have one.
+        hashed: The hashes of users with a password.
 
     Returns:
-        One for each, of the same kind and cost, with a digest that was drawn by lot.
+        One for each, of the same kind and cost, with a random digest that matches no password.
     """
     made = []
     for text in hashed:
@@ -91,10 +91,10 @@ def hash_password(password: str) -> str:
 
 
 def encoded(password: str) -> bytes:
-    """Write a password as sshd gets it from a client (RFC 4252, 8).
+    """Encode a password as a client sends it to sshd (RFC 4252, 8).
 
     Raises:
-        ValueError: It is empty, too long, no UTF-8, or has a NUL; nothing of it is in the sentence.
+        ValueError: The password is empty, too long, not UTF-8, or contains a NUL; the sentence does not quote it.
     """
     try:
         text = password.encode("utf-8")
@@ -107,7 +107,7 @@ def encoded(password: str) -> bytes:
 
 
 def pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Take pairs apart: see `hashed_passwords`.
+    """Parse pairs: see `hashed_passwords`.
 
     Raises:
         SettingsError: A pair is none, a name cannot log in or comes twice, or a password is empty or too long.
@@ -135,7 +135,7 @@ def _check_text(number: int, name: str, password: str) -> None:
         )
     if _LOOKS_HASHED.match(password):
         raise _wrong(number, "it looks hashed, and is cut short or of no kind that is taken: crypt(5)")
-    if _EATEN.fullmatch(password):
+    if _SHELL_EXPANDED.fullmatch(password):
         raise _wrong(
             number, "it looks like what a shell leaves of a hash in double quotes: use single quotes, or give it hashed"
         )

@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment variables, a YAML file. Each value keeps its origin."""
+"""The sources of settings: flags, environment variables, a YAML file. Each value keeps its origin."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     import yaml
 
-# More than any configuration, and little enough to read before it is judged.
+# Larger than any configuration, and small enough to be read before it is validated.
 MAX_CONFIG_BYTES = 1_048_576
 
-# SETTING_FILE names a file that holds the setting's value.
+# SETTING_FILE names a file with the setting's value.
 FILE_SUFFIX = "_FILE"
 
 _OURS = re.compile(r"(?:GATEWAY|REMOTE)_[A-Z0-9_]+", re.ASCII)
@@ -31,14 +31,14 @@ _SERVICE_LINK = re.compile(r"(?:GATEWAY|REMOTE)_(?:SERVICE_(?:HOST|PORT)|PORT_[0
 
 
 @dataclass(frozen=True)
-class Given:
-    """A value as somebody wrote it.
+class SettingValue:
+    """A setting's value as it was given.
 
     Attributes:
-        text: The value, not judged yet.
-        origin: Where it was written, for people: ``environment REMOTE_PORT``.
-        hidden: Whether no error may quote it: a path that is wrong may lead to somebody's secret.
-        file: The file that holds the value; None where it was written elsewhere.
+        text: The value, not validated yet.
+        origin: Its source, for messages: ``environment REMOTE_PORT``.
+        hidden: Whether no error may quote it: a wrong path may lead to a secret.
+        file: The file with the value; None for another source.
     """
 
     text: str
@@ -47,14 +47,14 @@ class Given:
     file: Path | None = None
 
 
-def from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
-    """Take the flags that were given; those that are None were not.
+def from_flags(flags: Mapping[str, object]) -> dict[str, SettingValue]:
+    """Take the flags that were given; None means that a flag was not.
 
     Args:
         flags: Setting name in lower case to value.
     """
     return {
-        name: Given(str(value).lower() if isinstance(value, bool) else str(value), flag_of(name))
+        name: SettingValue(str(value).lower() if isinstance(value, bool) else str(value), flag_of(name))
         for name, value in flags.items()
         if value is not None
     }
@@ -65,10 +65,10 @@ def flag_of(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
-def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict[str, Given]:
+def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict[str, SettingValue]:
     """Take the variables that are settings, and the files that variables of the form SETTING_FILE name.
 
-    The latter is how container engines hand over secrets. An empty variable counts as not set.
+    Container engines pass secrets as files. An empty variable counts as not set.
 
     Raises:
         SettingsError: A file cannot be read, or a setting is given both ways.
@@ -77,17 +77,17 @@ def from_environment(environ: Mapping[str, str], names: Collection[str]) -> dict
     for name in names:
         key = name.upper()
         if value := environ.get(key):
-            given[name] = Given(value, f"environment {key}")
+            given[name] = SettingValue(value, f"environment {key}")
         if path := environ.get(key + FILE_SUFFIX):
             if name in given:
                 raise SettingsError(f"{key} and {key}{FILE_SUFFIX} exclude each other: give one")
             text = _content(path, key + FILE_SUFFIX)
-            given[name] = Given(text, f"{path}, environment {key}{FILE_SUFFIX}", hidden=True, file=Path(path))
+            given[name] = SettingValue(text, f"{path}, environment {key}{FILE_SUFFIX}", hidden=True, file=Path(path))
     return given
 
 
 def _content(path: str, variable: str) -> str:
-    """Read a setting's file; the line break at its end is the editor's, and not part of the value."""
+    """Read a setting's file; the newline at its end is not part of the value."""
     try:
         with _opened(Path(path)) as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
@@ -103,18 +103,18 @@ def _content(path: str, variable: str) -> str:
     return value
 
 
-def is_handed_over(path: Path) -> bool:
-    """Tell whether a path is an open file of this process's, as of what a shell writes for <(command)."""
+def is_inherited_descriptor(path: Path) -> bool:
+    """Check whether a path is an open descriptor of this process, as from a shell's <(command)."""
     return Path(os.path.realpath(path)).is_relative_to("/proc")
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a file for reading; a pipe that nobody writes to would be waited for.
+    """Open a file for reading, without blocking on a pipe that has no writer.
 
     Raises:
-        OSError: It cannot be opened, or is neither a file nor handed over.
+        OSError: It cannot be opened, or is neither a file nor an inherited descriptor.
     """
-    if is_handed_over(path):
+    if is_inherited_descriptor(path):
         return path.open("rb")
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -123,11 +123,11 @@ def _opened(path: Path) -> BinaryIO:
     return file
 
 
-def check_text(given: Mapping[str, Given]) -> None:
-    """Check that values are text: what is no UTF-8 can be passed on neither to the broker nor to sshd.
+def check_text(given: Mapping[str, SettingValue]) -> None:
+    """Check that values are UTF-8: others cannot be passed on to the broker or to sshd.
 
     Raises:
-        SettingsError: One is not; it is not quoted.
+        SettingsError: A value is not UTF-8; it is not quoted.
     """
     for name, value in given.items():
         try:
@@ -137,9 +137,9 @@ def check_text(given: Mapping[str, Given]) -> None:
 
 
 def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
-    """Say which variables look like settings and are none.
+    """List warnings for variables that look like settings but are not.
 
-    They are no error: orchestrators set variables of their own with the same prefixes.
+    They are not errors: orchestrators set their own variables with the same prefixes.
     """
     upper = [name.upper() for name in names]
     return tuple(
@@ -151,23 +151,23 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> tup
     )
 
 
-def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
+def from_yaml(path: Path, names: Collection[str]) -> dict[str, SettingValue]:
     """Read a YAML file: one mapping of setting names, in lower or upper case, to single values.
 
-    Only the document's structure is used, so that each value is the text that was written (``0600`` stays
-    ``0600``, ``no`` stays ``no``), nothing is ever constructed from it, and each has a line number.
+    Only the document's structure is used, so that each value is the text in the file (``0600`` stays ``0600``, ``no``
+    stays ``no``), no objects are constructed from it, and each value has a line number.
 
     Raises:
         SettingsError: The file cannot be read, is not such a mapping, or has a key that is not a setting.
     """
-    import yaml  # noqa: PLC0415 - only who has a file pays for it
+    import yaml  # noqa: PLC0415 - only needed for a file
 
     root = _compose(path)
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise SettingsError(f"{path}: it must hold lines of the form remote_host: shell.example.org")
-    given: dict[str, Given] = {}
+    given: dict[str, SettingValue] = {}
     for key_node, value_node in root.value:
         line = key_node.start_mark.line + 1
         key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
@@ -180,19 +180,19 @@ def from_yaml(path: Path, names: Collection[str]) -> dict[str, Given]:
         if not isinstance(value_node, yaml.ScalarNode):
             raise SettingsError(f"{name.upper()} must be a single value, not a list or mapping (from {origin})")
         if value_node.value and value_node.tag != "tag:yaml.org,2002:null":
-            given[name] = Given(str(value_node.value), origin, file=path)
+            given[name] = SettingValue(str(value_node.value), origin, file=path)
     return given
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Finish a sentence about an unknown word with the nearest known one, if one is near."""
+    """Return the end of a sentence about an unknown word: the nearest known one, if there is one."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def shown(text: str) -> str:
-    """Quote what somebody wrote, cut to what fits on a line, with no character that a terminal would obey."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")  # noqa: PLR2004 - what fits on a line
+    """Quote a value for an error, shortened to one line and without terminal control characters."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")  # noqa: PLR2004 - fits on a line
 
 
 def _compose(path: Path) -> yaml.Node | None:
@@ -207,8 +207,8 @@ def _compose(path: Path) -> yaml.Node | None:
         raise SettingsError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, so not a configuration")
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as exc:  # its own text would quote the line, and with it a secret
+    except yaml.MarkedYAMLError as exc:  # its own text would quote the line, which may contain a secret
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise SettingsError(f"{path} line {line}: not YAML; special characters in a value need quotes") from None
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):  # "\\U00110000" is no character
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):  # "\\U00110000" is not a character
         raise SettingsError(f"{path}: not YAML") from None

@@ -1,7 +1,7 @@
-"""The shapes that settings may have, as pure functions from text.
+"""Validators of settings, as pure functions of text.
 
-Each takes text and returns the value, or raises ``ValueError`` with a hint: half a sentence that
-says what was seen, without the value itself, or nothing. Standard library alone.
+Each takes text and returns the value, or raises ``ValueError`` with a hint: half a sentence about the problem, without
+the value itself, or nothing. They use the standard library only.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _COMMAND = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+|[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._/+=:,@-]+", re.ASCII)
 _RUNTIME_DIRECTORY = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?", re.ASCII)
-# What gatewayctl/sshd/namespace.py puts others in the place of.
+# The directories in which gatewayctl/sshd/namespace.py replaces files.
 _OF_SSHD = ("/dev/", "/etc/", "/var/log/", "/run/nscd/", "/run/sshd/", "/run/systemd/userdb/", "/run/userdb/")
 _RANGE = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 
-# sun_path holds 108 bytes (unix(7)); what stays is room for the sockets' own names below the directory.
+# sun_path has 108 bytes (unix(7)); the rest is for the sockets' own names below the directory.
 MAX_RUNTIME_DIRECTORY = 64
-# A 16384-bit RSA key in PEM is 12.7 kB; nothing that ssh-keygen writes comes near this.
+# A 16384-bit RSA key in PEM has 12.7 kB; all keys of ssh-keygen are far smaller than this.
 MAX_KEY_BYTES = 65536
 
-FIRST_UID = 1000  # login.defs UID_MIN: what is below belongs to the system.
-LAST_UID = 2**31 - 1  # uids above it are negative for programs that keep them in an int.
+FIRST_UID = 1000  # login.defs UID_MIN: lower uids are the system's.
+LAST_UID = 2**31 - 1  # higher uids are negative in programs that store them in an int.
 MIN_UIDS = 1024
 # (uid_t)-1 in 16 bits and the kernel's overflow uid: systemd, UIDS-GIDS.md.
 RESERVED_UIDS = (65534, 65535)
@@ -46,7 +46,7 @@ _DERIVED_BLOCKS = 4096
 
 
 def host(text: str) -> str:
-    """Accept a host name, an IPv4 or an IPv6 address; never what a program could take for an option."""
+    """Accept a host name, an IPv4 or an IPv6 address; nothing that a program could parse as an option."""
     if text.startswith("["):
         raise ValueError("an IPv6 address goes without brackets")
     if text.count(":") == 1:
@@ -61,12 +61,12 @@ def host(text: str) -> str:
 
 
 def listen_host(text: str) -> str:
-    """Accept what `host` does, and ``*`` for every address."""
+    """Accept the values of `host`, and ``*`` for every address."""
     return text if text == "*" else host(text)
 
 
 def remote_host(text: str) -> str:
-    """Accept what `host` does, except addresses at which no single host can be."""
+    """Accept the values of `host`, except addresses that are not those of a single host."""
     name = host(text)
     try:
         address = ipaddress.ip_address(name)
@@ -78,7 +78,7 @@ def remote_host(text: str) -> str:
 
 
 def port(text: str) -> str:
-    """Let a port through to the number check, and explain the one that Kubernetes puts there."""
+    """Pass a port on to the number check, and explain the value that Kubernetes may set."""
     if text.startswith("tcp://"):
         raise ValueError("Kubernetes sets it for a Service of that name unless enableServiceLinks is false")
     return text
@@ -87,13 +87,13 @@ def port(text: str) -> str:
 def port_range(text: str) -> str:
     """Accept ``P`` or ``P:P2``, both 1-65535, ascending."""
     match = _PORTS.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2] or match[1]) <= 65535:  # noqa: PLR2004 - of UDP
+    if match is None or not 1 <= int(match[1]) <= int(match[2] or match[1]) <= 65535:  # noqa: PLR2004 - UDP ports
         raise ValueError
     return text
 
 
 def uid_range(text: str) -> tuple[int, int]:
-    """Read ``START:END``, both inclusive."""
+    """Parse ``START:END``, both inclusive."""
     match = _RANGE.fullmatch(text)
     if match is None:
         raise ValueError
@@ -110,10 +110,10 @@ def uid_range(text: str) -> tuple[int, int]:
 
 
 def derived_uid_range(runtime_directory: Path) -> tuple[int, int]:
-    """Choose the block of 65536 uids that belongs to a runtime directory, the same one on every start.
+    """Choose the block of 65536 uids for a runtime directory, the same on every start.
 
-    Two gateways on one machine have different runtime directories, and so, but for 1 chance in 4096,
-    different blocks.
+    Two gateways on one machine have different runtime directories, and so different blocks, except with a probability
+    of 1 in 4096.
     """
     block = zlib.crc32(bytes(runtime_directory)) % _DERIVED_BLOCKS
     start = _DERIVED_START + _DERIVED_SIZE * block
@@ -121,14 +121,14 @@ def derived_uid_range(runtime_directory: Path) -> tuple[int, int]:
 
 
 def mapped_uid_range(wanted: tuple[int, int], uid_map: str) -> tuple[int, int]:
-    """Choose uids that there are: in a user namespace, as rootless containers have, these may be few.
+    """Choose uids that exist: a user namespace, as in rootless containers, may have few.
 
     Args:
-        wanted: The first and the last uid that would be best, both inclusive.
+        wanted: The preferred first and last uid, both inclusive.
         uid_map: The namespace's map (user_namespaces(7)): lines of a first uid inside, one outside, and how many.
 
     Returns:
-        ``wanted`` where all of it is mapped, else the most uids in a row that are not the system's.
+        ``wanted`` if all of it is mapped, else the longest mapped range that does not contain the system's uids.
     """
     free: list[tuple[int, int]] = []
     for line in uid_map.splitlines():
@@ -143,7 +143,7 @@ def mapped_uid_range(wanted: tuple[int, int], uid_map: str) -> tuple[int, int]:
 
 
 def absolute_path(text: str) -> str:
-    """Accept an absolute path that can stand in a configuration file: no control characters."""
+    """Accept an absolute path that can be written to a configuration file: no control characters."""
     if not text.startswith("/"):
         raise ValueError("it does not begin with /")
     if not text.isprintable():
@@ -154,11 +154,11 @@ def absolute_path(text: str) -> str:
 
 
 def runtime_directory(text: str) -> str:
-    """Accept an absolute directory with room for socket names: plain characters, no ``..``, not ``/``."""
+    """Accept an absolute directory, short enough for socket names: plain characters, no ``..``, not ``/``."""
     plain = text.rstrip("/")
     if not _RUNTIME_DIRECTORY.fullmatch(plain) or {".", ".."} & set(plain.split("/")):
         raise ValueError
-    # gatewayctl/sshd/namespace.py; with a slash behind, so that /devices is none of them.
+    # gatewayctl/sshd/namespace.py; with a slash at the end, so that /devices does not match.
     if plain == "/run" or f"{plain}/".startswith(_OF_SSHD):
         raise ValueError("there the gateway's sshd has files of its own; /run/gateway is one where it has not")
     if len(plain) > MAX_RUNTIME_DIRECTORY:
@@ -167,7 +167,7 @@ def runtime_directory(text: str) -> str:
 
 
 def networks(text: str) -> str:
-    """Accept addresses and networks, commas between, and write them as sshd's lists have them."""
+    """Accept addresses and networks, separated by commas, and return them in the format of sshd's lists."""
     found = [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
     return ",".join(map(str, found))
 
@@ -180,7 +180,7 @@ def command(text: str) -> str:
 
 
 def authorized_keys_files(text: str) -> list[str]:
-    """Read paths as AuthorizedKeysFile has them (sshd_config(5)): blanks between, ``none`` for none at all."""
+    """Parse paths in the format of AuthorizedKeysFile (sshd_config(5)): separated by blanks, ``none`` for no file."""
     paths = text.split()
     if not paths:
         raise ValueError("it is empty; none stands for no file")
@@ -192,7 +192,7 @@ def authorized_keys_files(text: str) -> list[str]:
 
 
 def authorized_keys_command(text: str) -> str:
-    """Accept a command as AuthorizedKeysCommand has it (sshd_config(5)): an absolute path, then plain words."""
+    """Accept a command in the format of AuthorizedKeysCommand (sshd_config(5)): an absolute path, then plain words."""
     words = text.split()
     if words and not words[0].startswith("/"):
         raise ValueError("its path is not absolute")
@@ -202,7 +202,7 @@ def authorized_keys_command(text: str) -> str:
 
 
 def _check_tokens(word: str) -> None:
-    """Accept a word that no shell changes, with the tokens %u, %h and %%."""
+    """Accept a word that no shell interprets, with the tokens %u, %h and %%."""
     if not _PLAIN_WORD.fullmatch(word.replace("%%", "").replace("%u", "").replace("%h", "") or "x"):
         raise ValueError("a word has another token than %u, %h and %%, or other characters than A-Za-z0-9._/+=:,@-")
 
@@ -210,7 +210,7 @@ def _check_tokens(word: str) -> None:
 def key_content(text: str) -> bytes:
     """Decode the base64 of a private key file; line breaks in it do not matter.
 
-    The hints never hold a byte of it.
+    The hints never quote it.
     """
     if text.lstrip().startswith("-----BEGIN"):
         raise ValueError("it is the key itself; give the output of base64 -w0 FILE")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gatewayctl.runtime import processes
 from gatewayctl.runtime.directory import Runtime
-from gatewayctl.settings.cross_checks import ANYONE
+from gatewayctl.settings.cross_checks import ANY_KEY_WARNING
 from gatewayctl.sshd import listener, namespace
 from gatewayctl.sshd.syslog_relay import SyslogRelay
 from gatewayctl.supervisor import sd_notify, shutdown_notice
@@ -136,7 +136,7 @@ class Supervisor:
         self._say_ready()
 
     def _say_ready(self) -> None:
-        sd_notify.ready(f"WARNING: {ANYONE}" if self._plan.broker.gateway_accept_any_key else None)
+        sd_notify.ready(f"WARNING: {ANY_KEY_WARNING}" if self._plan.broker.gateway_accept_any_key else None)
 
     def _watch(self) -> int:
         while True:

@@ -50,7 +50,7 @@ def _parent_and_start(pid: int, proc: Path) -> tuple[int, int] | None:
 
 
 def start_of(pid: int) -> int | None:
-    """Return a process's start time in clock ticks; None where it has ended."""
+    """Return a process's start time in clock ticks; None if it has ended."""
     found = _parent_and_start(pid, Path("/proc"))
     return None if found is None else found[1]
 

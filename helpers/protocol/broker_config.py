@@ -86,12 +86,12 @@ class BrokerConfig:
 
     @property
     def sessions_path(self) -> Path:
-        """The file that holds the open sessions."""
+        """The file of the table of open sessions."""
         return Path(self.state_dir) / "sessions.sqlite3"
 
     @property
     def locks_path(self) -> Path:
-        """The file that holds the names that the operator has locked."""
+        """The file of the table of locked names."""
         return Path(self.state_dir) / "locks.sqlite3"
 
     def to_json(self) -> bytes:

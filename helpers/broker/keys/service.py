@@ -117,7 +117,7 @@ class KeyService:
         return await self._source.admit(user, uid, offered, verdict, stranger)
 
     async def lock(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-        """Lock a name for the operator: no key or password of the user's is accepted meanwhile.
+        """Lock a name for the operator: meanwhile no key or password of the user is accepted.
 
         Args:
             peer: ``gatewayctl kick``.
@@ -125,7 +125,7 @@ class KeyService:
 
         Raises:
             PermissionDeniedError: The peer is not root.
-            UserNameError: It is not a user name.
+            UserNameError: The name is not valid.
         """
         if peer.uid != 0:
             msg = "only root may lock a name"

@@ -1,8 +1,8 @@
-"""The open sessions: who has one since when, and a line in the log when it ends.
+"""The table of open sessions, which logs a line when one ends.
 
-A session is the process that sshd started, which becomes mosh-client or ssh. The kernel tells the broker when it ends
-(pidfd_open(2)); nothing runs for that in the session. The table is on disk, so that it survives a reload and a broker
-that was killed. A broker that is being replaced watches as well: the one that removes a row writes the line.
+A session is the process that sshd started, which becomes mosh-client or ssh. The broker watches its end by
+pidfd_open(2), which needs no process in the session. The table is on disk, so that it survives a reload and a killed
+broker. A broker that is being replaced watches too: the one that removes a row logs the line.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class OpenSession:
 
     Attributes:
         pid: Its process.
-        start: The process's start time in clock ticks (proc(5), stat), by which a process of the same number is told
-            apart.
-        sid: Names its connection in the log.
+        start: The process's start time in clock ticks (proc(5), stat), which distinguishes it from a later process with
+            the same pid.
+        sid: The id of its connection in the log.
         user: The user's name.
-        client: The client's address and port; None where sshd does not tell.
-        key: The fingerprint of the key that let it in; None for another way in.
+        client: The client's address and port; None if sshd does not pass them on.
+        key: The fingerprint of the accepted key; None for another authentication method.
         transport: ``mosh`` or ``ssh``.
         udp_port: mosh-server's port on the remote; None over ssh.
-        since: When it began, in seconds since the epoch.
+        since: The time at which it began, in seconds since the epoch.
     """
 
     pid: int
@@ -66,11 +66,11 @@ _COLUMNS = tuple(field.name for field in fields(OpenSession))
 
 
 class OpenSessions:
-    """The table, and what watches over the sessions in it.
+    """The table, and tasks that watch its sessions.
 
     Args:
-        path: The table's file (SQLite), made when missing.
-        log: Where ends go.
+        path: The table's file (SQLite), created if missing.
+        log: Receives the end of each session.
         clock: Seconds since the epoch.
 
     Raises:
@@ -90,19 +90,19 @@ class OpenSessions:
             raise
 
     def begin(self, session: OpenSession) -> None:
-        """Add a session, and watch over it."""
+        """Add a session, and watch it."""
         row = tuple(getattr(session, name) for name in _COLUMNS)
-        # A disk that is full costs the line at its end, and not the session.
+        # On a full disk only the line at its end is lost, not the session.
         with suppress(sqlite3.OperationalError):
             self._db.execute("REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._watch(session)
 
     def all(self) -> list[OpenSession]:
-        """List the sessions that are open, the oldest first."""
+        """List the open sessions, the oldest first."""
         return [session for session in self._rows() if start_of(session.pid) == session.start]
 
     def adopt(self) -> None:
-        """Watch over the sessions of another broker, and those for which there was no file descriptor."""
+        """Watch sessions of another broker, and those for which no file descriptor was left."""
         for session in self._rows():
             self._watch(session)
 

@@ -105,7 +105,7 @@ class SessionService:
     def _note(self, pid: int, user: str, client: Client, started: Started) -> None:
         start = start_of(pid)
         if start is None:
-            return  # the client has left
+            return  # the client has disconnected
         port = started.answer["port"] if started.answer["transport"] == "mosh" else None
         self._open.begin(
             OpenSession(
