@@ -24,10 +24,6 @@ TIMEOUT_S = 5.0
 NOTICE_S = 0.2
 """Seconds for sshd to send the sentence to its client: there is no event for that."""
 
-_MAIN_SCREEN, _OTHER_SCREEN = "\x1b[?1049l", "\x1b[?1049h"
-"""xterm's screens (ctlseqs, DEC private mode 1049). mosh-client uses the alternate one, whose content is lost when it
-ends."""
-
 MAX_LOCK_MINUTES = 525_600
 
 _SID = re.compile(r"[0-9]+-[0-9]+")
@@ -90,9 +86,7 @@ def _end(sessions: list[dict[str, Any]], sshd: int, message: str) -> list[dict[s
                 held.append((descriptor, session))
             else:
                 os.close(descriptor)
-    text = "".join(character if character.isprintable() else "?" for character in message)
-    pids = [session["pid"] for _, session in held]
-    shutdown_notice.write(sshd, pids, f"{_MAIN_SCREEN}\x1b[0m\r\ngateway: {text}\r\n{_OTHER_SCREEN}".encode())
+    shutdown_notice.write(sshd, [session["pid"] for _, session in held], message)
     time.sleep(NOTICE_S if held else 0)
     for descriptor, _ in held:
         with suppress(ProcessLookupError):
