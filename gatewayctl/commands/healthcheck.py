@@ -36,14 +36,15 @@ UNHEALTHY = 1
 @click.command()
 @runtime_option
 @click.option("--json", "as_json", is_flag=True, help="Print each check with its result as JSON.")
-def healthcheck(directory: Path, *, as_json: bool) -> None:
+@click.option("--live", is_flag=True, help="Check only what a restart, which ends all sessions, would help against.")
+def healthcheck(directory: Path, *, as_json: bool, live: bool) -> None:
     """Check whether a running gateway accepts logins.
 
     Asks its broker, its sshd and its user database, 3 seconds each at most, and looks whether the runtime directory has
     room and its control group processes left; no packet goes to the remote host. Ends with 0 when all is well, with 1
     when something is not, and says what. Only root may ask.
     """
-    checks, warning = check(Runtime(directory))
+    checks, warning = check(Runtime(directory), live=live)
     failed = next((f"{name}: {result}" for name, result in checks.items() if result != "ok"), None)
     if as_json:
         warnings = [] if warning is None else [warning]
@@ -56,8 +57,13 @@ def healthcheck(directory: Path, *, as_json: bool) -> None:
         sys.exit(UNHEALTHY)
 
 
-def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
+def check(runtime: Runtime, *, live: bool = False) -> tuple[dict[str, str], str | None]:
     """Check the broker, sshd, the user database and free space; stop at the first failure.
+
+    Args:
+        runtime: The gateway's runtime directory.
+        live: Leave out the directory's room, the control group and a drain: a restart would end the sessions, and none
+            of these.
 
     Returns:
         Each check with "ok" or the problem; and a warning for the operator, if there is one.
@@ -72,10 +78,11 @@ def check(runtime: Runtime) -> tuple[dict[str, str], str | None]:
         checks["sshd"] = _sshd(status["listen_address"], status["listen_port"])
         if checks["sshd"] == "ok":
             checks["users"] = _users(runtime, status)
-        if checks.get("users") == "ok":
+        if checks.get("users") == "ok" and not live:
             checks["space"] = f"the runtime directory {runtime.root} is full" if is_full(runtime.root) else "ok"
         if checks.get("space") == "ok":
             checks["processes"] = _processes(runtime)
+            checks["drain"] = "ok" if status["draining"] is None else f"accepts no new sessions: {status['draining']}"
     except GatewayError as error:
         checks["broker"] = error.message
     return checks, warning

@@ -39,6 +39,8 @@ def status(directory: Path, *, as_json: bool) -> None:
         return
     if found.get("accept_any_key"):
         click.echo(f"WARNING: {ANY_KEY_WARNING}")
+    if found.get("draining") is not None:
+        click.echo(f"WARNING: draining: {found['draining']}")
     rows = {
         "remote host": f"{found['remote_host']} port {found['remote_port']}",
         "listens on": f"{found['listen_address']} port {found['listen_port']}",

@@ -101,7 +101,7 @@ class Services:
             "sessions": lambda: self.sessions.started,
             "failures": lambda: self.sessions.failed,
         }
-        self.status = StatusService(config, counters)
+        self.status = StatusService(config, counters, self.accounts.drained)
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -114,6 +114,7 @@ class Services:
             "logged_in": self.sessions.logged_in,
             "root": self.accounts.root,
             "lock": self.keys.lock,
+            "drain": self.accounts.drain,
             "status": self.status.status,
         }
 

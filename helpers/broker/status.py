@@ -17,10 +17,13 @@ class StatusService:
     Args:
         config: The broker's settings.
         counters: Functions that return the counters, by name.
+        drained: Returns the message with which new sessions are barred; None if they are not.
     """
 
-    def __init__(self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]]) -> None:
-        self._config, self._counters = config, counters
+    def __init__(
+        self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]], drained: Callable[[], str | None]
+    ) -> None:
+        self._config, self._counters, self._drained = config, counters, drained
         self._started = time.monotonic()
 
     async def status(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +44,7 @@ class StatusService:
             "listen_address": self._config.gateway_host,
             "listen_port": self._config.gateway_port,
             "access": [self._config.access_mode.value, *(["passwords"] if self._config.passwords else [])],
+            "draining": self._drained(),
             "accept_any_key": self._config.gateway_accept_any_key,
             "auth_uid": self._config.auth_uid,
         }

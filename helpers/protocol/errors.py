@@ -101,6 +101,13 @@ class RemoteTimeoutError(GatewayError):
     status = 75  # EX_TEMPFAIL
 
 
+class DrainingError(GatewayError):
+    """The operator has the gateway accept no new sessions (``gatewayctl drain``)."""
+
+    code = "draining"
+    status = 75  # EX_TEMPFAIL, as for a remote that does not answer in time: try again later
+
+
 class NoCommonAlgorithmError(GatewayError):
     """The remote and the gateway have no algorithm of one kind in common."""
 

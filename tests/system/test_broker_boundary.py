@@ -253,11 +253,14 @@ def test_session_cannot_ask_for_keys(
     request = {"op": "authorized_keys", "user": user.name, "key_type": key_type, "key": key, "connection": ""}
     since = gateway.log.mark()
 
-    roots = [{"op": op, "user": user.name, "seconds": 60} for op in ("status", "root", "sessions", "lock")]
+    roots = [
+        {"op": op, "user": user.name, "seconds": 60, "message": "x"}
+        for op in ("status", "root", "sessions", "lock", "drain")
+    ]
     refused = [_ask(gateway, uid, its)["error"]["code"] for its in (request, *roots)]
     answered = _say(gateway, gateway.broker.uid + 1, request)
 
-    assert refused == ["permission_denied"] * 5
+    assert refused == ["permission_denied"] * 6
     assert key in answered.decode()
     gateway.log.wait_for(rf"warning refused op=authorized_keys uid={uid} ", since=since)
 

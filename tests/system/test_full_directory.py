@@ -61,9 +61,9 @@ def _look_up(gateway: Gateway, *names: str) -> list[bool]:
     return found
 
 
-def _check(gateway: Gateway) -> tuple[int, str]:
+def _check(gateway: Gateway, *arguments: str) -> tuple[int, str]:
     environment = {**PLAIN_ENVIRONMENT, "GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]}
-    command = gateway.room.argv([str(GATEWAYCTL), "healthcheck"])
+    command = gateway.room.argv([str(GATEWAYCTL), "healthcheck", *arguments])
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     return done.returncode, done.stdout
 
@@ -106,6 +106,7 @@ def test_what_others_fill_is_told(lab: Lab, small: Path, lacks: str) -> None:
         for number in range(256 - FULL_FILES):
             (ballast / f"{number}").touch()
     assert _check(gateway) == (1, f"unhealthy: space: the runtime directory {small}/run is full\n")
+    assert _check(gateway, "--live") == (0, "healthy\n")  # Kubernetes must not end the sessions for it
     assert _says(lab, gateway, user) == b"in\n"
     assert _says(lab, gateway, newcomer) == b""
     gateway.log.wait_for(rf'key_refused .*user={newcomer.name} .*reason="the runtime directory is full"')

@@ -54,7 +54,7 @@ def test_healthy(make_lab: Callable[..., Lab], address: str) -> None:
     done = _check(gateway)
     assert (done.returncode, done.stdout, done.stderr) == (0, "healthy\n", "")
     as_json = json.loads(_check(gateway, "--json").stdout)
-    checks = dict.fromkeys(("broker", "sshd", "users", "space", "processes"), "ok")
+    checks = dict.fromkeys(("broker", "sshd", "users", "space", "processes", "drain"), "ok")
     assert as_json == {"healthy": True, "checks": checks, "warnings": []}
     assert lab.wan.traffic().up.packets() == before
     assert gateway.stop() == 0  # whatever sshd had to say, it has said

@@ -207,3 +207,33 @@ def test_a_session_that_is_not_there_is_told(start_gateway: Callable[..., Gatewa
     done = _ctl(start_gateway(), "kick", "--", who)
     assert (done.returncode, done.stdout) == (67, "")
     assert done.stderr == f"gatewayctl: there is no open session {who}; gatewayctl sessions lists them\n"
+
+
+# Draining
+
+
+def test_a_drained_gateway_keeps_its_sessions_and_starts_none(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """New logins read why, load balancers see it, a reload changes nothing, and --off ends it."""
+    gateway = start_gateway()
+    shell = open_terminal(lab.gateway_argv(gateway, user))
+    shell.wait_for(user.prompt)
+    done = _ctl(gateway, "drain", "--message", "maintenance until noon")
+    assert (done.returncode, done.stdout) == (0, "Accepts no new sessions. Open: 1.\n")
+    for _ in range(2):
+        refused = lab.run(lab.gateway_argv(gateway, user, "echo in"))
+        assert (refused.stdout, refused.stderr, refused.returncode) == (b"", b"gateway: maintenance until noon\n", 75)
+        told = _ctl(gateway, "healthcheck")
+        assert (told.returncode, told.stdout) == (
+            1,
+            "unhealthy: drain: accepts no new sessions: maintenance until noon\n",
+        )
+        assert _ctl(gateway, "healthcheck", "--live").stdout == "healthy\n"
+        assert "WARNING: draining: maintenance until noon" in _ctl(gateway, "status").stdout
+        gateway.signal(signal.SIGHUP)
+        gateway.log.wait_for(r"\breloaded\b")
+    shell.run("echo $((40 + 2))", "42")
+    assert _ctl(gateway, "drain", "--off").stdout == "Accepts sessions again. Open: 1.\n"
+    assert lab.run(lab.gateway_argv(gateway, user, "echo in")).stdout == b"in\n"
+    assert _ctl(gateway, "healthcheck").returncode == 0

@@ -36,3 +36,14 @@ def test_a_lock_survives_its_broker(tmp_path: Path) -> None:
     with closing(Locks(tmp_path / "locks")) as old, closing(Locks(tmp_path / "locks")) as new:
         old.lock("alice", 60)
         assert new.until("alice") == old.until("alice") is not None
+
+
+def test_a_drain_lasts_until_it_is_ended(tmp_path: Path) -> None:
+    """Over a change of brokers, with the last message."""
+    with closing(Locks(tmp_path / "locks")) as old, closing(Locks(tmp_path / "locks")) as new:
+        assert new.drained() is None
+        old.drain("until noon")
+        old.drain("until one")
+        assert new.drained() == "until one"
+        new.drain(None)
+        assert old.drained() is None

@@ -1,4 +1,4 @@
-"""Names that the operator has locked for a while (``gatewayctl kick --lock``)."""
+"""What the operator bars for a while: names (``gatewayctl kick --lock``) or all new sessions (``gatewayctl drain``)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Locks:
         try:
             self._db.execute("PRAGMA synchronous = OFF")  # as for the table of uids
             self._db.execute("CREATE TABLE IF NOT EXISTS locks (user TEXT PRIMARY KEY, until REAL NOT NULL)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS drain (message TEXT NOT NULL)")
         except sqlite3.Error:
             self._db.close()
             raise
@@ -43,6 +44,21 @@ class Locks:
         """Return the time, in seconds since the epoch, at which a name's lock ends; None for a name without a lock."""
         row = self._db.execute("SELECT until FROM locks WHERE user = ? AND until > ?", (user, self._clock())).fetchone()
         return None if row is None else float(row[0])
+
+    def drain(self, message: str | None) -> None:
+        """Bar new sessions with a message, or with None permit them again.
+
+        Raises:
+            sqlite3.Error: It cannot be written.
+        """
+        self._db.execute("DELETE FROM drain")
+        if message is not None:
+            self._db.execute("INSERT INTO drain VALUES (?)", (message,))
+
+    def drained(self) -> str | None:
+        """Return the message with which new sessions are barred; None if they are not."""
+        row = self._db.execute("SELECT message FROM drain").fetchone()
+        return None if row is None else str(row[0])
 
     def close(self) -> None:
         """Close the file."""

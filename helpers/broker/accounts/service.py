@@ -130,6 +130,31 @@ class AccountService:
         """Lock a name for some seconds, or with 0 lift its lock."""
         self._locks.lock(user, seconds)
 
+    async def drain(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Bar new sessions for the operator, or permit them again.
+
+        Keys are still accepted, so that the session helper can show the message.
+
+        Args:
+            peer: ``gatewayctl drain``.
+            request: ``message``; None to permit sessions again.
+
+        Raises:
+            PermissionDeniedError: The peer is not root.
+        """
+        if peer.uid != 0:
+            msg = "only root may drain the gateway"
+            raise PermissionDeniedError(msg)
+        message = request["message"]
+        text = None if message is None else "".join(letter if letter.isprintable() else "?" for letter in str(message))
+        self._locks.drain(text)
+        self._log.warning("draining" if text is not None else "drain_ended", text=text)
+        return {}
+
+    def drained(self) -> str | None:
+        """Return the message with which new sessions are barred; None if they are not."""
+        return self._locks.drained()
+
     def why_locked(self, user: str) -> str | None:
         """Return a sentence if the operator has locked a name; None if not."""
         until = self._locks.until(user)

@@ -16,7 +16,7 @@ from helpers.broker.sessions.login_limiter import LoginLimiter, source_of
 from helpers.broker.sessions.open_sessions import OpenSession, OpenSessions
 from helpers.broker.sessions.session_starter import SessionStarter, Started, parse_request
 from helpers.protocol.access_mode import AccessMode
-from helpers.protocol.errors import GatewayError, PermissionDeniedError
+from helpers.protocol.errors import DrainingError, GatewayError, PermissionDeniedError
 from helpers.protocol.event_log import EventLog
 from helpers.protocol.session_answer import SessionAnswer
 
@@ -70,6 +70,8 @@ class SessionService:
         user = self._accounts.owner(peer, "session")
         if (locked := self._accounts.why_locked(user)) is not None:
             raise PermissionDeniedError(locked)
+        if (message := self._accounts.drained()) is not None:
+            raise DrainingError(message)
         wanted = parse_request(request)
         client = self._clients.read(peer, request)
         login: dict[str, object] = {"sid": client.sid, "user": user, "client": client.endpoint, "key": client.key}
