@@ -97,7 +97,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     help="Show the version.",
 )
 def gatewayctl() -> None:
-    """Run a plain SSH front door to one remote host, with mosh across the WAN behind it."""
+    """Run an SSH gateway to one remote host, with mosh across the WAN."""
 
 
 def main(arguments: list[str] | None = None) -> None:

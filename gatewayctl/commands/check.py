@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
     """Check the settings and show the values in effect.
 
-    What is odd but no error goes to standard error. Secrets are never printed, only whether they are set.
+    Warnings go to standard error. Secrets are never printed, only whether they are set.
     """
     settings = load()
     check_key(settings)

@@ -14,7 +14,7 @@ from helpers.protocol.errors import SettingsError
 def hash_password() -> None:
     """Hash a password for GATEWAY_PASSWORDS.
 
-    Asks for it twice on a terminal, else reads one line from standard input; it is never an argument.
+    Prompts for the password twice on a terminal, else reads one line from standard input. It is never an argument.
     """
     if sys.stdin is None:  # standard input is closed
         password = ""

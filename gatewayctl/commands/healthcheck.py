@@ -40,9 +40,9 @@ UNHEALTHY = 1
 def healthcheck(directory: Path, *, as_json: bool, live: bool) -> None:
     """Check whether a running gateway accepts logins.
 
-    Asks its broker, its sshd and its user database, 3 seconds each at most, and looks whether the runtime directory has
-    room and its control group processes left; no packet goes to the remote host. Ends with 0 when all is well, with 1
-    when something is not, and says what. Only root may ask.
+    Checks the broker, sshd and the user database, 3 seconds each at most, free space in the runtime directory, and the
+    number of processes left in the control group. No packet goes to the remote host. Exits with 0 if all checks pass;
+    otherwise prints the failed check and exits with 1. Only root may do this.
     """
     checks, warning = check(Runtime(directory), live=live)
     failed = next((f"{name}: {result}" for name, result in checks.items() if result != "ok"), None)

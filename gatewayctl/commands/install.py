@@ -37,8 +37,8 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 def install(config: Path, *, systemd: bool, only_print: bool, remove: bool) -> None:
     """Make the gateway a service of this machine.
 
-    Writes one unit, which runs this installation, and starts nothing. Your sshd is not touched. Run it again after an
-    upgrade; it changes nothing that is right already.
+    Writes one unit, which runs this installation, and starts nothing. Your sshd is not changed. Run it again after an
+    upgrade; a unit that is up to date is not changed.
     """
     del systemd
     if only_print:

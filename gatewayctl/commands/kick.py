@@ -49,8 +49,8 @@ _SID = re.compile(r"[0-9]+-[0-9]+")
 def kick(directory: Path, who: str, message: str, minutes: int | None) -> None:
     """End the session SID, or all sessions of USER.
 
-    The user reads the message, mosh says goodbye to the remote host, and the client's ssh ends. Only root may do this.
-    Ends with 67 when there is no such session, and no lock was given.
+    The user sees the message, mosh ends the session on the remote host, and the client's ssh ends. Only root may do
+    this. Exits with 67 if there is no such session, and no lock was given.
     """
     found = [
         session

@@ -49,11 +49,11 @@ def render_config(load: Callable[[], Settings], output: Path | None, sshd: Path)
             click.echo(f"# ===== sshd_config.d/{name} =====\n{text}")
         return
     with tempfile.TemporaryDirectory(prefix="gatewayctl-") as scratch:
-        check_apart(sshd, context, Path(scratch))
+        check_in_scratch(sshd, context, Path(scratch))
     click.echo(config.write(output.absolute(), files))
 
 
-def check_apart(sshd: Path, context: config.SshdContext, scratch: Path) -> None:
+def check_in_scratch(sshd: Path, context: config.SshdContext, scratch: Path) -> None:
     """Have sshd check the configuration in a scratch directory, so that an invalid one is never written.
 
     The host key may not exist yet, since ``serve`` makes it. A temporary key then takes its place.

@@ -38,7 +38,7 @@ KEY_FILES_EVERY_S = 5.0
 def serve(load: Callable[[], Settings]) -> None:
     """Run the gateway in the foreground.
 
-    SIGHUP reads the settings anew and leaves live sessions alone; SIGTERM and Ctrl-C end the sessions and leave.
+    SIGHUP reloads the settings without affecting live sessions. SIGTERM and Ctrl-C end the sessions and the gateway.
     """
     # Before the checks of files, which assume root.
     if os.geteuid() != 0:

@@ -24,8 +24,7 @@ def sessions(directory: Path, *, as_json: bool) -> None:
     """List the open sessions of a running gateway.
 
     Each line has the session's id in the log, the user, the client's address and port, mosh or ssh, the time (UTC) at
-    which the session began, and for how long it is open. Only root may ask. Ends with 71 when the broker does not
-    answer.
+    which the session began, and its duration. Only root may do this. Exits with 71 if the broker does not answer.
     """
     found = ask_broker(directory, "sessions", TIMEOUT_S)["sessions"]
     if as_json:

@@ -31,7 +31,7 @@ _WORDS = {
 def status(directory: Path, *, as_json: bool) -> None:
     """Show the status of a running gateway.
 
-    Only root may ask. Ends with 71 when its broker does not answer.
+    Only root may do this. Exits with 71 if the broker does not answer.
     """
     found = status_of(directory, TIMEOUT_S)
     if as_json:

@@ -82,7 +82,9 @@ def warnings(settings: Settings) -> list[str]:
         found += _faults(_given(settings, name), text)
     directory = settings.gateway_keys_dir
     if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - False if inaccessible
-        found.append(f"{_given(settings, 'gateway_keys_dir')}: {directory} is no directory: nothing is taken from it")
+        found.append(
+            f"{_given(settings, 'gateway_keys_dir')}: {directory} is not a directory, so no file is taken from it"
+        )
     if settings.remote_ignore_host_key:
         found.append(
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"

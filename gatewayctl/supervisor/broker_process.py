@@ -170,7 +170,7 @@ class BrokerProcess:
 
         Args:
             plan: The plan to start it with.
-            tell: The end of the pipe to which it writes when it serves.
+            tell: The end of the pipe to which the broker writes when it serves.
 
         Raises:
             OSError: The kernel has no process, memory or file descriptor left.

@@ -27,7 +27,7 @@ IPV6, IPV6_PREFIX = 6, 64
 LOOK_S = 1.0
 """Seconds between checks which connections the remote has accepted; each takes some 0.3 ms."""
 
-_UNPROVED = "connections that the remote has not let in"
+_UNPROVED = "connections that the remote has not accepted"
 _PROVED = {"mosh-client", "ssh"}
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -47,7 +47,7 @@ SWEEP_S = 30.0
 
 
 def build_dependencies(config: BrokerConfig, log: EventLog) -> Dependencies:
-    """Put together what the broker's services work with.
+    """Build the broker's dependencies from its settings.
 
     Raises:
         SettingsError: The gateway's key, or a file that the settings name, cannot be used.
@@ -149,7 +149,7 @@ async def serve(dependencies: Dependencies) -> None:
             dependencies.open_sessions.adopt()
     fresh.cancel()
     # The supervisor holds the sockets too, so new connections wait in their queues for the next broker.
-    await server.leave(servers)
+    await server.stop_accepting(servers)
     try:
         async with asyncio.timeout(DRAIN_S):
             await server.idle()

@@ -65,7 +65,7 @@ def session_id(pid: int, supervisor: int, proc: Path = Path("/proc")) -> str | N
 
     Returns:
         ``PID-START`` of sshd's process for that connection, whose PID is the one in sshd's own syslog lines; None
-        where the helper does not descend from a connection of our sshd.
+        if the helper does not descend from a connection of our sshd.
     """
     chain: list[str] = []
     for _ in range(_MAX_ANCESTORS):

@@ -12,7 +12,7 @@ from helpers.protocol.errors import RemoteTimeoutError
 _T = TypeVar("_T")
 
 
-async def in_time(work: Awaitable[_T]) -> _T:
+async def within_deadline(work: Awaitable[_T]) -> _T:
     """Wait for work that depends on the remote.
 
     Raises:

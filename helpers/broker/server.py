@@ -71,7 +71,7 @@ class Server:
         ]
 
     @staticmethod
-    async def leave(listening: Iterable[asyncio.Server]) -> None:
+    async def stop_accepting(listening: Iterable[asyncio.Server]) -> None:
         """Stop accepting; connections that were accepted are still served, new ones wait for the next broker.
 
         Args:

@@ -28,7 +28,7 @@ from helpers.ssh.known_hosts import KnownHosts
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What the services depend on.
+    """The services' dependencies.
 
     Attributes:
         config: The broker's settings.
@@ -63,7 +63,7 @@ class Services:
     """The broker's services.
 
     Args:
-        dependencies: What they depend on.
+        dependencies: Their dependencies.
 
     Attributes:
         accounts: Answers nss-systemd.
@@ -79,7 +79,7 @@ class Services:
         self._tasks: set[asyncio.Task[str | None]] = set()
         clients = Clients(dependencies.supervisor, config.gateway_trusted_proxies)
         self.accounts = AccountService(config, dependencies.uids, dependencies.locks, log, self._login_begins)
-        warm_up = _nothing if dependencies.identity is None else dependencies.connections.warm_up
+        warm_up = _do_nothing if dependencies.identity is None else dependencies.connections.warm_up
         self.keys = KeyService(config, self.accounts, dependencies.source, clients, log, warm_up)
         starter = SessionStarter(config, dependencies.connections, dependencies.known_hosts, dependencies.addresses)
         self.sessions = SessionService(
@@ -128,5 +128,5 @@ class Services:
             task.add_done_callback(self._tasks.discard)
 
 
-def _nothing(user: str) -> None:
+def _do_nothing(user: str) -> None:
     """Do nothing: without a key of its own the gateway cannot connect."""

@@ -363,7 +363,7 @@ async def test_nobody_falls_between_two_brokers(which: int, turns: int, served: 
         client.sendall(said)
         for _ in range(turns):
             await asyncio.sleep(0)
-        await served.server.leave(served.listening)
+        await served.server.stop_accepting(served.listening)
         client.settimeout(0)
         served.kept[which].settimeout(0)
         try:

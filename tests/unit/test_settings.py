@@ -665,7 +665,7 @@ def test_what_is_allowed_and_odd_is_a_warning(tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     for none in (missing, str(tmp_path)):
         assert any(f"{none} is not a file" in line for line in load({"REMOTE_KNOWN_HOSTS": none}).warnings)
-    told = "GATEWAY_KEYS_DIR (from environment GATEWAY_KEYS_DIR): %s is no directory: nothing is taken from it"
+    told = "GATEWAY_KEYS_DIR (from environment GATEWAY_KEYS_DIR): %s is not a directory, so no file is taken from it"
     for where, warned in ((missing, True), ("/etc/passwd", True), (str(tmp_path), False)):
         assert (told % where in load({"GATEWAY_KEYS_DIR": where}).warnings) == warned
     assert load({"REMOTE_KNOWN_HOSTS": "/etc/passwd"}).warnings == ()

@@ -62,7 +62,7 @@ def test_one_source_has_fifty(sshd: FakeSshd, addresses: tuple[str, ...], source
     again = sshd.connect()
     for address in addresses:
         assert sshd.clients.refusal_reason(again.pid, address) == (
-            f"{source} has more than {MAX_FOR_SOURCE} connections that the remote has not let in"
+            f"{source} has more than {MAX_FOR_SOURCE} connections that the remote has not accepted"
         )
     assert sshd.ask("192.0.2.8") == sshd.ask("2001:db8:0:1::1") == [None]
     first.kill()
@@ -102,7 +102,7 @@ def test_all_sources_together_have_250() -> None:
         behind = FakeSshd(stack, proxies="192.0.2.0/24,2001:db8::/32")
         assert behind.ask("192.0.2.7", MAX_CLIENTS) == [None] * MAX_CLIENTS
         assert behind.ask("2001:db8::7") == [
-            f"there are more than {MAX_CLIENTS} connections that the remote has not let in"
+            f"there are more than {MAX_CLIENTS} connections that the remote has not accepted"
         ]
 
 

@@ -144,7 +144,7 @@ class RemoteKeys:
         try:
             ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
             keys = self._parse(user, ran.completed)
-            if ran.connect_ms == 0.0 and self._must_prove_anew(keys.content, age_s):
+            if ran.connect_ms == 0.0 and self._must_reauthenticate(keys.content, age_s):
                 self._pool.forget(user)
                 ran = await self._pool.run(user, lambda _: command, max_bytes=MAX_OUTPUT_BYTES)
                 keys = self._parse(user, ran.completed)
@@ -214,7 +214,7 @@ class RemoteKeys:
         ]
         await asyncio.gather(*map(refresh, due))
 
-    def _must_prove_anew(self, content: bytes, age_s: float | None) -> bool:
+    def _must_reauthenticate(self, content: bytes, age_s: float | None) -> bool:
         """Whether the gateway must authenticate again, since its own key is not in the file.
 
         If a user removes the gateway's key from authorized_keys, a connection that is still open keeps working. If the

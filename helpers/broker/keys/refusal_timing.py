@@ -62,8 +62,8 @@ class RefusalTiming:
         if not self._fetches_s:
             return 0.0
         now = self._clock()
-        return max(0.0, self._lookups.get(user, now) + self._pace_s() - now)
+        return max(0.0, self._lookups.get(user, now) + self._delay_s() - now)
 
-    def _pace_s(self) -> float:
+    def _delay_s(self) -> float:
         times_s = self._fetches_s.values()
         return min(MAX_S, max(times_s), OUTLIER * statistics.median_low(times_s))

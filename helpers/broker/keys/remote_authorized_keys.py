@@ -160,7 +160,7 @@ class _Answer:
         """Take the rest of a line."""
         end = self._output.find(b"\n", self._at)
         if end < 0:
-            raise _cut_short()
+            raise _incomplete()
         # The newline is not consumed: the next marker begins with it.
         line, self._at = self._output[self._at : end], end
         return line
@@ -168,7 +168,7 @@ class _Answer:
     def _words(self) -> list[str]:
         """Take a marked line, which must come next."""
         if not self._output.startswith(self._marker, self._at):
-            raise _cut_short()
+            raise _incomplete()
         self._at += len(self._marker)
         return self._line().decode("ascii", "replace").split(" ")
 
@@ -178,14 +178,14 @@ class _Answer:
         content = self._output[start : start + count]
         self._at = start + count
         if len(content) < count or not self._output.startswith(self._marker, self._at):
-            raise _cut_short()
+            raise _incomplete()
         return content
 
     def number(self, name: str) -> int:
         """Take a marked line with a name and a number."""
         words = self._words()
         if len(words) != 2 or words[0] != name:  # noqa: PLR2004 - the two
-            raise _cut_short()
+            raise _incomplete()
         return _number(words[1])
 
     def file(self, uid: int) -> bytes | None:
@@ -200,7 +200,7 @@ class _Answer:
         if words == ["unreadable"]:
             raise _IgnoredFileError("it cannot be read, or is no regular file")
         if words[0] != "file" or len(words) != 2:  # noqa: PLR2004 - the two
-            raise _cut_short()
+            raise _incomplete()
         listed = [self._listed() for _ in range(_number(words[1]))]
         files = [entry for entry in listed if entry["kind"] == b"-"]
         words = self._words()
@@ -208,7 +208,7 @@ class _Answer:
         if words[0] == "group":
             private_gid, words = _private_gid(words, self._user), self._words()
         if words != ["content"] or len(files) != 1:
-            raise _cut_short()
+            raise _incomplete()
         content = self._bytes(int(files[0]["size"]))
         for entry in listed:
             _check_strict_modes(entry, uid, private_gid)
@@ -218,7 +218,7 @@ class _Answer:
         self._at += 1
         match = _LISTED.fullmatch(self._line())
         if match is None:
-            raise _cut_short()
+            raise _incomplete()
         return match
 
     def command_output(self) -> bytes:
@@ -231,12 +231,12 @@ class _Answer:
         if words[0] == "failed":
             raise _IgnoredFileError(f"it ended with status {printable(words[-1].encode())}")
         if words[0] != "command" or len(words) != 2:  # noqa: PLR2004 - the two
-            raise _cut_short()
+            raise _incomplete()
         return self._bytes(_number(words[1]))
 
     def end(self) -> None:
         if self._words() != ["end"]:
-            raise _cut_short()
+            raise _incomplete()
 
 
 def _private_gid(words: list[str], user: str) -> int | None:
@@ -266,7 +266,7 @@ def _check_strict_modes(entry: re.Match[bytes], uid: int, private_gid: int | Non
 
 def _number(word: str) -> int:
     if not _NUMBER.fullmatch(word):
-        raise _cut_short()
+        raise _incomplete()
     return int(word)
 
 
@@ -283,5 +283,5 @@ def _expand(text: str) -> str:
     return re.sub("%.", lambda token: values[token[0]], text)
 
 
-def _cut_short() -> RemoteLostError:
+def _incomplete() -> RemoteLostError:
     return RemoteLostError("authorized_keys was cut short on the remote host, or other text came between")

@@ -11,7 +11,7 @@ from helpers.broker.accounts.service import NO_ROOM, AccountService
 from helpers.broker.clients import Client, Clients
 from helpers.broker.keys.sources import KeySource, Verdict
 from helpers.broker.peer_credentials import Peer
-from helpers.broker.remote_deadline import in_time
+from helpers.broker.remote_deadline import within_deadline
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import GatewayError, PermissionDeniedError, UserNameError
 from helpers.protocol.event_log import EventLog, fault_of
@@ -75,7 +75,7 @@ class KeyService:
         try:
             offered = parse_offered_key(key_type, str(request["key"]))
             client = self._clients.read(peer, words, fingerprint(offered.blob))
-            verdict = await in_time(self._judge(user, offered))
+            verdict = await within_deadline(self._judge(user, offered))
             reason = None if verdict.lines else verdict.file.why_no_line
         except GatewayError as error:
             reason = f"{error.code}: {error.message}"

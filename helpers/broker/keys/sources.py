@@ -52,7 +52,7 @@ class KeySource(Protocol):
     async def admit(
         self, user: str, uid: int, offered: OfferedKey, verdict: Verdict, client: Client | None
     ) -> str | None:
-        """Have the home made, and whatever else the login with a permitted key needs.
+        """Have the user's home made, and sshd's file of keys written if the source caches lines there.
 
         Args:
             user: The user's name.

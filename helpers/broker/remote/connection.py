@@ -108,7 +108,7 @@ def _certify(key: paramiko.PKey, certificate: str) -> None:
                 return
     except (ValueError, UnsupportedAlgorithm):
         pass  # not a certificate
-    msg = f"{KEY_SETTINGS}: the -cert.pub beside it is no user certificate for this key; have the key signed anew"
+    msg = f"{KEY_SETTINGS}: the -cert.pub beside it is not a user certificate for this key; have the key signed again"
     raise SettingsError(msg)
 
 

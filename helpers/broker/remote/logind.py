@@ -1,4 +1,4 @@
-"""Keeps connections open where the remote's logind would end mosh-server with the connection that started it.
+"""Keeps connections open if the remote's logind would end mosh-server with the connection that started it.
 
 mosh-server normally outlives the SSH session that starts it. With ``KillUserProcesses=yes`` (logind.conf(5)),
 systemd-logind ends it with that session. The gateway starts a user's mosh-servers over one connection, which it closes

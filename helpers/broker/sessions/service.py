@@ -11,7 +11,7 @@ from helpers.broker.clients import Client, Clients
 from helpers.broker.peer_credentials import Peer, start_of
 from helpers.broker.remote.logind import Logind
 from helpers.broker.remote.pool import Connections
-from helpers.broker.remote_deadline import in_time
+from helpers.broker.remote_deadline import within_deadline
 from helpers.broker.sessions.login_limiter import LoginLimiter, source_of
 from helpers.broker.sessions.open_sessions import OpenSession, OpenSessions
 from helpers.broker.sessions.session_starter import SessionStarter, Started, parse_request
@@ -77,7 +77,7 @@ class SessionService:
         login: dict[str, object] = {"sid": client.sid, "user": user, "client": client.endpoint, "key": client.key}
         began = time.monotonic()
         try:
-            started = await in_time(self._starter.start(user, wanted))
+            started = await within_deadline(self._starter.start(user, wanted))
         except GatewayError as error:
             self.failed += 1
             ms = (time.monotonic() - began) * 1000

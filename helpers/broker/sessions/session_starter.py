@@ -92,11 +92,11 @@ def parse_request(request: Mapping[str, Any]) -> SessionRequest:
     if carried is None:
         return SessionRequest(checked, original, None, forced=False, window=window)
     sftp = original == SFTP_REQUEST
-    command = _as_the_remote_has_it(decode_command(carried), sftp=sftp)
+    command = _replace_internal_sftp(decode_command(carried), sftp=sftp)
     return SessionRequest(checked, command, SFTP_COMMAND if sftp else original, forced=True, window=window)
 
 
-def _as_the_remote_has_it(command: str, *, sftp: bool) -> str:
+def _replace_internal_sftp(command: str, *, sftp: bool) -> str:
     """Replace ``internal-sftp``, sshd's own sftp server, by a program: to a shell it is no command.
 
     Args:
