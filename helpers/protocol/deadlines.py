@@ -29,5 +29,5 @@ RUN_TIMEOUT_S = 10.0
 """One command runs on the remote."""
 
 WARM_TIMEOUT_S = 4.0
-"""A warm connection may wait for an answer that the remote's kernel has acknowledged, before a new one is tried in
-parallel: on a busy machine mosh-server starts slowly."""
+"""A command over a warm connection, whose data the remote's kernel has acknowledged, waits for its answer before a new
+connection is tried in parallel: on a busy machine mosh-server starts slowly."""

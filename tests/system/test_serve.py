@@ -91,10 +91,10 @@ def test_wrong_setting_stops_the_start(start_gateway: StartGateway, setting: str
 
 
 _KEY_FLAWS = {
-    "malformed": "no private key",
-    "public": "no private key",
-    "empty": "no private key",
-    "damaged": "no private key",
+    "malformed": "not a private key",
+    "public": "not a private key",
+    "empty": "not a private key",
+    "damaged": "not a private key",
     "passphrase": "needs a passphrase",
     "passphrase-pkcs8": "needs a passphrase",
     "open-to-all": "chmod 0600",
