@@ -38,21 +38,21 @@ _ENTER = """
 set -e
 private=$1 userdb=$2 log=$3
 shift 3
-# Directories of our own in the place of the host's /etc and /run, with the host's entries in them but for those that
-# are ours. A mount on a single file would not last: who puts another file in its place, as useradd does with
-# /etc/passwd, takes the mount away in every namespace, and sshd would see the host's users.
+# Directories of our own replace the host's /etc and /run. They contain the host's entries, except those that are ours.
+# A mount on a single file would not last: replacing the file, as useradd does with /etc/passwd, removes the mount in
+# every namespace, and sshd would see the host's users.
 mount -t tmpfs -o mode=0755 etc "$private/etc"
-# With what is mounted in it, as a volume at /etc/gateway is.
+# With the mounts below it, such as a volume at /etc/gateway.
 mount --rbind /etc "$private/host"
-# Links as they are, since they may be relative; everything else by a link, so that what the host writes anew is seen.
-# One may be gone by the time it is copied.
+# Links are copied, since they may be relative; for everything else a link is made, so that later changes of the host
+# are visible. An entry may be removed before it is copied.
 find /etc -mindepth 1 -maxdepth 1 -type l -exec cp -P -t "$private/etc" {} + || :
 find "$private/host" -mindepth 1 -maxdepth 1 ! -type l -exec ln -s -t "$private/etc" {} +
 for name in nsswitch.conf passwd shadow group; do cp -p --remove-destination "$private/$name" "$private/etc"; done
 rm -f "$private/etc/userdb"
 mount --move "$private/etc" /etc
-# systemd removes /run/sshd, in which sshd shuts its unprivileged half, when the host's own sshd stops. A cache of names
-# (nscd) would answer from the host's accounts. Directories come and go in /run, so one may be gone by now.
+# systemd removes /run/sshd, the chroot of sshd's unprivileged process, when the host's own sshd stops. A cache of names
+# (nscd) would answer from the host's accounts. A directory in /run may be removed before it is mounted.
 mount -t tmpfs -o mode=0755 run "$private/run"
 mount --make-unbindable "$private/run"
 for entry in /run/*; do
@@ -63,20 +63,20 @@ for entry in /run/*; do
     fi
 done
 mkdir "$private/run/sshd"
-# Logins of invented users are no business of the host's who(1) and last(1), and the host's lastlog, which is indexed by
-# uid, would grow to the size of the largest one. sshd misses utmp at each logout, and not wtmp.
+# The gateway's logins must not appear in the host's who(1) and last(1), and the host's lastlog, which is indexed by
+# uid, would grow to the size of the largest uid. sshd logs an error at each logout without utmp, but not without wtmp.
 : > "$private/run/utmp"
 mount --move "$private/run" /run
 mount --bind "$userdb" /run/systemd/userdb
-# In which nss-systemd looks for users, too (userdb-dropin.h): those whom a container's host binds into it, above all.
+# nss-systemd also searches these directories (userdb-dropin.h), mainly for users that a container's host binds into it.
 for others in /run/host/userdb /usr/local/lib/userdb /usr/lib/userdb /lib/userdb; do
     if [ -d "$others" ]; then mount -t tmpfs -o mode=0755 userdb "$others"; fi
 done
 mount -t tmpfs -o mode=0755 log /var/log
 : > /var/log/lastlog
-# What sshd says to syslog comes to us, not to the host's. A mount needs something to stand on, and a daemon that makes
-# /dev/log anew takes it away: so that is a /dev of our own, with what programs expect of one in it and none of the
-# host's disks, and terminals of our own: a ptmx finds those that are mounted beside it (pts(4)).
+# sshd's syslog messages come to us, not to the host's syslog. A mount on /dev/log would be lost when a daemon recreates
+# the file, so /dev itself is ours, with the devices that programs expect and without the host's disks. The terminals
+# are ours too: a ptmx uses the devpts that is mounted next to it (pts(4)).
 if [ "$log" ]; then
     mount -t tmpfs -o mode=0755 dev "$private/dev"
     for device in null zero full random urandom tty; do
