@@ -268,7 +268,7 @@ def test_broker_that_does_not_come_back(make_lab: Callable[..., Lab]) -> None:
 
     # 71 where the session's helper can say so; 255 where sshd itself cannot look its user up any more.
     assert terminal.wait_exit(timeout_s=15) in {71, 255}
-    assert gateway.log.matches(r"error broker_not_started reason=\"the table of users ")
+    assert gateway.log.matches(r"error broker_not_started reason=\"a table in ")
 
 
 def test_gateway_that_is_told_to_leave(make_lab: Callable[..., Lab]) -> None:
