@@ -1,4 +1,4 @@
-"""What the operator bars for a while: names (``gatewayctl kick --lock``) or all new sessions (``gatewayctl drain``)."""
+"""Bars set by the operator: on a name (``gatewayctl kick --lock``), or on all new sessions (``gatewayctl drain``)."""
 
 from __future__ import annotations
 
