@@ -53,13 +53,12 @@ class Clients:
         self._proxies = [ipaddress.ip_network(text) for text in trusted_proxies.split(",") if text]
         self._known = KnownClients()
 
-    def read(self, peer: Peer, request: Mapping[str, Any], key: str | None = None) -> Client:
+    def read(self, peer: Peer, request: Mapping[str, Any]) -> Client:
         """Read a request.
 
         Args:
             peer: The helper that sent the request.
             request: ``connection``, the value of SSH_CONNECTION; ``key``, the first line of SSH_USER_AUTH's file.
-            key: The key's fingerprint, if the caller has it already.
         """
         endpoint = _endpoint(str(request.get("connection", "")))
         address = None if endpoint is None else endpoint.rpartition(":")[0].strip("[]")
@@ -68,7 +67,7 @@ class Clients:
             endpoint,
             address,
             None if address is None or self._is_proxy(address) else address,
-            key or _key_fingerprint(str(request.get("key", ""))),
+            _key_fingerprint(str(request.get("key", ""))),
         )
 
     def _is_proxy(self, address: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from helpers.broker.accounts.service import NO_ROOM, AccountService
@@ -68,13 +69,12 @@ class KeyService:
             raise PermissionDeniedError(msg)
         began = time.monotonic()
         user, key_type = str(request["user"]), str(request["key_type"])
-        words = {"connection": request.get("connection", "")}
-        client = self._clients.read(peer, words)
+        client = self._clients.read(peer, {"connection": request.get("connection", "")})
         self.offered += 1
         verdict, reason = None, None
         try:
             offered = parse_offered_key(key_type, str(request["key"]))
-            client = self._clients.read(peer, words, fingerprint(offered.blob))
+            client = replace(client, key=fingerprint(offered.blob))
             verdict = await within_deadline(self._judge(user, offered))
             reason = None if verdict.lines else verdict.file.why_no_line
         except GatewayError as error:
