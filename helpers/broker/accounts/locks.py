@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from helpers.broker.tables import open_table
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS locks (user TEXT PRIMARY KEY, until REAL NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS drain (message TEXT NOT NULL)",
+)
 
 
 class Locks:
@@ -21,14 +27,7 @@ class Locks:
 
     def __init__(self, path: Path | str, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA synchronous = OFF")  # as for the table of uids
-            self._db.execute("CREATE TABLE IF NOT EXISTS locks (user TEXT PRIMARY KEY, until REAL NOT NULL)")
-            self._db.execute("CREATE TABLE IF NOT EXISTS drain (message TEXT NOT NULL)")
-        except sqlite3.Error:
-            self._db.close()
-            raise
+        self._db = open_table(path, *_SCHEMA)
 
     def lock(self, user: str, seconds: float) -> None:
         """Lock a name, or with 0 seconds lift its lock.

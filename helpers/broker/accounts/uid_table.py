@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from helpers.broker.tables import open_table
 from helpers.protocol.messages import is_user_name
 
 RESERVED_NAMES = frozenset({"root", "nobody", "sshd"})
@@ -86,17 +87,7 @@ class UidTable:
         is_short: Callable[[], bool] = lambda: False,
     ) -> None:
         self._uids, self._clock, self._busy, self._is_short = uids, clock, busy, is_short
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            # The runtime directory is a tmpfs: the data must survive the process, not the machine.
-            self._db.execute("PRAGMA synchronous = OFF")
-            # The journal keeps its space, so that a row can be changed when the directory is full.
-            self._db.execute("PRAGMA journal_mode = PERSIST")
-            self._db.execute(_SCHEMA)
-            self._db.execute(_INDEX)
-        except sqlite3.Error:
-            self._db.close()
-            raise
+        self._db = open_table(path, _SCHEMA, _INDEX)
 
     def uid_of(self, name: str, *, allocate: bool) -> int | None:
         """Look a name up.

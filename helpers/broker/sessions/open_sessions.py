@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from helpers.broker.peer_credentials import end_of, start_of
+from helpers.broker.tables import open_table
 from helpers.protocol.event_log import EventLog
 
 _SCHEMA = """
@@ -80,14 +81,7 @@ class OpenSessions:
     def __init__(self, path: Path | str, log: EventLog, clock: Callable[[], float] = time.time) -> None:
         self._log, self._clock = log, clock
         self._watched: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA synchronous = OFF")  # as for the table of uids
-            self._db.execute("PRAGMA journal_mode = PERSIST")
-            self._db.execute(_SCHEMA)
-        except sqlite3.Error:
-            self._db.close()
-            raise
+        self._db = open_table(path, _SCHEMA)
 
     def begin(self, session: OpenSession) -> None:
         """Add a session, and watch it."""
@@ -118,15 +112,14 @@ class OpenSessions:
             task.add_done_callback(lambda _: self._watched.pop(number, None))
 
     async def _until_its_end(self, session: OpenSession) -> None:
-        with suppress(ProcessLookupError):
-            try:
-                async with end_of(session.pid) as ended:
-                    if start_of(session.pid) == session.start:
-                        await ended.wait()
-            except ProcessLookupError:
-                raise
-            except OSError:
-                return  # no file descriptor is left: `adopt` tries again
+        try:
+            async with end_of(session.pid) as ended:
+                if start_of(session.pid) == session.start:
+                    await ended.wait()
+        except ProcessLookupError:
+            pass  # it has ended already
+        except OSError:
+            return  # no file descriptor is left: `adopt` tries again
         removed = self._db.execute("DELETE FROM sessions WHERE pid = ? AND start = ?", (session.pid, session.start))
         if removed.rowcount:
             self._log.info(
