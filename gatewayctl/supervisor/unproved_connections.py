@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gatewayctl.runtime import processes
+from helpers.protocol.client_source import Address, is_in, parse_address, source_of_address
 
 MAX_FOR_SOURCE = 50
 """Most connections of one address, or one /64 of IPv6: as many as PerSourceMaxStartups allows (60-abuse.conf)."""
@@ -21,15 +22,11 @@ MAX_FOR_SOURCE = 50
 MAX_CLIENTS = 250
 """Most connections of all addresses: as many as MaxStartups accepts without dropping any. Each takes two processes."""
 
-IPV6, IPV6_PREFIX = 6, 64
-"""IPv6 addresses with the same prefix of so many bits count as one source, as in sshd (PerSourceNetBlockSize)."""
-
 LOOK_S = 1.0
 """Seconds between checks which connections the remote has accepted; each takes some 0.3 ms."""
 
 _UNPROVED = "connections that the remote has not accepted"
 _PROVED = {"mosh-client", "ssh"}
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class UnprovedConnections:
@@ -73,10 +70,8 @@ class UnprovedConnections:
 
     def _source(self, pid: int, address: str | None) -> str | None:
         """Return the source of a connection; None if it is a proxy, or cannot be determined."""
-        ip = _peer(pid) if address is None else ipaddress.ip_address(address.partition("%")[0])
-        if ip is None or any(ip in ipaddress.ip_network(text) for text in self.trusted_proxies.split(",") if text):
-            return None
-        return str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False)) if ip.version == IPV6 else str(ip)
+        ip = _peer(pid) if address is None else parse_address(address)
+        return None if ip is None or is_in(ip, self.trusted_proxies) else source_of_address(ip)
 
 
 def _is_proved(connection: int) -> bool:
@@ -87,7 +82,7 @@ def _is_proved(connection: int) -> bool:
     return False
 
 
-def _peer(pid: int) -> _Address | None:
+def _peer(pid: int) -> Address | None:
     """Find the peer of a process's TCP connection; None if the kernel denies access to its sockets."""
     inodes = set()
     with suppress(OSError):
@@ -101,7 +96,7 @@ def _peer(pid: int) -> _Address | None:
     return None
 
 
-def _address(written: str) -> _Address:
+def _address(written: str) -> Address:
     """Parse an address in the kernel's notation: every four bytes in the machine's byte order (proc(5), net/tcp)."""
     words = struct.unpack(f"={len(written) // 8}I", bytes.fromhex(written))
     ip = ipaddress.ip_address(struct.pack(f">{len(words)}I", *words))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from helpers.broker.known_clients import KnownClients
 from helpers.broker.peer_credentials import Peer, session_id
+from helpers.protocol.client_source import is_in, parse_address
 from helpers.ssh.known_hosts import fingerprint
 
 _ENDPOINT = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64} [0-9]{1,5}", re.ASCII)
@@ -50,7 +50,7 @@ class Clients:
 
     def __init__(self, supervisor: int, trusted_proxies: str) -> None:
         self._supervisor = supervisor
-        self._proxies = [ipaddress.ip_network(text) for text in trusted_proxies.split(",") if text]
+        self._trusted_proxies = trusted_proxies
         self._known = KnownClients()
 
     def read(self, peer: Peer, request: Mapping[str, Any]) -> Client:
@@ -72,10 +72,9 @@ class Clients:
 
     def _is_proxy(self, address: str) -> bool:
         try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
+            return is_in(parse_address(address), self._trusted_proxies)
         except ValueError:
             return True  # without an address the client is not identified
-        return any(ip in proxies for proxies in self._proxies)
 
     def note_login(self, user: str, client: Client, *, by_key: bool = False) -> None:
         """Record that the remote has accepted a user's login.

@@ -7,12 +7,12 @@ gateway; with a single limit for all they could keep users out.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter
 from contextlib import AsyncExitStack
 
 from helpers.broker.fair_share import FairShare
 from helpers.broker.peer_credentials import end_of
+from helpers.protocol.client_source import parse_address, source_of_address
 from helpers.protocol.deadlines import TURN_WAIT_S
 from helpers.protocol.errors import RemoteTimeoutError
 
@@ -25,9 +25,6 @@ MAX_STRANGERS = 7
 MAX_FOR_SOURCE = 5
 """How many turns of either kind one source may have while all others are free; fewer while many are taken
 (`helpers.broker.fair_share`)."""
-
-IPV6_PREFIX = 64
-"""IPv6 addresses with the same prefix of so many bits count as one source, as in sshd (60-abuse.conf)."""
 
 MAX_WAITING, MAX_WAITING_FOR_SOURCE = 100, 20
 """Most logins of strangers that may wait for a turn, in total and from one source: each waits in a process. Further
@@ -109,5 +106,4 @@ def source_of(address: str | None, user: str) -> str:
     """
     if address is None:
         return f"user {user}"
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return address if ip.version == 4 else str(ipaddress.IPv6Network((int(ip), IPV6_PREFIX), strict=False))  # noqa: PLR2004
+    return source_of_address(parse_address(address))
