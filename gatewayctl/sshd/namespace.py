@@ -77,20 +77,18 @@ mount -t tmpfs -o mode=0755 log /var/log
 # sshd's syslog messages come to us, not to the host's syslog. A mount on /dev/log would be lost when a daemon recreates
 # the file, so /dev itself is ours, with the devices that programs expect and without the host's disks. The terminals
 # are ours too: a ptmx uses the devpts that is mounted next to it (pts(4)).
-if [ "$log" ]; then
-    mount -t tmpfs -o mode=0755 dev "$private/dev"
-    for device in null zero full random urandom tty; do
-        [ -e "/dev/$device" ] || continue
-        : > "$private/dev/$device"
-        mount --bind "/dev/$device" "$private/dev/$device"
-    done
-    for link in fd stdin stdout stderr; do [ ! -L "/dev/$link" ] || cp -P "/dev/$link" "$private/dev"; done
-    mkdir "$private/dev/pts"
-    mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$private/dev/pts"
-    ln -s pts/ptmx "$private/dev/ptmx"
-    ln -s "$log" "$private/dev/log"
-    mount --rbind "$private/dev" /dev
-fi
+mount -t tmpfs -o mode=0755 dev "$private/dev"
+for device in null zero full random urandom tty; do
+    [ -e "/dev/$device" ] || continue
+    : > "$private/dev/$device"
+    mount --bind "/dev/$device" "$private/dev/$device"
+done
+for link in fd stdin stdout stderr; do [ ! -L "/dev/$link" ] || cp -P "/dev/$link" "$private/dev"; done
+mkdir "$private/dev/pts"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$private/dev/pts"
+ln -s pts/ptmx "$private/dev/ptmx"
+ln -s "$log" "$private/dev/log"
+mount --rbind "$private/dev" /dev
 exec "$@"
 """
 
@@ -151,18 +149,16 @@ def nsswitch(text: str) -> str:
     return "\n".join([*_OURS, *kept, ""])
 
 
-def enter(runtime: Runtime, argv: list[str], *, relay: bool) -> list[str]:
+def enter(runtime: Runtime, argv: list[str]) -> list[str]:
     """Return the command line that runs a command in a mount namespace of its own, in which our users exist.
 
     Args:
         runtime: The runtime directory, prepared.
         argv: The command; it keeps the pid of the process that is started.
-        relay: Whether we relay its syslog messages.
     """
     # slave: later mounts of the host propagate into the namespace, and ours do not propagate out.
     unshare = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", _ENTER, "sh"]
-    log = str(runtime.log_socket) if relay else ""
-    return [*unshare, str(runtime.private), str(runtime.userdb), log, *argv]
+    return [*unshare, str(runtime.private), str(runtime.userdb), str(runtime.log_socket), *argv]
 
 
 def in_namespace_of(pid: int) -> list[str]:

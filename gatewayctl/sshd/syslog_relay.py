@@ -1,8 +1,11 @@
-"""Relays sshd's syslog messages to our own stream, one line for each.
+"""Relays sshd's syslog messages to our own log, one line for each.
 
 sshd's ``-e`` would be simpler, but would let clients forge lines: on standard error a newline in a user name stays a
 newline (OpenSSH 9.2, log.c: LOG_STDERR_VIS has no VIS_NL), while for syslog it is escaped. A syslog message is also one
-complete datagram, and includes the sender's pid, with which the broker's ``sid`` begins.
+complete datagram.
+
+All lines of a connection get the process id of its monitor, with which the broker's ``sid`` begins. Lines that repeat
+what others say are written only at log level debug.
 """
 
 from __future__ import annotations
@@ -11,24 +14,20 @@ import re
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
+
+from gatewayctl.sshd.connections import Connections
 
 MAX_MESSAGE_BYTES = 8192
 """Longest message, in bytes; sshd's are 1 KiB at most (log.c, MSGBUFSIZ)."""
 
-LOOK_AFTER = 1024
-"""Number of sessions after which ended ones are removed: larger than a socket's queue (net.unix.max_dgram_qlen), which
-may still contain a process's last message."""
-
 _PROGRAMS = frozenset({"sshd", "sshd-session", "sshd-auth"})
-# sshd's monitor, which is root, logs the pid of its child that runs as the user (OpenSSH, sshd.c, LogLevel VERBOSE).
-_CHILD = re.compile(r"User child is on pid ([0-9]{1,10})")
 _UCRED = struct.Struct("3i")
 _LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
 # RFC 3164 in the form of glibc's syslog(3): priority, local time, tag with pid.
 _MESSAGE = re.compile(
     rb"<([0-9]{1,3})>(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} )?([A-Za-z0-9._-]{1,32})\[[0-9]+\]: (.*)", re.DOTALL
 )
+_UNKNOWN = re.compile(r"UNKNOWN port (?:-1|65535)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -37,15 +36,15 @@ class SyslogRelay:
 
     Args:
         sock: The datagram socket that is /dev/log for our sshd.
+        connections: Records what the messages say about connections.
         write: Writes one line: level, program, process id, text.
     """
 
-    def __init__(self, sock: socket.socket, write: Callable[[str, str, int, str], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, connections: Connections, write: Callable[[str, str, int, str], None]
+    ) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._sock, self._write = sock, write
-        self._children: set[int] = set()
-        self._ended: set[int] = set()
-        self._look_at = LOOK_AFTER
+        self._sock, self._connections, self._write = sock, connections, write
 
     def serve(self) -> None:
         """Relay until the socket is shut down."""
@@ -60,7 +59,7 @@ class SyslogRelay:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, uid, _gid = _UCRED.unpack(value[: _UCRED.size])
                     # A session's process logs as its user, as other processes may: only a message of root marks it.
-                    if uid == 0 or pid in self._children:
+                    if uid == 0 or self._connections.has_child(pid):
                         self._relay(data, pid, root=uid == 0)
 
     def _relay(self, data: bytes, pid: int, *, root: bool) -> None:
@@ -68,16 +67,13 @@ class SyslogRelay:
         if match is None or match[2].decode("ascii") not in _PROGRAMS:
             return
         text = _CONTROL.sub(lambda char: f"\\{ord(char[0]):03o}", match[3].decode("utf-8", "backslashreplace"))
-        self._write(_LEVELS[int(match[1]) & 7], match[2].decode("ascii"), pid, text)
-        child = _CHILD.fullmatch(text) if root else None
-        if child is not None:
-            self._remember(int(child[1]))
-
-    def _remember(self, pid: int) -> None:
-        """Remember a session's process, and remove those that had ended before the last check."""
-        self._children.add(pid)
-        if len(self._children) >= self._look_at:
-            ended = {child for child in self._children if not Path(f"/proc/{child}").exists()}
-            self._children -= ended & self._ended
-            self._ended = ended
-            self._look_at = len(self._children) + LOOK_AFTER
+        level = _LEVELS[int(match[1]) & 7]
+        if self._connections.note(pid, text, root=root) and level == "info":
+            level = "debug"
+        monitor = self._connections.monitor_of(pid)
+        connection = self._connections.find(monitor)
+        if connection is not None and connection.client is not None:
+            # sshd asks the kernel for the address late, and a connection that was reset has none any more.
+            address, _, port = connection.client.rpartition(":")
+            text = _UNKNOWN.sub(f"{address.strip('[]')} port {port}", text)
+        self._write(level, match[2].decode("ascii"), monitor, text)

@@ -1,6 +1,7 @@
-"""Privileged operations that the supervisor runs for the broker: users' homes, and the files of `AuthorizedKeysFiles`.
+"""Operations that the supervisor runs for the broker, as root.
 
-The broker decides for which users. It sends requests over a socket that only it has.
+It makes users' homes, writes the files of `AuthorizedKeysFiles`, and says what sshd logged about a connection. The
+broker decides for which users. It sends requests over a socket that only it has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gatewayctl.sshd.connections import Connections
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import HomeDirectories
 from gatewayctl.supervisor.unproved_connections import UnprovedConnections
@@ -30,6 +32,7 @@ class PrivilegedServer:
         homes: Users' homes.
         keys: The files from which sshd accepts keys without asking the broker.
         clients: Counts connections that the remote has not accepted.
+        connections: sshd's connections.
         clock: Seconds, monotonic.
     """
 
@@ -38,9 +41,11 @@ class PrivilegedServer:
         homes: HomeDirectories,
         keys: AuthorizedKeysFiles,
         clients: UnprovedConnections,
+        connections: Connections,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
+        self._connections = connections
         self._lock = threading.Lock()
         self._active: socket.socket | None = None
         self._owners: dict[int, str] = {}
@@ -89,6 +94,8 @@ class PrivilegedServer:
     def _answer(self, sock: socket.socket, request: bytes) -> dict[str, Any]:
         try:
             message = decode(request)
+            if "connection" in message:
+                return self._connection(message)
             user, uid = message["user"], message["uid"]
             lines, seconds = message.get("lines"), message.get("seconds", 0.0)
             client = message.get("client")
@@ -105,6 +112,12 @@ class PrivilegedServer:
                 if lines is not None and self._active is sock:
                     self._keys.write(user, uid, lines if trouble is None else [], seconds)
         return {"number": number, "trouble": trouble}
+
+    def _connection(self, message: dict[str, Any]) -> dict[str, Any]:
+        monitor = message["connection"]
+        found = self._connections.find(monitor) if type(monitor) is int else None
+        client, ended = (None, None) if found is None else (found.client, found.ended)
+        return {"number": message.get("number"), "client": client, "ended": ended}
 
     def _make_home(self, user: str, uid: int) -> str | None:
         try:

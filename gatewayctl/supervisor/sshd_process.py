@@ -29,7 +29,6 @@ class SshdProcess:
     Args:
         runtime: The runtime directory.
         private: Whether sshd runs in a mount namespace of its own.
-        relay: Whether we relay its syslog messages.
         log: Receives the supervisor's own lines.
         clock: Seconds, monotonic.
 
@@ -43,10 +42,9 @@ class SshdProcess:
         log: EventLog,
         *,
         private: bool,
-        relay: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runtime, self._log, self._private, self._relay, self._clock = runtime, log, private, relay, clock
+        self._runtime, self._log, self._private, self._clock = runtime, log, private, clock
         self._program = Path(processes.find("sshd", "openssh-server"))
         self.pid = 0
         self._restarts_until_s: float | None = None
@@ -58,7 +56,7 @@ class SshdProcess:
 
     def in_namespace(self, argv: list[str]) -> list[str]:
         """Return a command line that runs with the same view of the host's files as our sshd."""
-        return namespace.enter(self._runtime, argv, relay=self._relay) if self._private else argv
+        return namespace.enter(self._runtime, argv) if self._private else argv
 
     def configure(self, plan: Plan) -> None:
         """Write sshd's configuration, and have sshd check it.

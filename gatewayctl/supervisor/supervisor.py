@@ -14,6 +14,7 @@ from gatewayctl.runtime import processes
 from gatewayctl.runtime.directory import Runtime
 from gatewayctl.settings.cross_checks import ANY_KEY_WARNING
 from gatewayctl.sshd import listener, namespace
+from gatewayctl.sshd.connections import Connections
 from gatewayctl.sshd.syslog_relay import SyslogRelay
 from gatewayctl.supervisor import sd_notify, shutdown_notice
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
@@ -46,7 +47,7 @@ class Parts:
         private: Whether sshd runs in a mount namespace of its own.
         broker: The broker.
         sshd: sshd.
-        log_socket: Receives sshd's syslog messages; None if they go to the host's syslog.
+        log_socket: Receives sshd's syslog messages; None if they go to the syslog of a machine whose /dev is not ours.
         relay: The thread that writes them to our log; None likewise.
     """
 
@@ -65,17 +66,16 @@ def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
         GatewayError: A socket cannot be opened, or a program is missing.
     """
     private = namespace.may_unshare()
-    log_socket = None
-    sshd = SshdProcess(runtime, log, private=private, relay=not plan.broker.syslog)
+    relays = private or not plan.broker.syslog
+    sshd = SshdProcess(runtime, log, private=private)
     sockets = runtime.listen(private=private)
-    if not plan.broker.syslog:
-        log_socket = runtime.listen_log(private=private)
-    relay = None
+    log_socket = runtime.listen_log(private=private) if relays else None
+    connections, relay = Connections(), None
     if log_socket is not None:
-        relay = threading.Thread(target=SyslogRelay(log_socket, log.relay).serve, daemon=True)
+        relay = threading.Thread(target=SyslogRelay(log_socket, connections, log.relay).serve, daemon=True)
     homes = HomeDirectories(runtime.home, range(plan.broker.uid_start, plan.broker.uid_stop))
     unproved = UnprovedConnections(lambda: sshd.pid, plan.broker.gateway_trusted_proxies)
-    privileged = PrivilegedServer(homes, AuthorizedKeysFiles(runtime.authorized_keys), unproved)
+    privileged = PrivilegedServer(homes, AuthorizedKeysFiles(runtime.authorized_keys), unproved, connections)
     return Parts(sockets, private, BrokerProcess(sockets, privileged, log), sshd, log_socket, relay)
 
 

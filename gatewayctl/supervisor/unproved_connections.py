@@ -6,15 +6,13 @@ accepted, that proves nothing. This module counts a connection until it has a mo
 
 from __future__ import annotations
 
-import ipaddress
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from gatewayctl.runtime import processes
-from helpers.protocol.client_source import Address, is_in, parse_address, source_of_address
+from helpers.protocol.client_source import is_in, parse_address, source_of_address
 
 MAX_FOR_SOURCE = 50
 """Most connections of one address, or one /64 of IPv6: as many as PerSourceMaxStartups allows (60-abuse.conf)."""
@@ -54,11 +52,11 @@ class UnprovedConnections:
 
         Args:
             connection: The pid of sshd's process for the connection.
-            address: The client's address; None if sshd does not pass it on (before OpenSSH 9.4).
+            address: The client's address; None if it is unknown.
         """
         here = set(processes.children(self._sshd()))
         self._sources = {pid: source for pid, source in self._sources.items() if pid in here}
-        source = self._sources[connection] = self._source(connection, address)
+        source = self._sources[connection] = self._source(address)
         if len(self._sources) <= MAX_FOR_SOURCE:
             return None
         if self._clock() - self._looked_s >= LOOK_S:
@@ -68,9 +66,9 @@ class UnprovedConnections:
             return f"{source} has more than {MAX_FOR_SOURCE} {_UNPROVED}"
         return f"there are more than {MAX_CLIENTS} {_UNPROVED}" if len(unproved) > MAX_CLIENTS else None
 
-    def _source(self, pid: int, address: str | None) -> str | None:
-        """Return the source of a connection; None if it is a proxy, or cannot be determined."""
-        ip = _peer(pid) if address is None else parse_address(address)
+    def _source(self, address: str | None) -> str | None:
+        """Return the source of a connection; None if it is a proxy, or unknown."""
+        ip = None if address is None else parse_address(address)
         return None if ip is None or is_in(ip, self.trusted_proxies) else source_of_address(ip)
 
 
@@ -80,24 +78,3 @@ def _is_proved(connection: int) -> bool:
             if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").rstrip("\n") in _PROVED:
                 return True
     return False
-
-
-def _peer(pid: int) -> Address | None:
-    """Find the peer of a process's TCP connection; None if the kernel denies access to its sockets."""
-    inodes = set()
-    with suppress(OSError):
-        inodes = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()[1:]:
-                fields = line.split()
-                if f"socket:[{fields[9]}]" in inodes:
-                    return _address(fields[2].partition(":")[0])
-    return None
-
-
-def _address(written: str) -> Address:
-    """Parse an address in the kernel's notation: every four bytes in the machine's byte order (proc(5), net/tcp)."""
-    words = struct.unpack(f"={len(written) // 8}I", bytes.fromhex(written))
-    ip = ipaddress.ip_address(struct.pack(f">{len(words)}I", *words))
-    return getattr(ip, "ipv4_mapped", None) or ip

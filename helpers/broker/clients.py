@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from helpers.broker.known_clients import KnownClients
 from helpers.broker.peer_credentials import Peer, session_id
+from helpers.broker.privileged_client import PrivilegedClient
 from helpers.protocol.client_source import is_in, parse_address
 from helpers.ssh.known_hosts import fingerprint
 
@@ -22,17 +23,17 @@ class Client:
 
     Attributes:
         sid: Names the connection in the log, see `helpers.broker.peer_credentials.session_id`.
-        endpoint: ``address:port``; None if sshd does not pass it on.
-        address: The address; None if sshd does not pass it on.
+        endpoint: ``address:port``; None if it is unknown.
+        address: The address; None if it is unknown.
         own_address: The address, or None if it is a proxy's and so does not identify the client.
         key: The fingerprint of the client's key; None for another authentication method.
     """
 
     sid: str | None
-    endpoint: str | None
-    address: str | None
-    own_address: str | None
-    key: str | None
+    endpoint: str | None = None
+    address: str | None = None
+    own_address: str | None = None
+    key: str | None = None
 
     @property
     def process(self) -> int | None:
@@ -46,10 +47,11 @@ class Clients:
     Args:
         supervisor: The process that started sshd.
         trusted_proxies: GATEWAY_TRUSTED_PROXIES: the proxies' networks, separated by commas.
+        privileged: Tells a connection's client, which sshd does not pass on before OpenSSH 9.4.
     """
 
-    def __init__(self, supervisor: int, trusted_proxies: str) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisor: int, trusted_proxies: str, privileged: PrivilegedClient) -> None:
+        self._supervisor, self._privileged = supervisor, privileged
         self._trusted_proxies = trusted_proxies
         self._known = KnownClients()
 
@@ -60,15 +62,25 @@ class Clients:
             peer: The helper that sent the request.
             request: ``connection``, the value of SSH_CONNECTION; ``key``, the first line of SSH_USER_AUTH's file.
         """
-        endpoint = _endpoint(str(request.get("connection", "")))
+        client = Client(session_id(peer.pid, self._supervisor), key=_key_fingerprint(str(request.get("key", ""))))
+        return self._at(client, _endpoint(str(request.get("connection", ""))))
+
+    async def offering(self, peer: Peer, connection: str) -> Client:
+        """Read the details of a client that offers a key.
+
+        Args:
+            peer: The key command.
+            connection: sshd's ``%C`` (sshd_config(5), TOKENS), or "".
+        """
+        client, endpoint = Client(session_id(peer.pid, self._supervisor)), _endpoint(connection)
+        if endpoint is None and client.process is not None:
+            endpoint, _ = await self._privileged.connection(client.process)
+        return self._at(client, endpoint)
+
+    def _at(self, client: Client, endpoint: str | None) -> Client:
         address = None if endpoint is None else endpoint.rpartition(":")[0].strip("[]")
-        return Client(
-            session_id(peer.pid, self._supervisor),
-            endpoint,
-            address,
-            None if address is None or self._is_proxy(address) else address,
-            _key_fingerprint(str(request.get("key", ""))),
-        )
+        own_address = None if address is None or self._is_proxy(address) else address
+        return replace(client, endpoint=endpoint, address=address, own_address=own_address)
 
     def _is_proxy(self, address: str) -> bool:
         try:

@@ -40,6 +40,20 @@ class PrivilegedClient:
         """
         return await self._run({"user": user, "uid": uid, "client": client})
 
+    async def connection(self, monitor: int) -> tuple[str | None, str | None]:
+        """Ask what sshd logged about a connection.
+
+        Args:
+            monitor: The pid of sshd's process for it.
+
+        Returns:
+            The client's address and port as `gatewayctl.sshd.connections.Connection` has them, and how the client
+            left: ``closed`` or ``lost``. None for what is unknown, or has not happened.
+        """
+        answer = await self._answer({"connection": monitor})
+        client, ended = answer.get("client"), answer.get("ended")
+        return client if isinstance(client, str) else None, ended if isinstance(ended, str) else None
+
     async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
         """Have a user's home made, and the file written from which sshd accepts the user's keys without asking us.
 
@@ -59,6 +73,10 @@ class PrivilegedClient:
         return await self._run(request | {"lines": text})
 
     async def _run(self, request: dict[str, Any]) -> str | None:
+        trouble = (await self._answer(request)).get("trouble", "the supervisor does not answer")
+        return None if trouble is None else str(trouble)
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._turn:
             self._number += 1
             try:
@@ -68,15 +86,14 @@ class PrivilegedClient:
                 self._gone()
             except (OSError, TimeoutError, ProtocolError):
                 pass
-        return "the supervisor does not answer"
+        return {}
 
-    async def _exchange(self, request: dict[str, Any]) -> str | None:
+    async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._sock, encode(request))
         while said := await loop.sock_recv(self._sock, MAX_REQUEST_BYTES):
             answer = decode(said)
             # An answer with another number came too late for an earlier request.
             if answer.get("number") == request["number"]:
-                trouble = answer.get("trouble", "")
-                return None if trouble is None else str(trouble)
+                return answer
         raise BrokenPipeError

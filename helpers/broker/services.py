@@ -77,7 +77,7 @@ class Services:
         config, log = dependencies.config, dependencies.log
         self._dependencies = dependencies
         self._tasks: set[asyncio.Task[str | None]] = set()
-        clients = Clients(dependencies.supervisor, config.gateway_trusted_proxies)
+        clients = Clients(dependencies.supervisor, config.gateway_trusted_proxies, dependencies.privileged)
         self.accounts = AccountService(config, dependencies.uids, dependencies.locks, log, self._login_begins)
         warm_up = _do_nothing if dependencies.identity is None else dependencies.connections.warm_up
         self.keys = KeyService(config, self.accounts, dependencies.source, clients, log, warm_up)

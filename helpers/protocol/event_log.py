@@ -95,7 +95,9 @@ class EventLog:
             self._logger.handle(record)
 
     def relay(self, level: str, program: str, pid: int, text: str) -> None:
-        """Write another program's line, which contains no control characters."""
+        """Write another program's line, which contains no control characters; at level debug only if we log that."""
+        if level == "debug" and not self._logger.isEnabledFor(logging.DEBUG):
+            return
         record = self._logger.makeRecord("gateway", LEVELS[level], "", 0, text, (), None, extra={"fields": None})
         record.processName, record.process = program, pid
         self._logger.handle(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING
 import paramiko
 import pytest
 
-from lab.gateway import ADDRESS
+from lab import client
+from lab.gateway import ADDRESS, GATEWAYCTL
+from lab.users import make_key
+from lab.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,8 +84,41 @@ def test_lines_of_a_login_belong_together(
     assert 60001 <= int(session["udp_port"]) <= 60999
     assert {"connect_ms", "mosh_server_ms", "ms"} <= session.keys()
     assert {"fetch_ms", "source", "ms"} <= events[0][1].keys()
-    # sshd tells the key command who the client is from OpenSSH 9.4 on.
-    assert events[0][1]["client"] in {"-", session["client"]}
+    assert events[0][1]["client"] == session["client"]
+    # sshd's own lines have the process id with which the sid begins, whichever of its processes logged them.
+    lines = [line for line in gateway.log.lines(since=since) if f"port {port}" in line]
+    assert {match[1] for line in lines if (match := re.search(r" sshd\S*\[(\d+)\]: ", line))} == {
+        session["sid"].partition("-")[0]
+    }
+
+
+def test_a_command_has_five_lines(lab: Lab, gateway: Gateway, user: User) -> None:
+    """The key, sshd's verdict, the session's begin and end, and the end of the connection: each once."""
+    since = gateway.log.mark()
+    assert lab.run(lab.gateway_argv(gateway, user, "exit 3", options=["-T"])).returncode == 3
+    gateway.log.wait_for(rf"session_ended .*user={user.name} ", since=since)
+    gateway.log.wait_for(rf"Disconnected from user {user.name} ", since=since)
+    # Each line has the user's name, and the shared gateway has other users.
+    words = [line.split(": ", 1)[1] for line in gateway.log.lines(since=since) if re.search(rf"\b{user.name}\b", line)]
+    patterns = (
+        "info key_permitted ",
+        f"Accepted publickey for {user.name} ",
+        "info session_started ",
+        "info session_ended ",
+        f"Disconnected from user {user.name} ",
+    )
+    assert sorted(words) == sorted(word for pattern in patterns for word in words if word.startswith(pattern))
+    assert len(words) == len(patterns)
+
+
+def test_at_level_debug_no_line_of_sshd_is_left_out(
+    lab: Lab, start_gateway: Callable[..., Gateway], user: User
+) -> None:
+    """The lines that repeat others are there too."""
+    gateway = start_gateway({"GATEWAY_LOG_LEVEL": "debug"})
+    lab.run(lab.gateway_argv(gateway, user, "true", options=["-T"]))
+    for text in ("Connection from 127.0.0.1 ", "Accepted key ", "Starting session: ", "Received disconnect from "):
+        gateway.log.wait_for(rf"\]: {text}")
 
 
 def test_two_logins_have_two_ids(
@@ -94,6 +131,59 @@ def test_two_logins_have_two_ids(
 
     sids = [fields["sid"] for event, fields in _events(gateway, since, user=user.name) if event == "session_started"]
     assert len(set(sids)) == 2
+
+
+_OWN_LOG = """
+mount -t tmpfs dev "$0" && touch "$0/null" "$0/urandom" && mount --bind /dev/null "$0/null" &&
+mount --bind /dev/urandom "$0/urandom" && ln -s "$0.socket" "$0/log" && mkdir "$0/pts" &&
+mount --rbind /dev/pts "$0/pts" && ln -s pts/ptmx "$0/ptmx" && mount --rbind "$0" /dev && exec "$@"
+"""
+
+
+def test_syslog_has_sshds_lines_as_well(lab: Lab, user: User) -> None:
+    """With GATEWAY_LOG=syslog they are there with the same process id, the facility auth, and no time of ours."""
+    directory = lab.directory / "dev-logs"
+    directory.mkdir()
+    host_key = make_key(directory.with_name("syslog-host-key"))
+    known_hosts = directory.with_name("syslog-known-hosts")
+    known_hosts.write_text(f"[{ADDRESS}]:1023 {host_key.public}\n")
+    settings = {
+        "REMOTE_HOST": "192.0.2.2",
+        "REMOTE_KNOWN_HOSTS": str(lab.known_hosts),
+        "GATEWAY_SSH_KEY_PATH": str(lab.gateway_key.private),
+        "GATEWAY_HOST": ADDRESS,
+        "GATEWAY_PORT": "1023",  # where no other gateway of the worker's is
+        "GATEWAY_RUNTIME_DIR": str(directory.with_name("syslog-run")),
+        "GATEWAY_HOST_KEY_PATH": str(host_key.private),
+        "GATEWAY_LOG": "syslog",
+    }
+    serve = ["unshare", "--mount", "sh", "-c", _OWN_LOG, str(directory), str(GATEWAYCTL), "serve"]
+    argv = client.ssh_argv(
+        user, host=ADDRESS, port=1023, known_hosts=known_hosts, key=None, options=["-T"], command=["exit 3"]
+    )
+    logged: list[str] = []
+
+    def has(pattern: str) -> bool:
+        with suppress(BlockingIOError):
+            while True:
+                logged.append(syslog.recv(8192).decode().rstrip("\0"))
+        return any(re.match(pattern, line) for line in logged)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(f"{directory}.socket")
+        Path(f"{directory}.socket").chmod(0o666)
+        syslog.settimeout(0)
+        with lab.background(serve, environment=settings) as gateway:
+            wait_until(lambda: has(r"<38>gatewayctl\[\d+\]: info ready "), "the gateway is ready")
+            assert lab.run(argv).returncode == 3
+            wait_until(lambda: has(rf"<38>sshd\S*: Disconnected from user {user.name} "), "the client has left")
+            wait_until(lambda: has(r"<38>broker\[\d+\]: info session_ended "), "the session has ended")
+            gateway.terminate()
+            gateway.wait(20)
+    lines = [line for line in logged if re.search(rf"(sshd\S*: .* for {user.name} from|from user {user.name}) ", line)]
+    assert len(lines) == 2, lines
+    (pid,) = {match[1] for line in lines if (match := re.match(r"<38>sshd[a-z-]*\[(\d+)\]: ", line))}
+    assert [line for line in logged if f"session_ended sid={pid}-" in line]
 
 
 # Refusals
@@ -180,7 +270,7 @@ def test_banner_forges_no_line(lab: Lab, gateway: Gateway, banner: str) -> None:
             connection.shutdown(1)
             while connection.recv(4096):
                 pass
-    gateway.log.wait_for(rf"Connection from 127.0.0.1 port {port} ", since=since)
+    gateway.log.wait_for(rf"127.0.0.1 port {port}\b", since=since)
 
     _intact(gateway, since)
 

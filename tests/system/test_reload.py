@@ -332,7 +332,7 @@ def test_a_reload_mends_a_broken_broker(start_gateway: StartGateway) -> None:
 
 def test_logins_during_a_reload(lab: Lab, start_gateway: StartGateway, open_terminal: OpenTerminal) -> None:
     """Whoever is about to log in while the settings are read anew gets in."""
-    gateway = start_gateway()
+    gateway = start_gateway({"GATEWAY_LOG_LEVEL": "debug"})
     users = [lab.add_user() for _ in range(4)]
     since = gateway.log.mark()
 

@@ -44,11 +44,10 @@ def test_a_sparse_nsswitch(text: str) -> None:
 
 def test_the_command_that_enters() -> None:
     """The command comes last, as its own words: none of it is read by the shell in between."""
-    argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"], relay=False)
+    argv = enter(Runtime(Path("/run/x")), ["sshd", "-o", "a b; $(id)"])
     assert argv[:2] == ["unshare", "--mount"]
     assert argv[-3:] == ["sshd", "-o", "a b; $(id)"]
-    assert argv[-6:-3] == ["/run/x/private", "/run/x/userdb", ""]
-    assert enter(Runtime(Path("/run/x")), ["sshd"], relay=True)[-2] == "/run/x/log.sock"
+    assert argv[-6:-3] == ["/run/x/private", "/run/x/userdb", "/run/x/log.sock"]
 
 
 def _answering(line: str) -> list[str]:
@@ -88,9 +87,7 @@ def runtime(tmp_path: Path, do_without: Callable[[str], None]) -> Runtime:
 
 
 def _inside(runtime: Runtime, *argv: str) -> str:
-    return subprocess.run(
-        enter(runtime, [*argv], relay=False), capture_output=True, text=True, check=True, timeout=30
-    ).stdout
+    return subprocess.run(enter(runtime, [*argv]), capture_output=True, text=True, check=True, timeout=30).stdout
 
 
 def test_the_files_that_sshd_sees(runtime: Runtime) -> None:
@@ -152,7 +149,7 @@ def test_the_hosts_groups_have_no_members(runtime: Runtime, tmp_path: Path) -> N
         f"namespace.prepare(Runtime(Path({str(tmp_path)!r})))"
     )
     mounted = 'mount --bind "$1" /etc/group && "$2" -c "$3" && shift 3 && exec "$@"'
-    inside = enter(runtime, [sys.executable, "-c", program], relay=False)
+    inside = enter(runtime, [sys.executable, "-c", program])
     argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(groups), sys.executable, prepare, *inside]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "['root', 'tty', 'disk'] [70002]\n"
@@ -178,7 +175,7 @@ exec "$@"
 
 def test_what_is_mounted_in_the_hosts_etc(runtime: Runtime) -> None:
     """The host's own mounts below /etc are seen: the key of a gateway may lie on one, as in a privileged container."""
-    inside = enter(runtime, ["cat", "/etc/ssh/ssh_known_hosts"], relay=False)
+    inside = enter(runtime, ["cat", "/etc/ssh/ssh_known_hosts"])
     outside = ["unshare", "--mount", "sh", "-c", _MOUNTED, "sh"]
     done = subprocess.run([*outside, *inside], capture_output=True, text=True, check=False, timeout=30)
     assert (done.stdout, done.stderr) == ("mounted\n", "")
@@ -199,7 +196,7 @@ exec "$@"
 
 def test_users_that_are_dropped_in(runtime: Runtime) -> None:
     """Users whom systemd finds in files, as those of an nspawn container's host, are none of the gateway's either."""
-    inside = enter(runtime, ["sh", "-c", "! getent --service=systemd passwd bob"], relay=False)
+    inside = enter(runtime, ["sh", "-c", "! getent --service=systemd passwd bob"])
     outside = ["unshare", "--mount", "sh", "-c", _DROPPED_IN, "sh"]
     seen = [
         subprocess.run([*outside, *argv], capture_output=True, text=True, check=False, timeout=30)
@@ -224,7 +221,7 @@ def test_a_host_whose_journal_is_down(runtime: Runtime) -> None:
     """``/dev/log`` may be a link that leads nowhere; our socket is there all the same."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(runtime.log_socket))
-        inside = enter(runtime, ["test", "-S", "/dev/log"], relay=True)
+        inside = enter(runtime, ["test", "-S", "/dev/log"])
         outside = ["unshare", "--mount", "sh", "-c", _DANGLING, "sh"]
         done = subprocess.run([*outside, *inside], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
@@ -233,7 +230,7 @@ def test_a_host_whose_journal_is_down(runtime: Runtime) -> None:
 def test_devices(runtime: Runtime) -> None:
     """Our sshd has the devices that every program expects, and those of the host's hardware stay outside."""
     script = "ls /dev; : > /dev/null && head -c 8 /dev/urandom | wc -c && echo seen > /dev/stderr"
-    inside = enter(runtime, ["sh", "-c", script], relay=True)
+    inside = enter(runtime, ["sh", "-c", script])
     done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=30)
 
     devices = {"full", "null", "ptmx", "pts", "random", "tty", "urandom", "zero"}
@@ -245,7 +242,7 @@ def test_devices(runtime: Runtime) -> None:
 def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> None:
     """Unshare and the shell replace themselves: signals and exit statuses are the command's own."""
     with subprocess.Popen(
-        enter(runtime, ["sh", "-c", "echo $$; exit 7"], relay=False), stdout=subprocess.PIPE, text=True
+        enter(runtime, ["sh", "-c", "echo $$; exit 7"]), stdout=subprocess.PIPE, text=True
     ) as process:
         output, _ = process.communicate()
     assert (output, process.returncode) == (f"{process.pid}\n", 7)
@@ -253,5 +250,5 @@ def test_the_process_that_is_started_is_the_command_itself(runtime: Runtime) -> 
 
 def test_a_command_that_is_not_there(runtime: Runtime) -> None:
     """What cannot be started is a failure, and nothing runs outside in its place."""
-    done = subprocess.run(enter(runtime, ["/no/such"], relay=False), capture_output=True, check=False, timeout=30)
+    done = subprocess.run(enter(runtime, ["/no/such"]), capture_output=True, check=False, timeout=30)
     assert done.returncode == 127

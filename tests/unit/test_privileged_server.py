@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from gatewayctl.sshd.connections import Connections
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import UNUSED_S, HomeDirectories
 from gatewayctl.supervisor.privileged_server import SWEEP_S, PrivilegedServer
@@ -38,6 +39,7 @@ class Supervisor:
         later_s: Seconds that have passed.
         failure: The error that root gets when it lists the uids of processes; None for none.
         stack: The clean-up after the test.
+        connections: sshd's connections.
     """
 
     def __init__(self, root: Path, stack: ExitStack) -> None:
@@ -46,10 +48,14 @@ class Supervisor:
         self.failure: OSError | None = None
         for path in (self.homes, self.files):
             path.mkdir()
-        self.stack = stack
+        self.stack, self.connections = stack, Connections()
         homes = HomeDirectories(self.homes, range(70_000, 70_010), self._busy, self._epoch)
         self.server = PrivilegedServer(
-            homes, AuthorizedKeysFiles(self.files, self._now), UnprovedConnections(os.getpid), self._now
+            homes,
+            AuthorizedKeysFiles(self.files, self._now),
+            UnprovedConnections(os.getpid),
+            self.connections,
+            self._now,
         )
         self.way = self.broker(active=True)
 
@@ -198,6 +204,26 @@ async def test_a_supervisor_that_is_gone_does_nothing(when: str) -> None:
             asyncio.get_running_loop().add_reader(theirs, theirs.close)
         assert await PrivilegedClient(ours, gone.set).make_home("alice", _UID) is not None
     assert gone.is_set()
+
+
+# Connections
+
+
+async def test_the_broker_asks_for_a_connection(supervisor: Supervisor) -> None:
+    """It gets the client's address, and how the client left; nothing about a connection that is not sshd's."""
+    client = PrivilegedClient(supervisor.way, lambda: None)
+    supervisor.connections.note(7, 'Connection from 192.0.2.7 port 9 on ::1 port 2222 rdomain ""', root=True)
+    assert await client.connection(7) == ("192.0.2.7:9", None)
+    supervisor.connections.note(7, "Connection closed by 192.0.2.7 port 9", root=True)
+    assert await client.connection(7) == ("192.0.2.7:9", "lost")
+    assert await client.connection(8) == (None, None)
+
+
+@pytest.mark.parametrize("monitor", ["7", None, True, [7], 7.0])
+def test_a_connection_that_is_no_number_is_unknown(supervisor: Supervisor, monitor: object) -> None:
+    """The answer is the same as for a connection that is not sshd's."""
+    supervisor.way.send(encode({"connection": monitor, "number": 1}))
+    assert decode(supervisor.way.recv(MAX_REQUEST_BYTES)) == {"number": 1, "client": None, "ended": None}
 
 
 # Keys

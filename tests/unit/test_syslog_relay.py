@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayctl.sshd.syslog_relay import LOOK_AFTER, SyslogRelay
+from gatewayctl.sshd.connections import Connections
+from gatewayctl.sshd.syslog_relay import SyslogRelay
 
 _Line = tuple[str, str, int, str]
 
@@ -20,7 +21,7 @@ def _relayed(*messages: bytes) -> list[_Line]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     lines: list[_Line] = []
     with ours, theirs:
-        relay = SyslogRelay(ours, lambda *line: lines.append(line))
+        relay = SyslogRelay(ours, Connections(), lambda *line: lines.append(line))
         thread = threading.Thread(target=relay.serve)
         thread.start()
         for message in messages:
@@ -42,6 +43,21 @@ def test_a_message_is_a_line_with_the_senders_process_id() -> None:
 def test_severities(priority: int, level: str) -> None:
     """Syslog's eight severities become the four of this log."""
     assert _relayed(b"<%d>sshd[1]: x" % priority)[0][0] == level
+
+
+def test_a_detail_is_written_at_debug_and_an_error_is_not() -> None:
+    """What another line says as well is left to the debug level; an error with the same words stays one."""
+    levels = [line[0] for line in _relayed(b"<38>sshd[1]: Accepted key x", b"<35>sshd[1]: Accepted key x")]
+    assert levels == ["debug", "error"]
+
+
+def test_a_connection_that_was_reset_still_has_its_address() -> None:
+    """Of such a connection sshd knows no address any more; its line has the one that it began with."""
+    begin = b'<38>sshd[1]: Connection from 2001:db8::7 port 40188 on ::1 port 2222 rdomain ""'
+    for address in (b"UNKNOWN port -1", b"UNKNOWN port 65535"):
+        lines = _relayed(begin, b"<38>sshd[1]: Connection closed by %s" % address)
+        assert lines[1][3] == "Connection closed by 2001:db8::7 port 40188"
+    assert _relayed(b"<38>sshd[1]: Connection closed by UNKNOWN port -1")[0][3].endswith(" by UNKNOWN port -1")
 
 
 def test_messages_come_in_their_order() -> None:
@@ -73,27 +89,15 @@ def test_of_others_only_sshds_own_children_are_relayed(*, announced: bool) -> No
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     lines: list[_Line] = []
     with ours, theirs:
-        relay = SyslogRelay(ours, lambda *line: lines.append(line))
+        relay = SyslogRelay(ours, Connections(), lambda *line: lines.append(line))
         _say_as(4711, theirs, b"<38>sshd[1]: Accepted publickey for root", announced)
         thread = threading.Thread(target=relay.serve)
         thread.start()
         ours.shutdown(socket.SHUT_RD)
         thread.join()
     assert ["Accepted" in line[3] for line in lines] == ([False, True] if announced else [])
-
-
-def test_sessions_that_are_over_are_forgotten() -> None:
-    """A gateway that was up for long knows no more processes than live, and a few that ended last."""
-    alive, first = os.getpid(), 2**22 + 1  # above the largest process id that there can be (proc(5), pid_max)
-    last = first + 20 * LOOK_AFTER
-    most = 0
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        relay = SyslogRelay(sock, lambda *_: None)
-        for pid in (alive, *range(first, last + 1)):
-            relay._relay(b"<38>sshd[1]: User child is on pid %d" % pid, 1, root=True)
-            most = max(most, len(relay._children))
-    assert most <= 3 * LOOK_AFTER
-    assert {alive, last} <= relay._children
+    # A child's lines have the pid of the monitor that announced it.
+    assert {line[2] for line in lines} == ({os.getpid()} if announced else set())
 
 
 def test_other_programs_are_not_relayed() -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gatewayctl.runtime import processes
-from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, UnprovedConnections, _peer
+from gatewayctl.supervisor.unproved_connections import LOOK_S, MAX_CLIENTS, MAX_FOR_SOURCE, UnprovedConnections
 from lab.waiting import wait_until
 
 
@@ -104,22 +103,3 @@ def test_all_sources_together_have_250() -> None:
         assert behind.ask("2001:db8::7") == [
             f"there are more than {MAX_CLIENTS} connections that the remote has not accepted"
         ]
-
-
-def test_an_address_that_sshd_does_not_tell_is_the_connections_own() -> None:
-    """It is read from the kernel, by the socket: IPv4, IPv6, and IPv4 over an IPv6 socket."""
-    for listens, connects, expected in (
-        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
-        ("::1", "::1", "::1"),
-        ("::", "127.0.0.1", "127.0.0.1"),
-    ):
-        family = socket.AF_INET6 if ":" in listens else socket.AF_INET
-        with closing(socket.socket(family)) as listener:
-            listener.bind((listens, 0))
-            listener.listen()
-            code = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2]))); sys.stdin.read()"
-            argv = ["python3", "-c", code, connects, str(listener.getsockname()[1])]
-            with subprocess.Popen(argv, stdin=subprocess.PIPE) as client:
-                listener.accept()[0].close()
-                assert str(_peer(client.pid)) == expected
-    assert _peer(2**22) is None

@@ -69,7 +69,7 @@ class KeyService:
             raise PermissionDeniedError(msg)
         began = time.monotonic()
         user, key_type = str(request["user"]), str(request["key_type"])
-        client = self._clients.read(peer, {"connection": request.get("connection", "")})
+        client = await self._clients.offering(peer, str(request.get("connection", "")))
         self.offered += 1
         verdict, reason = None, None
         try:
