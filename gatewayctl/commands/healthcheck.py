@@ -113,17 +113,20 @@ def _sshd(address: str, port: int) -> str:
 
 
 def _processes(runtime: Runtime) -> str:
-    left = processes_left(int(runtime.pid_file.read_text(encoding="ascii")))
+    pid = runtime.sshd_pid()
+    left = None if pid is None else processes_left(pid)
     if left is None or left >= MIN_PROCESSES:
         return "ok"
     return f"the gateway's control group lets it have {left} more processes or threads (pids.max)"
 
 
 def _users(runtime: Runtime, status: dict[str, Any]) -> str:
+    pid = runtime.sshd_pid()
     try:
-        pid = int(runtime.pid_file.read_text(encoding="ascii"))
-        prefix = namespace.in_namespace_of(pid)
-    except (OSError, ValueError):
+        prefix = None if pid is None else namespace.in_namespace_of(pid)
+    except OSError:
+        prefix = None
+    if prefix is None:
         return f"sshd's pid file {runtime.pid_file} is missing or stale"
     try:
         namespace.check_users(prefix, status["auth_uid"], TIMEOUT_S)

@@ -66,17 +66,18 @@ def kick(directory: Path, who: str, message: str, minutes: int | None) -> None:
         raise UserNameError(msg)
     if minutes == 0:
         return
-    ended = _end(found, int(Runtime(directory).pid_file.read_text(encoding="ascii")), message) if found else []
+    ended = _end(directory, found, message) if found else []
     for session in ended:
         click.echo(f"Ended {session['sid']} of {session['user']}.")
 
 
-def _end(sessions: list[dict[str, Any]], sshd: int, message: str) -> list[dict[str, Any]]:
+def _end(directory: Path, sessions: list[dict[str, Any]], message: str) -> list[dict[str, Any]]:
     """End sessions whose processes are still the same ones.
 
     Returns:
         The sessions that were ended.
     """
+    sshd = Runtime(directory).sshd_pid()
     held = []
     for session in sessions:
         with suppress(ProcessLookupError):
@@ -86,7 +87,10 @@ def _end(sessions: list[dict[str, Any]], sshd: int, message: str) -> list[dict[s
                 held.append((descriptor, session))
             else:
                 os.close(descriptor)
-    shutdown_notice.write(sshd, [session["pid"] for _, session in held], message)
+    numbers = [(session["pid"], session["start"]) for _, session in held]
+    ask_broker(directory, "kick", TIMEOUT_S, sessions=numbers)
+    if sshd is not None:
+        shutdown_notice.write(sshd, [session["pid"] for _, session in held], message)
     time.sleep(NOTICE_S if held else 0)
     for descriptor, _ in held:
         with suppress(ProcessLookupError):

@@ -87,6 +87,13 @@ class Runtime:
         """The file that sshd writes once it listens."""
         return self.root / "sshd.pid"
 
+    def sshd_pid(self) -> int | None:
+        """Read the pid of the listening sshd; None while none listens."""
+        try:
+            return int(self.pid_file.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
     @property
     def private(self) -> Path:
         """The files that replace the host's in our sshd's mount namespace."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from helpers.broker import client_traffic
 
 LOOK_AFTER = 1024
 """Number of processes after which ended ones are removed: larger than a socket's queue (net.unix.max_dgram_qlen), which
 may still contain a process's last message."""
 
 # OpenSSH 9.2 and 10.0, LogLevel VERBOSE. The monitor, which is root, logs the first two.
-_BEGIN = re.compile(r"Connection from (\S{1,64}) port ([0-9]{1,5}) on .*")
+_BEGIN = re.compile(r"Connection from (\S{1,64}) port ([0-9]{1,5}) on (\S{1,64}) port ([0-9]{1,5})( .*)?")
 _CHILD = re.compile(r"User child is on pid ([0-9]{1,10})")
 
 _PREAUTH = " [preauth]"
@@ -22,6 +24,9 @@ _LOST = re.compile(
     r"Connection (closed|reset) by .*|Timeout, client not responding from .*|Read error from remote host .*"
     r"|ssh_dispatch_run_fatal: .*|Corrupted MAC on input\..*|Bad packet length .*"
 )
+
+_TRANSFERRED = re.compile(r"Transferred: sent ([0-9]{1,19}), received ([0-9]{1,19}) bytes")
+"""sshd logs it for lost connections only."""
 
 _DETAILS = (
     "Connection from ",
@@ -44,11 +49,15 @@ class Connection:
     Attributes:
         client: The client's address and port, as ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; None if unknown.
         ended: ``closed`` if the client has said that it disconnects, ``lost`` if its connection has ended without
-            that, or has timed out; None before.
+            that, or has timed out, ``stopped`` if the gateway ends it; None before.
+        traffic: The bytes sent to the client and received from it, once it has left; None before, or if unknown.
+        ends: Both ends of the connection, as SSH_CONNECTION has them (ssh(1)).
     """
 
     client: str | None = None
     ended: str | None = None
+    traffic: tuple[int, int] | None = None
+    ends: str = ""
 
 
 @dataclass
@@ -62,6 +71,8 @@ class Connections:
     _monitors: dict[int, int] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
     _look_at: int = LOOK_AFTER
+    _sessions: dict[int, str | None] = field(default_factory=dict)
+    _stopping: bool = False
 
     def __len__(self) -> int:
         """Count the processes that are remembered."""
@@ -77,7 +88,28 @@ class Connections:
 
     def find(self, monitor: int) -> Connection | None:
         """Return the connection of a monitor; None if no line about it was seen."""
-        return self._by_monitor.get(monitor)
+        found = self._by_monitor.get(monitor)
+        if self._stopping and (found is None or found.ended is None):
+            return replace(found or Connection(), ended="stopped")
+        return found
+
+    def stop(self) -> None:
+        """Record that the gateway ends the connections that have not ended yet."""
+        self._stopping = True
+
+    def note_session_end(self, session: int, monitor: int) -> None:
+        """Record that a session has ended, and whether its client had left before."""
+        while len(self._sessions) >= LOOK_AFTER:
+            del self._sessions[next(iter(self._sessions))]
+        found = self.find(monitor)
+        self._sessions[session] = None if found is None else found.ended
+
+    def of_session(self, session: int, monitor: int) -> Connection | None:
+        """Return a session's connection as it was when the session ended; as it is now if that is not known."""
+        found = self.find(monitor)
+        if session not in self._sessions:
+            return found
+        return replace(found or Connection(), ended=self._sessions.pop(session))
 
     def note(self, pid: int, text: str, *, root: bool) -> bool:
         """Record what a line says.
@@ -91,8 +123,9 @@ class Connections:
             Whether the line is only of interest for debugging.
         """
         if root and (begin := _BEGIN.fullmatch(text)):
-            address, port = begin.groups()
-            self._by_monitor[pid] = Connection(f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+            address, port, *_ = begin.groups()
+            client = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            self._by_monitor[pid] = Connection(client, ends=" ".join(begin.groups()[:4]))
             self._forget_ended()
         elif root and (child := _CHILD.fullmatch(text)):
             self._monitors[int(child[1])] = pid
@@ -101,8 +134,14 @@ class Connections:
             return text.startswith(_DETAILS)
         closed = _CLOSED.fullmatch(text) is not None
         connection = self._by_monitor.get(self.monitor_of(pid))
-        if connection is not None and connection.ended is None and (closed or _LOST.fullmatch(text)):
-            connection.ended = "closed" if closed else "lost"
+        if connection is not None:
+            if connection.ended is None and (closed or _LOST.fullmatch(text)):
+                connection.ended = "closed" if closed else "lost"
+                # sshd still has the socket, while it ends the sessions.
+                if closed and (traffic := client_traffic.read(connection.ends)) is not None:
+                    connection.traffic = traffic.sent, traffic.received
+            elif counted := _TRANSFERRED.fullmatch(text):
+                connection.traffic = int(counted[1]), int(counted[2])
         # After a disconnect sshd logs another line, "Disconnected from user".
         return closed or text.startswith(_DETAILS)
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gatewayctl.sshd.connections import Connections
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import HomeDirectories
+from gatewayctl.supervisor.sshd_log import SshdLog
 from gatewayctl.supervisor.unproved_connections import UnprovedConnections
 from helpers.broker.keys.sshd_key_cache import LONGEST_S
 from helpers.protocol.errors import ProtocolError
@@ -32,7 +32,7 @@ class PrivilegedServer:
         homes: Users' homes.
         keys: The files from which sshd accepts keys without asking the broker.
         clients: Counts connections that the remote has not accepted.
-        connections: sshd's connections.
+        sshd: Answers what sshd logged about connections.
         clock: Seconds, monotonic.
     """
 
@@ -41,11 +41,11 @@ class PrivilegedServer:
         homes: HomeDirectories,
         keys: AuthorizedKeysFiles,
         clients: UnprovedConnections,
-        connections: Connections,
+        sshd: SshdLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
-        self._connections = connections
+        self._sshd = sshd
         self._lock = threading.Lock()
         self._active: socket.socket | None = None
         self._owners: dict[int, str] = {}
@@ -95,7 +95,7 @@ class PrivilegedServer:
         try:
             message = decode(request)
             if "connection" in message:
-                return self._connection(message)
+                return {"number": message.get("number"), **self._sshd.answer(message)}
             user, uid = message["user"], message["uid"]
             lines, seconds = message.get("lines"), message.get("seconds", 0.0)
             client = message.get("client")
@@ -112,12 +112,6 @@ class PrivilegedServer:
                 if lines is not None and self._active is sock:
                     self._keys.write(user, uid, lines if trouble is None else [], seconds)
         return {"number": number, "trouble": trouble}
-
-    def _connection(self, message: dict[str, Any]) -> dict[str, Any]:
-        monitor = message["connection"]
-        found = self._connections.find(monitor) if type(monitor) is int else None
-        client, ended = (None, None) if found is None else (found.client, found.ended)
-        return {"number": message.get("number"), "client": client, "ended": ended}
 
     def _make_home(self, user: str, uid: int) -> str | None:
         try:

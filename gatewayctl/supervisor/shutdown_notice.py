@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gatewayctl.runtime import terminals
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -17,9 +19,6 @@ _PLAIN = "\x1b[0m"
 
 _MAIN_SCREEN, _OTHER_SCREEN = "\x1b[?1049l", "\x1b[?1049h"
 """xterm's screens (ctlseqs, DEC private mode 1049). mosh-client draws on the other one, which vanishes when it ends."""
-
-_PTS_MAJORS = range(136, 144)
-"""Device numbers of terminals on /dev/pts (Linux, admin-guide/devices.txt); each has 256 of them."""
 
 
 def write(sshd: int, pids: Iterable[int], sentence: str = SHUTDOWN) -> None:
@@ -32,13 +31,13 @@ def write(sshd: int, pids: Iterable[int], sentence: str = SHUTDOWN) -> None:
     """
     text = "".join(character if character.isprintable() else "?" for character in sentence)
     line = f"{_PLAIN}\r\ngateway: {text}\r\n"
-    terminals: dict[int, bool] = {}
+    seen: dict[int, bool] = {}
     for pid in pids:
-        if (number := _terminal(pid)) is not None:
-            terminals[number] = terminals.get(number, False) or _is_mosh_client(pid)
-    for number, is_mosh in terminals.items():
+        if (number := terminals.number_of(pid)) is not None:
+            seen[number] = seen.get(number, False) or _is_mosh_client(pid)
+    for number, is_mosh in seen.items():
         with suppress(OSError):
-            fd = os.open(f"/proc/{sshd}/root/dev/pts/{number}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            fd = os.open(terminals.path_of(sshd, number), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
             try:
                 os.write(fd, (f"{_MAIN_SCREEN}{line}{_OTHER_SCREEN}" if is_mosh else line).encode())
             finally:
@@ -50,13 +49,3 @@ def _is_mosh_client(pid: int) -> bool:
         return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").rstrip("\n") == "mosh-client"
     except OSError:
         return False
-
-
-def _terminal(pid: int) -> int | None:
-    """Return the N of a process's terminal /dev/pts/N, None if it has no such terminal (proc(5), stat, tty_nr)."""
-    try:
-        device = int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()[4])
-    except OSError:
-        return None
-    major, minor = os.major(device), os.minor(device)
-    return (major - _PTS_MAJORS.start) * 256 + minor if major in _PTS_MAJORS else None

@@ -22,6 +22,7 @@ from gatewayctl.supervisor.broker_process import BrokerProcess
 from gatewayctl.supervisor.home_directories import HomeDirectories
 from gatewayctl.supervisor.plan import Plan
 from gatewayctl.supervisor.privileged_server import PrivilegedServer
+from gatewayctl.supervisor.sshd_log import SshdLog
 from gatewayctl.supervisor.sshd_process import SshdProcess
 from gatewayctl.supervisor.unproved_connections import UnprovedConnections
 from helpers.protocol.errors import INTERRUPTED, GatewayError
@@ -49,6 +50,7 @@ class Parts:
         sshd: sshd.
         log_socket: Receives sshd's syslog messages; None if they go to the syslog of a machine whose /dev is not ours.
         relay: The thread that writes them to our log; None likewise.
+        connections: sshd's connections, as its messages describe them.
     """
 
     sockets: Sequence[int]
@@ -57,6 +59,7 @@ class Parts:
     sshd: SshdProcess
     log_socket: socket.socket | None
     relay: threading.Thread | None
+    connections: Connections
 
 
 def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
@@ -70,13 +73,15 @@ def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
     sshd = SshdProcess(runtime, log, private=private)
     sockets = runtime.listen(private=private)
     log_socket = runtime.listen_log(private=private) if relays else None
-    connections, relay = Connections(), None
-    if log_socket is not None:
-        relay = threading.Thread(target=SyslogRelay(log_socket, connections, log.relay).serve, daemon=True)
+    connections = Connections()
+    relay = None if log_socket is None else SyslogRelay(log_socket, connections, log.relay)
+    thread = None if relay is None else threading.Thread(target=relay.serve, daemon=True)
     homes = HomeDirectories(runtime.home, range(plan.broker.uid_start, plan.broker.uid_stop))
     unproved = UnprovedConnections(lambda: sshd.pid, plan.broker.gateway_trusted_proxies)
-    privileged = PrivilegedServer(homes, AuthorizedKeysFiles(runtime.authorized_keys), unproved, connections)
-    return Parts(sockets, private, BrokerProcess(sockets, privileged, log), sshd, log_socket, relay)
+    privileged = PrivilegedServer(
+        homes, AuthorizedKeysFiles(runtime.authorized_keys), unproved, SshdLog(connections, relay)
+    )
+    return Parts(sockets, private, BrokerProcess(sockets, privileged, log), sshd, log_socket, thread, connections)
 
 
 class Supervisor:
@@ -208,6 +213,7 @@ class Supervisor:
         long as the user database's socket is open and not served.
         """
         sd_notify.stopping()
+        self._parts.connections.stop()
         deadline = time.monotonic() + GRACE_S
         brokers = self._broker.pids
         if self._sshd.pid:

@@ -30,6 +30,7 @@ from helpers.broker.remote.verdicts import Verdicts
 from helpers.broker.server import Server
 from helpers.broker.services import Dependencies, Services
 from helpers.broker.sessions.open_sessions import OpenSessions
+from helpers.broker.sessions.session_ends import SessionEnds
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.deadlines import DRAIN_S
 from helpers.protocol.errors import GatewayError, SettingsError
@@ -61,15 +62,17 @@ def build_dependencies(config: BrokerConfig, log: EventLog) -> Dependencies:
         log.warning("host_key_ignored", remote=config.remote_host, host_key=host_key)
 
     remote = Remote(config.remote_host, config.remote_port, known_hosts, key, unchecked)
-    uids, locks, open_sessions = _tables(config, log)
+    privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
+    ends = SessionEnds(log, privileged, remote.verify_host_key, by_agent=config.access_mode.passes_agent_through)
+    uids, locks, open_sessions = _tables(config, ends)
     verdicts = Verdicts(config.gateway_cache_ttl)
     connections = Connections(remote.connect, known=uids.had_session, verdicts=verdicts)
-    privileged = PrivilegedClient(socket.socket(fileno=PRIVILEGED_FD), lambda: signal.raise_signal(signal.SIGTERM))
     return Dependencies(
         config=config,
         uids=uids,
         locks=locks,
         open_sessions=open_sessions,
+        session_ends=ends,
         source=_key_source(config, uids, connections, privileged, own_key),
         connections=connections,
         addresses=remote.addresses,
@@ -95,11 +98,11 @@ def _known_hosts(config: BrokerConfig, log: EventLog) -> KnownHosts | None:
     return known_hosts
 
 
-def _tables(config: BrokerConfig, log: EventLog) -> tuple[UidTable, Locks, OpenSessions]:
+def _tables(config: BrokerConfig, ends: SessionEnds) -> tuple[UidTable, Locks, OpenSessions]:
     try:
         uids = range(config.uid_start, config.uid_stop)
         table = UidTable(config.users_path, uids, is_short=lambda: is_short(config.state_dir))
-        return table, Locks(config.locks_path), OpenSessions(config.sessions_path, log)
+        return table, Locks(config.locks_path), OpenSessions(config.sessions_path, ends)
     except sqlite3.Error as exc:
         msg = f"a table in {config.state_dir} cannot be used ({exc})"
         # A full disk may be temporary, so it is not reported as a wrong setting: systemd then restarts the gateway.
@@ -139,14 +142,14 @@ async def serve(dependencies: Dependencies) -> None:
     os.write(STATUS_FD, encode({"result": {}}))
     os.close(STATUS_FD)
     fresh = asyncio.create_task(services.keys.run())
-    dependencies.open_sessions.adopt()
+    dependencies.open_sessions.tend()
     while not stop.is_set():
         try:
             async with asyncio.timeout(SWEEP_S):
                 await stop.wait()
         except TimeoutError:
             connections.sweep()
-            dependencies.open_sessions.adopt()
+            dependencies.open_sessions.tend()
     fresh.cancel()
     # The supervisor holds the sockets too, so new connections wait in their queues for the next broker.
     await server.stop_accepting(servers)
@@ -155,6 +158,7 @@ async def serve(dependencies: Dependencies) -> None:
             await server.idle()
     except TimeoutError:
         pass
+    await dependencies.open_sessions.settle()
     connections.close()
 
 

@@ -74,7 +74,7 @@ class Clients:
         """
         client, endpoint = Client(session_id(peer.pid, self._supervisor)), _endpoint(connection)
         if endpoint is None and client.process is not None:
-            endpoint, _ = await self._privileged.connection(client.process)
+            endpoint = (await self._privileged.connection(client.process)).client
         return self._at(client, endpoint)
 
     def _at(self, client: Client, endpoint: str | None) -> Client:

@@ -5,13 +5,31 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from helpers.broker.client_traffic import Traffic
 from helpers.protocol.errors import ProtocolError
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode
 
 ANSWER_TIMEOUT_S = 2.0
 """Longest wait, in seconds: the supervisor makes one directory, and writes one file."""
+
+
+@dataclass(frozen=True)
+class SshdConnection:
+    """What sshd logged about a connection.
+
+    Attributes:
+        client: The client's address and port; None if unknown.
+        ended: How it ended: ``closed`` by the client with a goodbye, ``lost``, or ``stopped`` by the gateway; None
+            before, or if unknown.
+        traffic: The bytes of a client that has left; None before, or if unknown.
+    """
+
+    client: str | None = None
+    ended: str | None = None
+    traffic: Traffic | None = None
 
 
 class PrivilegedClient:
@@ -40,19 +58,29 @@ class PrivilegedClient:
         """
         return await self._run({"user": user, "uid": uid, "client": client})
 
-    async def connection(self, monitor: int) -> tuple[str | None, str | None]:
+    async def watch_session(self, pid: int, monitor: int) -> None:
+        """Have the supervisor note how a session ends.
+
+        Args:
+            pid: The session's process.
+            monitor: The pid of sshd's process for its connection.
+        """
+        await self._answer({"watch": pid, "connection": monitor})
+
+    async def connection(self, monitor: int, session: int | None = None) -> SshdConnection:
         """Ask what sshd logged about a connection.
 
         Args:
             monitor: The pid of sshd's process for it.
+            session: The process of a session that has ended: how the connection had ended before the session did,
+                instead of how it has ended by now.
 
         Returns:
-            The client's address and port as `gatewayctl.sshd.connections.Connection` has them, and how the client
-            left: ``closed`` or ``lost``. None for what is unknown, or has not happened.
+            What is known of it.
         """
-        answer = await self._answer({"connection": monitor})
-        client, ended = answer.get("client"), answer.get("ended")
-        return client if isinstance(client, str) else None, ended if isinstance(ended, str) else None
+        answer = await self._answer({"connection": monitor, "session": session})
+        traffic = answer.get("traffic")
+        return SshdConnection(answer.get("client"), answer.get("ended"), None if traffic is None else Traffic(*traffic))
 
     async def remember(self, user: str, uid: int, lines: Sequence[bytes], seconds: float) -> str | None:
         """Have a user's home made, and the file written from which sshd accepts the user's keys without asking us.

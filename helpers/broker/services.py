@@ -17,6 +17,7 @@ from helpers.broker.remote.pool import Connections
 from helpers.broker.server import Handler
 from helpers.broker.sessions.open_sessions import OpenSessions
 from helpers.broker.sessions.service import SessionService
+from helpers.broker.sessions.session_ends import SessionEnds
 from helpers.broker.sessions.session_starter import SessionStarter
 from helpers.broker.sessions.signing import SigningService
 from helpers.broker.status import StatusService
@@ -35,6 +36,7 @@ class Dependencies:
         uids: Names and uids.
         locks: Names that the operator has locked.
         open_sessions: The table of sessions.
+        session_ends: Reports the ends of sessions.
         source: The source of keys.
         connections: The connections to the remote.
         addresses: The remote's addresses.
@@ -49,6 +51,7 @@ class Dependencies:
     uids: UidTable
     locks: Locks
     open_sessions: OpenSessions
+    session_ends: SessionEnds
     source: KeySource
     connections: Connections
     addresses: Addresses
@@ -89,9 +92,12 @@ class Services:
             clients,
             dependencies.connections,
             dependencies.open_sessions,
+            dependencies.session_ends,
             log,
         )
-        self.signing = SigningService(self.accounts, dependencies.identity, dependencies.known_hosts, log)
+        self.signing = SigningService(
+            self.accounts, dependencies.identity, dependencies.known_hosts, log, self.sessions
+        )
         counters = {
             "connections": lambda: len(dependencies.connections),
             "lookups": lambda: self.accounts.lookups,
@@ -99,7 +105,7 @@ class Services:
             "keys_permitted": lambda: self.keys.permitted,
             "key_files_read": lambda: dependencies.source.files_read,
             "sessions": lambda: self.sessions.started,
-            "failures": lambda: self.sessions.failed,
+            "failures": lambda: self.sessions.failed + dependencies.session_ends.failed,
         }
         self.status = StatusService(config, counters, self.accounts.drained)
 
@@ -110,6 +116,9 @@ class Services:
             "authorized_keys": self.keys.authorized_keys,
             "session": self.sessions.session,
             "sessions": self.sessions.sessions,
+            "started": self.sessions.has_started,
+            "failed": self.sessions.has_failed,
+            "kick": self.sessions.kick,
             "login": self.sessions.login,
             "logged_in": self.sessions.logged_in,
             "root": self.accounts.root,

@@ -28,3 +28,20 @@ def open_table(path: Path | str, *statements: str) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def add_columns(database: sqlite3.Connection, table: str, columns: dict[str, str]) -> None:
+    """Add the columns that a table of an earlier version lacks: a reload after an upgrade keeps the tables.
+
+    Args:
+        database: The database.
+        table: The table's name.
+        columns: The columns' names, and their SQL definitions.
+
+    Raises:
+        sqlite3.Error: The file cannot be used.
+    """
+    present = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+    for name, definition in columns.items():
+        if name not in present:
+            database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")

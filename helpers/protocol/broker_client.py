@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+TELL_TIMEOUT_S = 0.5
+"""Longest time, in seconds, that a session spends on a request whose answer it does not need."""
+
+
 class BrokerRequest:
     """One request to the broker, which is sent at once.
 
@@ -98,6 +102,14 @@ class BrokerRequest:
     def close(self) -> None:
         """Close the connection. The broker finishes its work; a mosh-server without a client ends after a minute."""
         self.connection.close()
+
+
+def tell(socket_path: str, request: dict[str, Any]) -> None:
+    """Send a request without waiting for the answer; do nothing if the broker does not accept it."""
+    try:
+        BrokerRequest(socket_path, request, TELL_TIMEOUT_S).close()
+    except BrokerUnavailableError:
+        return
 
 
 def ask(socket_path: str, request: dict[str, Any], timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _watch(ssh: int, said: int, socket_path: str, login: dict[str, Any], home: s
         if "result" in answer:
             ready = select.select([process, fifo], [], [], seconds)[0]
             if fifo in ready:
-                ask(socket_path, {"op": "logged_in", **login})
+                ask(socket_path, {"op": "logged_in", "session": ssh, **login})
             elif not ready:
                 os.write(2, b"gateway: the login on the remote host took too long; does your agent wait for you?\r\n")
                 signal.pidfd_send_signal(process, signal.SIGTERM)

@@ -32,6 +32,9 @@ MAX_AGE_S = 3600.0
 PERSIST_S = 60
 """Seconds for which a connection waits for another session after its last."""
 
+SHARED = "ControlMaster=no"
+"""The option of a session that uses another's connection."""
+
 # Short: with the 17 characters that ssh adds temporarily it must fit into a socket's path, 107 bytes.
 _MASTER = re.compile(r"m([0-9]+)")
 _SESSION = re.compile(r"s([0-9]+)-([0-9]+)")
@@ -62,7 +65,7 @@ def options(home: str, pid: int) -> list[str]:
             path = f"{home}/m{master}"
             try:
                 if _has_room(path, deadline):
-                    return ["ControlMaster=no", f"ControlPath={path}"]
+                    return [SHARED, f"ControlPath={path}"]
             except TimeoutError:
                 deadline = 0.0
             except OSError:

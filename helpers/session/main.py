@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 
-from helpers.protocol.broker_client import BrokerRequest, ask
+from helpers.protocol.broker_client import TELL_TIMEOUT_S, BrokerRequest, ask, tell
 from helpers.protocol.errors import INTERRUPTED, GatewayError, local_error
 from helpers.session.mosh_client import become_mosh_client
 from helpers.session.program import become
@@ -129,12 +129,46 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     if ours_alone:
         request["original_command"] = str(original)[:TOLD_CHARS]
     answer: Any = wait_with_progress(BrokerRequest(socket_path, request).wait, shown=has_terminal)
-    path = environ.get("PATH", os.defpath)
-    if answer["transport"] == "mosh":
-        become_mosh_client(answer, term, path, keep=original is not None)
+    try:
+        if answer["transport"] == "mosh":
+            become_mosh_client(answer, term, environ.get("PATH", os.defpath), keep=original is not None)
+        if ours_alone and answer["command"] is not None:
+            answer["command"] = original
+        become_ssh(socket_path, environ, key, client, answer, term)
+    except (GatewayError, OSError, MemoryError) as error:
+        # To the broker the session has begun.
+        failure = error if isinstance(error, GatewayError) else local_error(error)
+        report_failure(socket_path, failure)
+        raise failure from error
+
+
+def report_failure(socket_path: str, failure: GatewayError) -> None:
+    """Tell the broker that the session has failed after the broker's answer, for the log."""
+    try:
+        ask(socket_path, {"op": "failed", "code": failure.code, "message": failure.message}, TELL_TIMEOUT_S)
+    except GatewayError:
+        return  # the user is told all the same
+
+
+def become_ssh(  # noqa: PLR0917 - what `start` has found out
+    socket_path: str, environ: Mapping[str, str], key: str, client: int, session: SshAnswer, term: str
+) -> None:
+    """Become ssh; or with agent pass-through mosh-client, once ssh has started a mosh-server.
+
+    Args:
+        socket_path: The broker's socket.
+        environ: The environment from sshd.
+        key: The key that sshd accepted.
+        client: The pid of the sshd that serves the client.
+        session: The broker's answer.
+        term: The terminal type that was checked, for mosh-client.
+
+    Raises:
+        GatewayError: The remote starts no session, a program is missing here, or the client has disconnected.
+    """
     from helpers.session import ssh_client  # noqa: PLC0415 - not needed for mosh
 
-    session: SshAnswer = answer
+    has_terminal, path = session["pty"] or "mosh" in session, environ.get("PATH", os.defpath)
     # Unchanged from the client, as in a direct login. Only mosh needs checked values.
     sent = {name: value for name, value in environ.items() if name in {"LANG", "TERM"} or name.startswith("LC_")}
     ssh = {**sent, "PATH": path, "HOME": str(session["home"])}
@@ -147,7 +181,7 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         session["agent"] = agent_pass_through.forwarded_agent(environ)
 
         def ssh_with_a_turn() -> list[str]:
-            turn = agent_pass_through.Login(socket_path, request["connection"], key, ssh["HOME"])
+            turn = agent_pass_through.Login(socket_path, environ.get("SSH_CONNECTION", ""), key, ssh["HOME"])
             given = wait_with_progress(turn.wait, shown=has_terminal)
             return ssh_client.ssh_argv(
                 {**session, "options": given["options"], "identity": given["identity"]},
@@ -156,18 +190,22 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
         if "mosh" in session:
             commands = agent_pass_through.MoshServer(session["mosh"], ssh_with_a_turn, ssh)
             mosh: Any = {"address": session["address"], **wait_with_progress(commands.wait, shown=True)}
-            become_mosh_client(mosh, term, path, keep=original is not None)
+            tell(socket_path, {"op": "started", "udp_port": mosh["port"]})
+            become_mosh_client(mosh, term, path, keep=environ.get("SSH_ORIGINAL_COMMAND") is not None)
         argv = ssh_with_a_turn()
     elif session["share"]:
         from helpers.session import connection_sharing  # noqa: PLC0415 - the same: not needed for mosh
 
-        argv = ssh_client.ssh_argv({**session, "options": connection_sharing.options(ssh["HOME"], os.getpid())})
+        options = connection_sharing.options(ssh["HOME"], os.getpid())
+        if connection_sharing.SHARED in options:
+            tell(socket_path, {"op": "started"})  # its ssh does not log in
+        argv = ssh_client.ssh_argv({**session, "options": options})
     else:
         argv = ssh_client.ssh_argv(session)
     if os.getppid() != client:
         msg = "the client has disconnected"
         raise GatewayError(msg)
-    command = original if ours_alone and session["command"] is not None else session["command"]
+    command = session["command"]
     # ssh treats an empty command as none, and would request a shell; a blank runs nothing either.
     become([*ssh_client.LEAVE_WITH_CLIENT, *argv, *(() if command is None else (command or " ",))], ssh)
 

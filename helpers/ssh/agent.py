@@ -92,6 +92,11 @@ def answer(message: bytes, user: str, identity: Identity, accepts_host_key: Call
     return bytes([_SIGN_RESPONSE]) + string(signature)
 
 
+def is_signature(answer: bytes) -> bool:
+    """Whether an answer is a signature."""
+    return answer[:1] == bytes([_SIGN_RESPONSE])
+
+
 def check_login(
     data: bytes, user: str, blobs: Collection[bytes], accepts_host_key: Callable[[str, bytes], None]
 ) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import sqlite3
@@ -16,6 +17,8 @@ import pytest
 from gatewayctl.supervisor.unproved_connections import MAX_FOR_SOURCE
 from helpers.broker.sessions.login_limiter import MAX_STRANGERS
 from lab.agents import SilentAgent
+from lab.gateway import GATEWAYCTL
+from lab.room import PLAIN_ENVIRONMENT
 from lab.users import make_key
 from lab.waiting import wait_until
 from lab.wan import FAR_IPV4
@@ -279,6 +282,14 @@ def test_a_certificate_in_the_agent(lab: Lab, pass_through: Gateway) -> None:
 # Strangers
 
 
+def _open_sessions(gateway: Gateway, user: User) -> int:
+    """Count a user's sessions, also those that the remote has not accepted."""
+    environment = {**PLAIN_ENVIRONMENT, "GATEWAY_RUNTIME_DIR": gateway.settings["GATEWAY_RUNTIME_DIR"]}
+    argv = gateway.room.argv([str(GATEWAYCTL), "sessions", "--json"])
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=60, env=environment)
+    return sum(session["user"] == user.name for session in json.loads(done.stdout))
+
+
 @contextmanager
 def _idle_logins(lab: Lab, gateway: Gateway, number: int, addresses: int) -> Iterator[User]:
     """Begin logins as a stranger from a number of addresses, whose agent never signs; they end with the block.
@@ -291,7 +302,6 @@ def _idle_logins(lab: Lab, gateway: Gateway, number: int, addresses: int) -> Ite
     stranger = lab.add_user(authorized=[signer.key.public])
     path = lab.directory / "silent-agent"
     agent = SilentAgent(path, signer.key.public)
-    began = len(gateway.log.matches("session_started "))
     with ThreadPoolExecutor(number) as pool:
         sessions = []
         for each in range(number):
@@ -300,7 +310,7 @@ def _idle_logins(lab: Lab, gateway: Gateway, number: int, addresses: int) -> Ite
             environment = {"SSH_AUTH_SOCK": str(path)}
             sessions.append(pool.submit(lab.run, argv, environment=environment, timeout_s=90))
         try:
-            wait_until(lambda: len(gateway.log.matches("session_started ")) == began + number, "all have a session")
+            wait_until(lambda: _open_sessions(gateway, stranger) == number, "all have a session")
             yield stranger
         finally:
             agent.close()

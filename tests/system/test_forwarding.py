@@ -82,7 +82,7 @@ def _refused_late(lab: Lab, gateway: Gateway, user: User, options: Sequence[str]
         client.kill()
         complaint = client.communicate()[1]
     assert b"open failed: " in complaint
-    assert gateway.log.matches("session_started", since=since) == []
+    assert gateway.log.matches("session_(started|failed)", since=since) == []
     return answer
 
 

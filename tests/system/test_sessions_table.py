@@ -56,14 +56,20 @@ def test_sessions_are_listed_while_they_are_open(
     assert (by_mosh["transport"], by_ssh["transport"], by_ssh["udp_port"]) == ("mosh", "ssh", None)
     assert {(its["user"], its["client"].rpartition(":")[0]) for its in (by_mosh, by_ssh)} == {(user.name, "127.0.0.1")}
     header, *rows = _ctl(gateway, "sessions").stdout.splitlines()
-    assert header.split() == ["sid", "user", "client", "transport", "since", "for"]
+    assert header.split() == ["sid", "user", "client", "transport", "since", "for", "idle", "sent", "received"]
+    assert (by_mosh["idle"] >= 0, by_ssh["idle"]) == (True, None)
+    assert {its["stage"] for its in (by_mosh, by_ssh)} == {"logged_in"}
+    assert min(its[way] for its in (by_mosh, by_ssh) for way in ("sent", "received")) > 1000
     assert [row.split()[:2] for row in rows] == [[its["sid"], user.name] for its in (by_mosh, by_ssh)]
     shell.type("exit\r")
     command.close()
     wait_until(lambda: _open(gateway) == [], "both have ended")
     wait_until(lambda: sorted(_ended(gateway)) == sorted(started), "the log has both ends")
     line = gateway.log.matches(r"session_ended .*transport=mosh.*")[0].string
-    assert re.search(rf"user={user.name} client=127\.0\.0\.1:\d+ transport=mosh seconds=\d+\.\d$", line)
+    assert re.search(
+        rf"user={user.name} client=127\.0\.0\.1:\d+ key=SHA256:\S+ transport=mosh ended=exit seconds=\d+\.\d sent=\d+",
+        line,
+    )
 
 
 @pytest.mark.parametrize("what", ["a reload", "a killed broker"])
@@ -82,7 +88,8 @@ def test_the_table_outlives_its_broker(
     else:
         os.kill(broker.pid, signal.SIGKILL)
         gateway.log.wait_for("broker_restarted")
-    assert _open(gateway) == [before]
+    changing = dict.fromkeys(("idle", "sent", "received"))
+    assert [its | changing for its in _open(gateway)] == [before | changing]
     shell.type("exit\r")
     wait_until(lambda: _ended(gateway) == [before["sid"]], "the log has its end")
     assert _open(gateway) == []

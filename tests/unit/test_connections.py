@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gatewayctl.sshd.connections import LOOK_AFTER, Connection, Connections
+from gatewayctl.sshd.connections import LOOK_AFTER, Connections
 
 _MONITOR, _CHILD = 4711, 4712
 
@@ -28,7 +28,9 @@ def test_the_client_of_a_connection(address: str, client: str) -> None:
     """It is written as the broker writes it."""
     connections = Connections()
     connections.note(1, f'Connection from {address} port 40188 on ::1 port 2222 rdomain ""', root=True)
-    assert connections.find(1) == Connection(client)
+    found = connections.find(1)
+    assert found is not None
+    assert (found.client, found.ended) == (client, None)
     assert connections.find(2) is None
 
 
@@ -62,11 +64,32 @@ def test_the_first_word_about_the_end_counts() -> None:
         assert found.ended == ended
 
 
+def test_the_bytes_of_a_lost_client_are_sshds() -> None:
+    """Only of a lost connection sshd logs them itself."""
+    found = _connections(
+        "Connection closed by 192.0.2.7 port 40188", "Transferred: sent 3132, received 3720 bytes"
+    ).find(_MONITOR)
+    assert found is not None
+    assert found.traffic == (3132, 3720)
+
+
+def test_a_gateway_that_stops_ends_what_has_not_ended() -> None:
+    """A client that had left before is not counted among those that the gateway ended."""
+    left, stays = _connections("Connection closed by 192.0.2.7 port 40188"), _connections()
+    for connections, ended in ((left, "lost"), (stays, "stopped"), (Connections(), "stopped")):
+        connections.stop()
+        found = connections.find(_MONITOR)
+        assert found is not None
+        assert found.ended == ended
+
+
 def test_another_connection_with_the_same_pid_begins_anew() -> None:
     """A pid is used again, and what happened before is forgotten."""
     connections = _connections("Connection closed by 192.0.2.7 port 40188")
     connections.note(_MONITOR, 'Connection from 192.0.2.8 port 9 on 192.0.2.1 port 2222 rdomain ""', root=True)
-    assert connections.find(_MONITOR) == Connection("192.0.2.8:9")
+    found = connections.find(_MONITOR)
+    assert found is not None
+    assert (found.client, found.ended) == ("192.0.2.8:9", None)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from gatewayctl.sshd.connections import Connections
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
 from gatewayctl.supervisor.home_directories import UNUSED_S, HomeDirectories
 from gatewayctl.supervisor.privileged_server import SWEEP_S, PrivilegedServer
+from gatewayctl.supervisor.sshd_log import SshdLog
 from gatewayctl.supervisor.unproved_connections import UnprovedConnections
-from helpers.broker.privileged_client import PrivilegedClient
+from helpers.broker.client_traffic import Traffic
+from helpers.broker.privileged_client import PrivilegedClient, SshdConnection
 from helpers.protocol.messages import MAX_REQUEST_BYTES, decode, encode
 
 _UID = 70_001
@@ -54,7 +56,7 @@ class Supervisor:
             homes,
             AuthorizedKeysFiles(self.files, self._now),
             UnprovedConnections(os.getpid),
-            self.connections,
+            SshdLog(self.connections, None),
             self._now,
         )
         self.way = self.broker(active=True)
@@ -213,17 +215,19 @@ async def test_the_broker_asks_for_a_connection(supervisor: Supervisor) -> None:
     """It gets the client's address, and how the client left; nothing about a connection that is not sshd's."""
     client = PrivilegedClient(supervisor.way, lambda: None)
     supervisor.connections.note(7, 'Connection from 192.0.2.7 port 9 on ::1 port 2222 rdomain ""', root=True)
-    assert await client.connection(7) == ("192.0.2.7:9", None)
+    assert await client.connection(7) == SshdConnection("192.0.2.7:9")
     supervisor.connections.note(7, "Connection closed by 192.0.2.7 port 9", root=True)
-    assert await client.connection(7) == ("192.0.2.7:9", "lost")
-    assert await client.connection(8) == (None, None)
+    supervisor.connections.note(7, "Transferred: sent 3132, received 3720 bytes", root=True)
+    assert await client.connection(7) == SshdConnection("192.0.2.7:9", "lost", Traffic(3132, 3720))
+    assert await client.connection(8) == SshdConnection()
 
 
-@pytest.mark.parametrize("monitor", ["7", None, True, [7], 7.0])
-def test_a_connection_that_is_no_number_is_unknown(supervisor: Supervisor, monitor: object) -> None:
-    """The answer is the same as for a connection that is not sshd's."""
-    supervisor.way.send(encode({"connection": monitor, "number": 1}))
-    assert decode(supervisor.way.recv(MAX_REQUEST_BYTES)) == {"number": 1, "client": None, "ended": None}
+@pytest.mark.parametrize("number", ["7", True, [7], 7.0])
+@pytest.mark.parametrize("name", ["connection", "watch", "session"])
+def test_a_process_that_is_no_number_is_no_request(supervisor: Supervisor, name: str, number: object) -> None:
+    """Root opens no process for it, and tells nothing."""
+    supervisor.way.send(encode({"connection": 7, "number": 1} | {name: number}))
+    assert decode(supervisor.way.recv(MAX_REQUEST_BYTES)) == {"number": 1}
 
 
 # Keys

@@ -32,6 +32,7 @@ from helpers.broker.remote.attempt import Attempt
 from helpers.broker.remote.pool import Completed, Connections
 from helpers.broker.services import Dependencies, Services
 from helpers.broker.sessions.open_sessions import OpenSessions
+from helpers.broker.sessions.session_ends import SessionEnds
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (
     MoshServerError,
@@ -158,7 +159,8 @@ class FakeGateway:
         self.config = config
         self.log = RecordedLog()
         self.users = UidTable(":memory:", _UIDS)
-        self.open_sessions = OpenSessions(":memory:", self.log)
+        self.ends = SessionEnds(self.log, self.privileged, lambda: None, by_agent=False)
+        self.open_sessions = OpenSessions(":memory:", self.ends)
         self.locks = Locks(":memory:")
         self.connections = Connections(self._connect)
         self.serve((source or _content(f"ssh-ed25519 {_KEY} alice\n"))(self.privileged))
@@ -170,6 +172,7 @@ class FakeGateway:
                 config=self.config,
                 uids=self.users,
                 open_sessions=self.open_sessions,
+                session_ends=self.ends,
                 locks=self.locks,
                 source=source,
                 connections=self.connections,
@@ -451,7 +454,8 @@ async def test_a_name_has_had_a_session_when_the_remote_has_let_it_in(new_gatewa
     peer = gateway.login("alice")
     await gateway.broker.sessions.session(peer, _SESSION)
     assert not gateway.users.had_session("alice")
-    await gateway.broker.sessions.logged_in(peer, {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": ""})
+    request = {"connection": "192.0.2.7 50000 192.0.2.8 22", "key": "", "session": peer.pid}
+    await gateway.broker.sessions.logged_in(peer, request)
     assert gateway.users.had_session("alice")
 
 
@@ -816,7 +820,9 @@ async def test_a_keys_command_is_all_that_runs(
     assert " sh -c " in line
     assert "rm -rf" not in line
     assert (answer["transport"], answer["subsystem"], answer["pty"]) == ("ssh", None, terminal is not None)
-    assert (gateway.lines, gateway.log.events[0][1]["forced_command"]) == ([], True)
+    assert (gateway.lines, gateway.log.events) == ([], [])
+    await gateway.broker.sessions.has_started(peer, {})
+    assert [(event, fields["forced_command"]) for event, fields in gateway.log.events] == [("session_started", True)]
 
 
 @pytest.mark.parametrize(("setting", "transport"), [("mosh", "mosh"), ("ssh", "ssh")])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gatewayctl.sshd.connections import Connections
 from gatewayctl.supervisor.broker_process import (
     BACK_OFF_S,
     CLOSE_WAITING_S,
@@ -86,7 +87,7 @@ def test_a_reload_that_fails_is_told(error: Exception, said: str) -> None:
         raise error
 
     nothing: Any = None
-    parts = Parts((), False, Brokers(log), nothing, None, None)  # noqa: FBT003 - a field
+    parts = Parts((), False, Brokers(log), nothing, None, None, Connections())  # noqa: FBT003 - a field
     Supervisor(nothing, nothing, replan, parts, log)._reload()
 
     ((event, fields),) = log.events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 
 import pytest
@@ -98,6 +99,48 @@ def test_of_others_only_sshds_own_children_are_relayed(*, announced: bool) -> No
     assert ["Accepted" in line[3] for line in lines] == ([False, True] if announced else [])
     # A child's lines have the pid of the monitor that announced it.
     assert {line[2] for line in lines} == ({os.getpid()} if announced else set())
+
+
+@pytest.mark.parametrize("first", ["the client", "the session"])
+def test_what_came_first_counts_however_late_it_is_seen(first: str) -> None:
+    """The kernel has the order of a session's end and of sshd's line that its client has left."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    connections = Connections()
+    connections.note(7, 'Connection from 192.0.2.7 port 40188 on ::1 port 2222 rdomain ""', root=True)
+    connections.note(7, f"User child is on pid {os.getpid()}", root=True)
+    with ours, theirs, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as session:
+        relay = SyslogRelay(ours, connections, lambda *_: None)
+        relay.watch_session(session.pid, 7)
+
+        def ends() -> None:
+            session.kill()
+            os.waitid(os.P_PID, session.pid, os.WEXITED | os.WNOWAIT)
+
+        def leaves() -> None:
+            theirs.send(b"<38>sshd[1]: Connection closed by 192.0.2.7 port 40188")
+
+        for step in (ends, leaves) if first == "the session" else (leaves, ends):
+            step()
+        thread = threading.Thread(target=relay.serve)
+        thread.start()
+        relay.wait_for_session(session.pid)
+        ours.shutdown(socket.SHUT_RD)
+        thread.join()
+    found = connections.of_session(session.pid, 7)
+    assert found is not None
+    assert found.ended == (None if first == "the session" else "lost")
+    now = connections.find(7)
+    assert now is not None
+    assert now.ended == "lost"
+
+
+def test_a_session_that_has_ended_already_is_not_watched() -> None:
+    """Its connection counts as it is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        relay = SyslogRelay(ours, Connections(), lambda *_: None)
+        relay.watch_session(2**22 + 1, 7)
+        relay.wait_for_session(2**22 + 1)
 
 
 def test_other_programs_are_not_relayed() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import paramiko
@@ -400,6 +400,17 @@ class Remote:
             (transport or sock).close()
             raise
         return Connection(transport, address, line, marker)
+
+    def verify_host_key(self) -> None:
+        """Connect, verify the host key, and disconnect.
+
+        Raises:
+            GatewayError: As `connect` does before it authenticates.
+        """
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        sock, _ = self._connect_tcp()
+        with closing(sock), closing(PipelinedTransport(sock, None)) as transport:
+            self._handshake(transport, deadline)
 
     def _connect_tcp(self) -> tuple[socket.socket, str]:
         addresses = self.addresses.resolve()
