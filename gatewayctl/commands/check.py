@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gatewayctl.commands.install import SERVICE_CONFIG
 from gatewayctl.commands.serve import read_key
 from gatewayctl.commands.settings_flags import secrets_note, settings_options
 from gatewayctl.settings.metadata import describe
@@ -27,15 +28,26 @@ def check_config(load: Callable[[], Settings], *, as_json: bool) -> None:
 
     Warnings go to standard error. Secrets are never printed, only whether they are set.
     """
-    settings = load()
-    check_key(settings)
-    for warning in (*settings.warnings, *unknown_host(settings)):
+    try:
+        settings = load()
+        check_key(settings)
+    except SettingsError as error:
+        raise SettingsError("; ".join([error.message, *unread_file()])) from error
+    for warning in (*settings.warnings, *unknown_host(settings), *unread_file()):
         click.echo(f"gatewayctl: warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(effective(settings), indent=2))
         return
     remote = f"{settings.remote_host} port {settings.remote_port}"
     click.echo(f"OK: listens on {settings.gateway_host} port {settings.gateway_port}, users land on {remote}")
+
+
+def unread_file() -> list[str]:
+    """Return a note if the service's file exists, and no ``--config`` was given, so that it was not read."""
+    given = click.get_current_context().params.get("config")
+    if given is not None or not SERVICE_CONFIG.is_file():
+        return []
+    return [f"{SERVICE_CONFIG} was not read; to check it: gatewayctl check-config --config {SERVICE_CONFIG}"]
 
 
 def check_key(settings: Settings) -> None:

@@ -16,7 +16,7 @@ import click
 
 import helpers
 from gatewayctl.commands.settings_flags import secrets_note, settings_options
-from gatewayctl.runtime.directory import Runtime, check_root_only, check_uids_free, ensure_host_key
+from gatewayctl.runtime.directory import SYSTEM_LOG, Runtime, check_root_only, check_uids_free, ensure_host_key
 from gatewayctl.runtime.processes import find
 from gatewayctl.settings import key_files, validators
 from gatewayctl.settings.key_files import KeyFileError
@@ -102,6 +102,8 @@ def run(load: Callable[[], Settings]) -> int:
     with _log_failure(log, syslog=settings.gateway_log == "syslog"):
         for warning in settings.warnings:
             log.warning("setting", text=warning)
+            if settings.gateway_log == "syslog" and not SYSTEM_LOG.exists():
+                click.echo(f"gatewayctl: warning: {warning}", err=True)
         for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
             find(program, package)
         check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")

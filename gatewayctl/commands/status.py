@@ -42,6 +42,7 @@ def status(directory: Path, *, as_json: bool) -> None:
     if found.get("draining") is not None:
         click.echo(f"WARNING: draining: {found['draining']}")
     rows = {
+        "version": found["version"],
         "remote host": f"{found['remote_host']} port {found['remote_port']}",
         "listens on": f"{found['listen_address']} port {found['listen_port']}",
         "lets in by": ", ".join(found["access"]),

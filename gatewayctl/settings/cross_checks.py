@@ -62,6 +62,10 @@ def _check_files(settings: Settings) -> None:
         path: Path | None = getattr(settings, name)
         if path is None:
             continue
+        if name == "gateway_ssh_key_path" and path.suffix == ".pub":
+            raise SettingsError(
+                f"{_given(settings, name)} is the public key; name the private one: {path.with_suffix('')}"
+            )
         # known_hosts may be added later, and no user can log in before that: see `warnings`.
         if name != "remote_known_hosts" or key_files.is_file(path, _given(settings, name)):
             key_files.check(path, _given(settings, name), private=name == "gateway_ssh_key_path")
@@ -90,7 +94,9 @@ def warnings(settings: Settings) -> list[str]:
             f"{_given(settings, 'remote_ignore_host_key')}: whoever stands between the gateway and the remote"
             " can read and change every session"
         )
-    elif not settings.remote_known_hosts.is_file():
+    if settings.gateway_log == "syslog" and not os.path.exists("/dev/log"):  # noqa: PTH110 - False if inaccessible
+        found.append(f"{_given(settings, 'gateway_log')}: no program listens on /dev/log, so nothing is logged")
+    if not settings.remote_ignore_host_key and not settings.remote_known_hosts.is_file():
         found.append(
             f"REMOTE_KNOWN_HOSTS {settings.remote_known_hosts} is not a file:"
             " nobody gets in until it holds the remote's host key"

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from gatewayctl.runtime import processes
-from helpers.protocol.errors import GatewayError
+from helpers.protocol.errors import ListenError
 
 _TCP_DELACK_MAX_US = 46  # Linux 6.15, linux/tcp.h; Python's socket has no name for it
 _ACKNOWLEDGE_US = (
     10_000,
     20_000,
 )  # the minimum is two ticks of the kernel's clock, which has 100 to 1000 ticks a second
+
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "this machine does not have the address: ip address",
+    errno.EACCES: "a port below 1024 takes CAP_NET_BIND_SERVICE",
+}
 
 _LISTENS = "0A"  # proc_net_tcp(5); Linux, net/tcp_states.h, TCP_LISTEN
 
@@ -34,10 +39,10 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
         held: GATEWAY_HOST and GATEWAY_PORT of our own sshd, which still listens there.
 
     Raises:
-        GatewayError: sshd cannot listen. This may be temporary: another program may still use the port, or an address
+        ListenError: sshd cannot listen. This may be temporary: another program may still use the port, or an address
             is not configured yet.
     """
-    reason, listens, taken = "", False, False
+    reason, listens, taken, failed = "", False, False, 0
     for family, name in _resolve(address, port):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as trial:
@@ -50,14 +55,17 @@ def check(address: str, port: int, *, held: tuple[str, int] | None = None) -> No
             if exc.errno == errno.EADDRINUSE and held is not None and _only_ours(address, port, held, family):
                 listens = True
                 continue
-            reason = os.strerror(exc.errno or 0)
+            failed = exc.errno or 0
+            reason = os.strerror(failed)
             taken = taken or exc.errno == errno.EADDRINUSE
         else:
             listens = True
     # A machine may have only one family, but no client of either family may reach another program.
     if listens and not (taken and address == "*"):
         return
-    raise GatewayError(f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})")
+    remedy = f"another program does: ss -ltnp 'sport = :{port}'" if taken else _REMEDIES.get(failed, "")
+    msg = f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: sshd cannot listen there ({reason})"
+    raise ListenError("; ".join(filter(None, (msg, remedy))))
 
 
 def set_socket_options(sshd: int, copy_descriptor: Callable[[int, int], int] = processes.copy_descriptor) -> None:
@@ -107,7 +115,7 @@ def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
         msg = f"GATEWAY_PORT {port} on GATEWAY_HOST {address}: the host has no address ({exc.strerror})"
-        raise GatewayError(msg) from exc
+        raise ListenError(msg) from exc
     return [(family, name) for family, _, _, _, name in found]
 
 

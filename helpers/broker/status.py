@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ class StatusService:
         self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]], drained: Callable[[], str | None]
     ) -> None:
         self._config, self._counters, self._drained = config, counters, drained
-        self._started = time.monotonic()
+        self._started, self._version = time.monotonic(), _version()
 
     async def status(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Return the counters, and the settings that `gatewayctl` needs.
@@ -37,6 +38,7 @@ class StatusService:
             msg = "only root may ask for the gateway's status"
             raise PermissionDeniedError(msg)
         return {
+            "version": self._version,
             "uptime_s": round(time.monotonic() - self._started, 1),
             **{name: count() for name, count in self._counters.items()},
             "remote_host": self._config.remote_host,
@@ -48,3 +50,11 @@ class StatusService:
             "accept_any_key": self._config.gateway_accept_any_key,
             "auth_uid": self._config.auth_uid,
         }
+
+
+def _version() -> str | None:
+    """Return the version of this installation; None without one. Read at the start: an upgrade changes the files."""
+    try:
+        return importlib.metadata.version("ssh-mosh-gateway")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -66,6 +66,13 @@ class BrokerUnavailableError(GatewayError):
     status = 71  # EX_OSERR
 
 
+class ListenError(GatewayError):
+    """sshd cannot listen on the gateway's address and port."""
+
+    code = "cannot_listen"
+    status = 71  # EX_OSERR
+
+
 class ResourcesError(GatewayError):
     """The gateway itself lacks processes, memory, file descriptors or space in its runtime directory."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # sysexits.h
 EX_SOFTWARE = 70
+EX_OSERR = 71
 EX_CONFIG = 78
 
 
@@ -171,10 +172,12 @@ def test_port_in_use(lab: Lab, start_gateway: StartGateway) -> None:
     with lab.near.network(), socket.create_server((ADDRESS, 0)) as taken:
         port = taken.getsockname()[1]
         gateway = start_gateway({"GATEWAY_PORT": str(port), "GATEWAY_LOG_LEVEL": "warning"}, wait=False)
-        assert gateway.wait_exit() == EX_SOFTWARE
+        assert gateway.wait_exit() == EX_OSERR
 
     where = f"GATEWAY_PORT {port} on GATEWAY_HOST {ADDRESS}"
-    assert gateway.log.lines() == [f"gatewayctl: {where}: sshd cannot listen there (Address already in use)"]
+    remedy = f"another program does: ss -ltnp 'sport = :{port}'"
+    line = f"gatewayctl: {where}: sshd cannot listen there (Address already in use); {remedy}"
+    assert gateway.log.lines() == [line]
     assert gateway.processes() == []
 
 
@@ -183,7 +186,7 @@ def test_address_that_is_not_here(start_gateway: StartGateway) -> None:
     reasons = {"203.0.113.9": "Cannot assign requested address", "no-such-host.invalid": "the host has no address"}
     for host, reason in reasons.items():
         gateway = start_gateway({"GATEWAY_HOST": host, "GATEWAY_LOG_LEVEL": "warning"}, wait=False)
-        assert gateway.wait_exit() == EX_SOFTWARE
+        assert gateway.wait_exit() == EX_OSERR
         (line,) = gateway.log.lines()
         assert f"GATEWAY_HOST {host}: " in line
         assert reason in line
@@ -201,8 +204,8 @@ def test_all_addresses(lab: Lab, start_gateway: StartGateway) -> None:
             port = str(taken.getsockname()[1])
             settings = {"GATEWAY_HOST": "*", "GATEWAY_PORT": port, "GATEWAY_LOG_LEVEL": "warning"}
             refused = start_gateway(settings, wait=False)
-            assert refused.wait_exit() == EX_SOFTWARE
-        reason = "sshd cannot listen there (Address already in use)"
+            assert refused.wait_exit() == EX_OSERR
+        reason = f"sshd cannot listen there (Address already in use); another program does: ss -ltnp 'sport = :{port}'"
         assert refused.log.lines() == [f"gatewayctl: GATEWAY_PORT {port} on GATEWAY_HOST *: {reason}"]
 
 

@@ -11,6 +11,7 @@ import pytest
 from system.sessions import sends_at_once
 
 from lab.directory import own_directory
+from lab.gateway import GATEWAYCTL
 from lab.machine import SYSTEMD, Machine
 from lab.processes import namespace_id, processes_in
 from lab.users import make_key
@@ -82,6 +83,7 @@ def service(machine: Machine, before: list[str]) -> Iterator[Machine]:
     done = machine.run(*_GATEWAYCTL, "install", "--systemd")
     assert done.stdout.splitlines() == [
         f"Wrote /etc/systemd/system/{_UNIT}.",
+        f"Linked /usr/local/bin/gatewayctl to {GATEWAYCTL}.",
         f"Then: systemctl enable --now {_UNIT}",
     ]
     machine.run("systemctl", "start", _UNIT)
@@ -182,6 +184,79 @@ def test_installing_again_changes_nothing(service: Machine) -> None:
         f"Then, for what is new here: systemctl restart {_UNIT} (open sessions end)",
     ]
     assert _property(service, _UNIT, "MainPID") == pid
+
+
+def test_gatewayctl_is_on_the_path(service: Machine) -> None:
+    """A link of the installation's is, and goes with the unit; another file with that name stays."""
+    assert service.run("gatewayctl", "healthcheck").stdout == "healthy\n"
+    assert service.run(*_GATEWAYCTL, "install", "--systemd", "--remove").stdout.splitlines() == [
+        f"Removed /etc/systemd/system/{_UNIT}.",
+        "Removed /usr/local/bin/gatewayctl.",
+    ]
+    service.run("sh", "-c", "echo theirs > /usr/local/bin/gatewayctl")
+    try:
+        for arguments in ((), ("--remove",)):
+            said = service.run(*_GATEWAYCTL, "install", "--systemd", *arguments).stdout
+            assert ("/usr/local/bin/gatewayctl is another file, and stays" in said) == (not arguments)
+            assert service.run("cat", "/usr/local/bin/gatewayctl").stdout == "theirs\n"
+    finally:
+        service.run("rm", "/usr/local/bin/gatewayctl")
+
+
+def test_check_config_says_that_the_services_file_is_not_read(service: Machine) -> None:
+    """Without --config, whether the settings are right or not; with it there is nothing to say."""
+    said = (
+        "/etc/gateway/config.yaml was not read; to check it: gatewayctl check-config --config /etc/gateway/config.yaml"
+    )
+    wrong = service.run("gatewayctl", "check-config", check=False)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (78, 1)
+    assert "REMOTE_HOST" in wrong.stderr
+    assert wrong.stderr.endswith(f"; {said}\n")
+    right = service.run("gatewayctl", "check-config", "--remote-host", "127.0.0.1")
+    assert f"gatewayctl: warning: {said}\n" in right.stderr
+    assert said not in service.run("gatewayctl", "check-config", "--config", "/etc/gateway/config.yaml").stderr
+
+
+def test_a_second_gateway_has_a_name(service: Machine) -> None:
+    """It has a unit, a directory for its settings, and a runtime directory of its own; the first one is as it was."""
+    pid = _property(service, _UNIT, "MainPID")
+    eu = "ssh-mosh-gateway-eu.service"
+    config = "remote_host: 127.0.0.1\ngateway_ssh_key_path: /etc/gateway/id_ed25519\ngateway_port: 2223\n"
+    service.run("mkdir", "-p", "/etc/gateway-eu")
+    service.run("tee", "/etc/gateway-eu/config.yaml", stdin=config)
+    try:
+        said = service.run(*_GATEWAYCTL, "install", "--systemd", "--name", "eu").stdout.splitlines()
+        assert said == [f"Wrote /etc/systemd/system/{eu}.", f"Then: systemctl enable --now {eu}"]
+        service.run("systemctl", "start", eu)
+        for directory in ("/run/gateway", "/run/gateway-eu"):
+            done = service.run("gatewayctl", "healthcheck", "--gateway-runtime-dir", directory)
+            assert done.stdout == "healthy\n"
+        client = ["2223" if word == _PORT else word for word in _CLIENT]
+        done = service.run("ssh", *client, "alice@127.0.0.1", "id -un", check=False)
+        assert (done.stdout, done.returncode) == ("alice\n", 0), done.stderr
+        journal = service.run("journalctl", "--quiet", "--output=cat", "--identifier=ssh-mosh-gateway-eu").stdout
+        assert "session_started" in journal
+        service.run("test", "-e", "/etc/gateway-eu/host_key")
+        assert service.run(*_GATEWAYCTL, "install", "--systemd", "--name", "eu", "--remove").stdout.splitlines() == [
+            f"Removed /etc/systemd/system/{eu}."
+        ]
+        assert _property(service, _UNIT, "MainPID") == pid
+        assert service.run("gatewayctl", "healthcheck").stdout == "healthy\n"
+    finally:
+        service.run(*_GATEWAYCTL, "install", "--systemd", "--name", "eu", "--remove", check=False)
+
+
+def test_a_port_that_is_taken_fails_the_unit_in_the_end(machine: Machine) -> None:
+    """Each try says by what to find the other program; there are at most sixty, and status 71."""
+    _configure(machine, "remote_host: 127.0.0.1\ngateway_port: 22\ngateway_ssh_key_path: /etc/gateway/id_ed25519\n")
+    machine.run(*_GATEWAYCTL, "install", "--systemd")
+    try:
+        machine.run("systemctl", "start", _UNIT, check=False)
+        assert _property(machine, _UNIT, "ExecMainStatus") == "71"
+        assert "sshd cannot listen there (Address already in use); another program does: ss -ltnp" in _journal(machine)
+        assert _property(machine, _UNIT, "StartLimitBurst") == "60"
+    finally:
+        machine.run(*_GATEWAYCTL, "install", "--systemd", "--remove")
 
 
 def test_the_journal_names_the_gateway(service: Machine) -> None:

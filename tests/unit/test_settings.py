@@ -692,6 +692,25 @@ def test_local_keys_without_a_key_are_a_warning(tmp_path: Path, lines: str, *, h
         assert (odd not in warnings) == has_key
 
 
+def test_the_public_key_is_not_the_private_one(tmp_path: Path) -> None:
+    """It is told before its mode is looked at: there is no mode in which it would do."""
+    path = tmp_path / "id_ed25519.pub"
+    path.write_text("ssh-ed25519 AAAA gateway")
+    path.chmod(0o644)
+    environ = {"GATEWAY_SSH_KEY_PATH": str(path), "GATEWAY_SSH_KEY_CONTENT": ""}
+    said = f"environment GATEWAY_SSH_KEY_PATH) is the public key; name the private one: {tmp_path / 'id_ed25519'}"
+    assert refusal(environ).endswith(said)
+
+
+def test_syslog_without_a_socket_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would be logged; where a program listens there is none."""
+    assert not any("/dev/log" in warning for warning in load({"GATEWAY_LOG": "stderr"}).warnings)
+    for there in (True, False):
+        monkeypatch.setattr("os.path.exists", lambda path, there=there: there if path == "/dev/log" else True)
+        found = [warning for warning in load({"GATEWAY_LOG": "syslog"}).warnings if "/dev/log" in warning]
+        assert bool(found) is not there
+
+
 def test_the_wrong_file_is_not_quoted(tmp_path: Path) -> None:
     """A path that leads to somebody's secret by mistake does not put the secret into the log."""
     file = tmp_path / "passwords"
