@@ -180,7 +180,7 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         auth_uid=first + 1,
         syslog=settings.gateway_log == "syslog",
     )
-    return Plan(broker, sshd, first)
+    return Plan(broker, sshd, first, settings.gateway_stop_timeout)
 
 
 def read_key(settings: Settings) -> tuple[str | None, str | None]:

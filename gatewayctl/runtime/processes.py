@@ -143,6 +143,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def is_roots(pid: int) -> bool:
+    """Whether a process runs as root; False if it has ended."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == 0
+    except OSError:
+        return False
+
+
 def end(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may have ended already."""
     with suppress(ProcessLookupError):

@@ -224,6 +224,16 @@ class Settings(BaseModel):
             "SECONDS",
         ),
     ] = 86400
+    gateway_stop_timeout: Annotated[
+        int,
+        Field(ge=0, le=604_800),
+        Doc(
+            "How long open sessions may go on after SIGTERM, while the port is closed; a second SIGTERM ends them",
+            "seconds from 0 to 604800",
+            "3600",
+            "SECONDS",
+        ),
+    ] = 0
     gateway_mosh_predict: Annotated[
         Literal["adaptive", "always", "never", "experimental"],
         Doc(

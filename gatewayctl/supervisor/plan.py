@@ -16,8 +16,10 @@ class Plan:
         broker: The broker's settings.
         sshd: The context of sshd's templates.
         broker_uid: The uid that the broker runs as.
+        stop_timeout_s: For how many seconds sessions may go on after SIGTERM.
     """
 
     broker: BrokerConfig
     sshd: config.SshdContext
     broker_uid: int
+    stop_timeout_s: int

@@ -22,9 +22,13 @@ def reloading() -> None:
     _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
-def stopping() -> None:
-    """Report that no more logins are accepted."""
-    _notify("STOPPING=1")
+def stopping(timeout_s: float = 0.0) -> None:
+    """Report that no more logins are accepted.
+
+    Args:
+        timeout_s: For how many seconds more than the unit's TimeoutStopSec the end may take.
+    """
+    _notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(timeout_s * 1e6)}" if timeout_s else "STOPPING=1")
 
 
 def _notify(state: str) -> None:

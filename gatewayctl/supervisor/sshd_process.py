@@ -48,6 +48,7 @@ class SshdProcess:
         self._program = Path(processes.find("sshd", "openssh-server"))
         self.pid = 0
         self._restarts_until_s: float | None = None
+        self._stopped = False
 
     @property
     def is_restarting(self) -> bool:
@@ -116,6 +117,11 @@ class SshdProcess:
         processes.end(self.pid, signal.SIGHUP)
         self._restarts_until_s = self._clock() + READY_TIMEOUT_S
 
+    def stop_listening(self) -> None:
+        """End the listening process: its connections go on (sshd.c, sigterm_handler)."""
+        self._stopped = True
+        processes.end(self.pid, signal.SIGTERM)
+
     def tend(self) -> float | None:
         """Check whether a restart is complete.
 
@@ -133,10 +139,12 @@ class SshdProcess:
         """Record the end of a process.
 
         Raises:
-            GatewayError: The process is sshd.
+            GatewayError: The process is sshd, and it was not told to end.
         """
         if pid == self.pid:
             self.pid = 0
+            if self._stopped:
+                return
             how = f"exit status {status}; its own last line in the log says why"
             msg = f"sshd ended ({how if status >= 0 else f'killed by signal {-status}'})"
             raise GatewayError(msg)

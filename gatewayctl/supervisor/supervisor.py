@@ -25,12 +25,19 @@ from gatewayctl.supervisor.privileged_server import PrivilegedServer
 from gatewayctl.supervisor.sshd_log import SshdLog
 from gatewayctl.supervisor.sshd_process import SshdProcess
 from gatewayctl.supervisor.unproved_connections import UnprovedConnections
+from helpers.protocol.broker_client import ask
 from helpers.protocol.errors import INTERRUPTED, GatewayError
 from helpers.protocol.event_log import EventLog, fault_of
 
 GRACE_S = 10.0
 """Seconds for sessions to shut down before they are killed: mosh-client's shutdown takes a few round trips (mosh
 1.4.0), and container engines kill after 10 s by default."""
+
+LOOK_S = 1.0
+"""Seconds between checks whether the last session has ended."""
+
+BROKER_ANSWERS_S = 2.0
+"""Longest wait, in seconds, for the broker's list of sessions."""
 
 NOTICE_S = 0.2
 """Seconds for sshd to send the shutdown notice to its clients: there is no event for that."""
@@ -100,7 +107,7 @@ class Supervisor:
         self._parts, self._broker, self._sshd = parts, parts.broker, parts.sshd
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT, and until the last session has ended or GATEWAY_STOP_TIMEOUT is over.
 
         Returns:
             The exit status: 0 after SIGTERM, 130 after SIGINT.
@@ -151,6 +158,7 @@ class Supervisor:
             arrived = signal.sigtimedwait(signals, min(waits_s)) if waits_s else signal.sigwaitinfo(signals)
             number = None if arrived is None else arrived.si_signo
             if number == signal.SIGTERM:
+                self._last_sessions()
                 return 0
             if number == signal.SIGINT:
                 return INTERRUPTED
@@ -159,6 +167,33 @@ class Supervisor:
                 self._reload()
                 self._say_ready()
             self._reap()
+
+    def _last_sessions(self) -> None:
+        """Let open sessions go on for GATEWAY_STOP_TIMEOUT, or until another signal; new clients find the port closed.
+
+        Raises:
+            GatewayError: As `_reap` does.
+        """
+        timeout_s = self._plan.stop_timeout_s
+        if not timeout_s or not self._sessions():
+            return
+        sd_notify.stopping(timeout_s + GRACE_S)
+        self._log.warning("stopping", sessions=self._sessions(), timeout_s=timeout_s)
+        self._sshd.stop_listening()
+        deadline = time.monotonic() + timeout_s
+        while self._sessions() and (left_s := deadline - time.monotonic()) > 0:
+            waits_s = filter(None, (self._broker.tend(self._plan), LOOK_S, left_s))
+            arrived = signal.sigtimedwait(_SIGNALS_MEANWHILE, min(waits_s))
+            if arrived is not None and arrived.si_signo != signal.SIGCHLD:
+                return
+            self._reap()
+
+    def _sessions(self) -> int:
+        """Count the open sessions; while the broker does not answer there may be one."""
+        try:
+            return len(ask(str(self._runtime.broker_socket), {"op": "sessions"}, BROKER_ANSWERS_S)["sessions"])
+        except GatewayError:
+            return 1
 
     def _reap(self) -> None:
         """Reap child processes, and handle the end of the broker and sshd.
@@ -216,8 +251,11 @@ class Supervisor:
         self._parts.connections.stop()
         deadline = time.monotonic() + GRACE_S
         brokers = self._broker.pids
-        if self._sshd.pid:
-            shutdown_notice.write(self._sshd.pid, processes.descendants(self._sshd.pid))
+        sessions = [pid for pid in processes.descendants(os.getpid()) if pid not in brokers]
+        # sshd's listener, or a connection's monitor: each is in the terminals' namespace, and root's.
+        sshd = next((pid for pid in sessions if processes.is_roots(pid)), None)
+        if sshd is not None:
+            shutdown_notice.write(sshd, sessions)
             time.sleep(NOTICE_S)
         self._end_all(lambda: [pid for pid in processes.descendants(os.getpid()) if pid not in brokers], deadline)
         self._end_all(lambda: processes.descendants(os.getpid()), deadline)

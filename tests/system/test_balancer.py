@@ -47,6 +47,7 @@ class Balancer:
         settings = {
             "GATEWAY_HOST_KEY_PATH": str(key.private),
             "GATEWAY_TRUSTED_PROXIES": ADDRESS,
+            "GATEWAY_STOP_TIMEOUT": "3600",
             "GATEWAY_SESSION_TIMEOUT": "60",  # of the session that a gateway takes with it, mosh-server stays
         }
         self.gateways = [start_gateway(settings) for _ in range(2)]
@@ -126,6 +127,27 @@ def test_a_gateway_dies(lab: Lab, balancer: Balancer, open_terminal: Callable[..
     for user in (alice, bob, alice, bob):
         done = lab.run(balancer.argv(user, "id -un"))
         assert (done.stdout.decode(), done.returncode) == (f"{user.name}\n", 0), done.stderr
+
+
+def test_a_roll_out_ends_no_session_and_refuses_no_login(
+    lab: Lab, balancer: Balancer, user: User, open_terminal: Callable[..., Terminal]
+) -> None:
+    """A gateway that is stopped keeps its session to the end, while every new login goes to the other one."""
+    terminal, first = _log_in(balancer, user, open_terminal)
+    (other,) = (gateway for gateway in balancer.gateways if gateway is not first)
+    marks = {gateway: gateway.log.mark() for gateway in balancer.gateways}
+    first.signal(signal.SIGTERM)
+    for number in range(8):
+        done = lab.run(balancer.argv(user, f"echo {number}"))
+        assert (done.stdout.decode(), done.returncode) == (f"{number}\n", 0), done.stderr
+        if number == 0:
+            first.log.wait_for("warning stopping ")
+    assert len(other.log.matches("session_started ", since=marks[other])) >= 7
+    terminal.run("echo $((40 + 2))", "42")
+    terminal.type("exit 5\r")
+    assert terminal.wait_exit() == 0  # as mosh has it
+    assert first.wait_exit() == 0
+    assert not first.log.matches("session_ended .*ended=(lost|stopped)", since=marks[first])
 
 
 def test_what_the_logs_say(lab: Lab, balancer: Balancer, user: User) -> None:

@@ -25,10 +25,12 @@ def test_the_service_manager_hears_of_it(tmp_path: Path, monkeypatch: pytest.Mon
         sd_notify.ready("WARNING: mind the gap")
         sd_notify.reloading()
         sd_notify.stopping()
+        sd_notify.stopping(3610)
         assert sock.recv(100) == b"READY=1\nSTATUS="
         assert sock.recv(100) == b"READY=1\nSTATUS=WARNING: mind the gap"
         assert sock.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
         assert sock.recv(100) == b"STOPPING=1"
+        assert sock.recv(100) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=3610000000"
 
 
 @pytest.mark.parametrize("address", [None, "", "nowhere", "/no/such/socket", "@no-such-socket"])
