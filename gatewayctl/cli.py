@@ -74,12 +74,10 @@ class LazyGroup(click.Group):
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
     del param
     if value:
-        import importlib.metadata  # noqa: PLC0415 - it takes longer than the rest of this module
+        from helpers.protocol.version import installed_version  # noqa: PLC0415 - it takes longer than this module
 
-        try:
-            click.echo(f"gatewayctl {importlib.metadata.version('ssh-mosh-gateway')}")
-        except importlib.metadata.PackageNotFoundError:
-            click.echo("gatewayctl, not installed")
+        version = installed_version()
+        click.echo("gatewayctl, not installed" if version is None else f"gatewayctl {version}")
         ctx.exit()
 
 

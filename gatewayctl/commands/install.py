@@ -72,13 +72,14 @@ def install(name: str | None, config: Path | None, *, systemd: bool, only_print:
     if remove:
         _remove(service)
         return
-    _write(service, unit(service, config))
+    changed = _write(service, unit(service, config))
     _link()
     if not config.exists():
         port = "" if name is None else " and gateway_port: 2223"
         click.echo(f"Write {config} next, with at least: remote_host: shell.example.org{port}")
     if _is_active(service):
-        click.echo(f"Then, for what is new here: systemctl restart {service.unit} (open sessions end)")
+        what = f"restart {service.unit} (open sessions end)" if changed else f"reload {service.unit}"
+        click.echo(f"Then, for what is new here: systemctl {what}")
     else:
         click.echo(f"Then: systemctl enable --now {service.unit}")
 
@@ -164,13 +165,15 @@ def _word(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _write(service: Service, text: str) -> None:
+def _write(service: Service, text: str) -> bool:
+    """Write the unit; returns whether it has changed."""
     if service.path.exists() and service.path.read_text(encoding="utf-8") == text:
         click.echo(f"{service.path} is up to date.")
-        return
+        return False
     service.path.write_text(text, encoding="utf-8")
     _systemctl("daemon-reload")
     click.echo(f"Wrote {service.path}.")
+    return True
 
 
 def _link() -> None:

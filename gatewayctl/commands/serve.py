@@ -23,6 +23,7 @@ from gatewayctl.settings.key_files import KeyFileError
 from gatewayctl.settings.model import Settings
 from gatewayctl.settings.passwords import hashed_passwords, placeholder_hashes_for
 from gatewayctl.sshd import config
+from gatewayctl.supervisor import handover
 from gatewayctl.supervisor.plan import Plan
 from gatewayctl.supervisor.supervisor import Supervisor, make_parts
 from helpers.protocol.broker_config import KEY_SETTINGS, BrokerConfig
@@ -44,9 +45,14 @@ def serve(load: Callable[[], Settings]) -> None:
     if os.geteuid() != 0:
         msg = "serve must be started by root: sshd changes to the uid of each user"
         raise SettingsError(msg)
-    if os.getpid() == 1:
+    state = handover.inherited(os.environ)
+    os.environ.pop(handover.VARIABLE, None)
+    if state is not None and state[1]:
+        check_handover(load, state[0])
+        return
+    if os.getpid() == 1 and state is None:
         wait_for_key_files(load)
-    sys.exit(run(load))
+    sys.exit(run(load, None if state is None else state[0]))
 
 
 def wait_for_key_files(load: Callable[[], Settings]) -> None:
@@ -85,11 +91,40 @@ def wait_for_key_files(load: Callable[[], Settings]) -> None:
             return
 
 
-def run(load: Callable[[], Settings]) -> int:
+def check_handover(load: Callable[[], Settings], state: handover.State) -> None:
+    """Check that this version can take over a running gateway, without changing anything.
+
+    Args:
+        load: Reads the settings.
+        state: The running gateway's state.
+
+    Raises:
+        GatewayError: It cannot.
+    """
+    settings = _fixed(load(), state.fixed)
+    plan = make_plan(settings, Runtime(settings.gateway_runtime_dir))
+    config.render(plan.sshd)
+    handover.check_new_version()
+
+
+def _fixed(settings: Settings, fixed: list[str]) -> Settings:
+    """Return the settings.
+
+    Raises:
+        SettingsError: One is another that changes only by a restart.
+    """
+    if settings.fixed != fixed:
+        msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
+        raise SettingsError(msg)
+    return settings
+
+
+def run(load: Callable[[], Settings], state: handover.State | None = None) -> int:
     """Run the gateway until a signal ends it.
 
     Args:
         load: Reads the settings; called again at each SIGHUP.
+        state: The state of the gateway that runs already; None if it is to be started.
 
     Returns:
         The exit status.
@@ -104,33 +139,47 @@ def run(load: Callable[[], Settings]) -> int:
             log.warning("setting", text=warning)
             if settings.gateway_log == "syslog" and not SYSTEM_LOG.exists():
                 click.echo(f"gatewayctl: warning: {warning}", err=True)
-        for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
-            find(program, package)
-        check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
-        check_root_only(Path(sys.executable), "the Python")
-        first, last = settings.uid_range
-        check_uids_free(range(first, last + 1))
         runtime = Runtime(settings.gateway_runtime_dir)
-        runtime.prepare()
-        lock = runtime.lock()
+        lock = prepare(settings, runtime, log) if state is None else state.lock
         try:
-            runtime.change_state_owner(settings.uid_range[0])
-            if ensure_host_key(settings.gateway_host_key_path):
-                log.info("host_key_made", path=settings.gateway_host_key_path)
-            fixed = (runtime, settings.uid_range, settings.gateway_log)
-
-            def replan() -> Plan:
-                fresh = load()
-                if (Runtime(fresh.gateway_runtime_dir), fresh.uid_range, fresh.gateway_log) != fixed:
-                    msg = "GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG change only by a restart"
-                    raise SettingsError(msg)
-                return make_plan(fresh, runtime)
-
+            fixed = settings.fixed
             plan = make_plan(settings, runtime)
             del settings  # with the plain text of passwords
-            return Supervisor(runtime, plan, replan, make_parts(runtime, plan, log), log).run()
+
+            def replan() -> Plan:
+                return make_plan(_fixed(load(), fixed), runtime)
+
+            parts = make_parts(runtime, plan, log, state)
+            return Supervisor(runtime, plan, replan, parts, log, lock).run(state)
         finally:
             os.close(lock)
+
+
+def prepare(settings: Settings, runtime: Runtime, log: EventLog) -> int:
+    """Check the machine, prepare the runtime directory, and make the host key if there is none.
+
+    Returns:
+        The descriptor that holds the runtime directory's lock.
+
+    Raises:
+        GatewayError: The gateway cannot run here.
+    """
+    for program, package in (("mosh-client", "mosh"), ("ssh-keygen", "openssh-client")):
+        find(program, package)
+    check_root_only(Path(helpers.__file__), "the installation of gatewayctl in")
+    check_root_only(Path(sys.executable), "the Python")
+    first, last = settings.uid_range
+    check_uids_free(range(first, last + 1))
+    runtime.prepare()
+    lock = runtime.lock()
+    try:
+        runtime.change_state_owner(first)
+        if ensure_host_key(settings.gateway_host_key_path):
+            log.info("host_key_made", path=settings.gateway_host_key_path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 @contextmanager
@@ -180,7 +229,7 @@ def make_plan(settings: Settings, runtime: Runtime) -> Plan:
         auth_uid=first + 1,
         syslog=settings.gateway_log == "syslog",
     )
-    return Plan(broker, sshd, first, settings.gateway_stop_timeout)
+    return Plan(broker, sshd, first, settings.fixed, settings.gateway_stop_timeout)
 
 
 def read_key(settings: Settings) -> tuple[str | None, str | None]:

@@ -316,6 +316,11 @@ class Settings(BaseModel):
         return None if secret is None else validators.key_content(secret.get_secret_value())
 
     @property
+    def fixed(self) -> list[str]:
+        """The settings that a reload cannot change: GATEWAY_RUNTIME_DIR, GATEWAY_UID_RANGE and GATEWAY_LOG."""
+        return [str(self.gateway_runtime_dir), "{}:{}".format(*self.uid_range), self.gateway_log]
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings, one sentence each, for the log at the start."""
         return tuple(self._warnings)

@@ -157,6 +157,20 @@ def template_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "sshd_config.d"
 
 
+def is_written(directory: Path, files: Mapping[str, str]) -> bool:
+    """Whether rendered files are what is on disk.
+
+    Args:
+        directory: As for `write`.
+        files: The result of `render`.
+    """
+    snippets = directory / "sshd_config.d"
+    try:
+        return {path.name: path.read_text("utf-8") for path in snippets.glob("*.conf")} == dict(files)
+    except OSError:
+        return False
+
+
 def write(directory: Path, files: Mapping[str, str]) -> Path:
     """Write rendered files: ``sshd_config`` and, included by it, the snippets in ``sshd_config.d``.
 

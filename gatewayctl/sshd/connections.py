@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 from helpers.broker import client_traffic
 
@@ -73,6 +74,19 @@ class Connections:
     _look_at: int = LOOK_AFTER
     _sessions: dict[int, str | None] = field(default_factory=dict)
     _stopping: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe all of it in values that JSON has, for `from_json`."""
+        return {
+            "by_monitor": {str(pid): asdict(connection) for pid, connection in self._by_monitor.items()},
+            "monitors": {str(pid): monitor for pid, monitor in self._monitors.items()},
+        }
+
+    @classmethod
+    def from_json(cls, known: dict[str, Any]) -> Self:
+        """Make the connections that `to_json` described."""
+        found = {int(pid): Connection(**each) for pid, each in known["by_monitor"].items()}
+        return cls(found, {int(pid): monitor for pid, monitor in known["monitors"].items()})
 
     def __len__(self) -> int:
         """Count the processes that are remembered."""

@@ -46,6 +46,9 @@ class SyslogRelay:
         sock: The datagram socket that is /dev/log for our sshd.
         connections: Records what the messages say about connections.
         write: Writes one line: level, program, process id, text.
+
+    Attributes:
+        lock: Held while a message is between the socket and the log.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class SyslogRelay:
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
         self._sessions: dict[int, tuple[int, int, threading.Event]] = {}
+        self.lock = threading.Lock()
 
     def watch_session(self, pid: int, monitor: int) -> None:
         """Note how a session ends: called by other threads.
@@ -85,10 +89,11 @@ class SyslogRelay:
         """
         while True:
             for descriptor, _ in self._epoll.poll():
-                if descriptor in self._sessions:
-                    self._note_session_end(descriptor)
-                elif not self._receive():
-                    return
+                with self.lock:
+                    if descriptor in self._sessions:
+                        self._note_session_end(descriptor)
+                    elif not self._receive():
+                        return
 
     def _note_session_end(self, descriptor: int) -> None:
         pid, monitor, noted = self._sessions[descriptor]

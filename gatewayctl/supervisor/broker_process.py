@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -76,6 +76,12 @@ class BrokerProcess:
         self._crashes = 0
         self._restart_at_s: float | None = None
         self._turns_away = False
+        self._running: RunningBroker | None = None
+
+    @property
+    def running(self) -> RunningBroker | None:
+        """The active broker; None while there is none."""
+        return self._running if self.pid else None
 
     @property
     def pids(self) -> set[int]:
@@ -101,11 +107,17 @@ class BrokerProcess:
             self._await(ready, running.pid)
         return running
 
+    def adopt(self, running: RunningBroker, draining: Iterable[int]) -> None:
+        """Take over the brokers that an earlier version of the supervisor has started."""
+        self.draining.update(draining)
+        threading.Thread(target=self._privileged.serve, args=(running.privileged_socket,), daemon=True).start()
+        self.activate(running)
+
     def activate(self, running: RunningBroker) -> None:
         """Make a broker the active one; the previous one finishes its requests."""
         if self.pid:
             self.retire(self.pid)
-        self.pid, self._started_s = running.pid, self._clock()
+        self.pid, self._started_s, self._running = running.pid, self._clock(), running
         self._privileged.set_active_broker(running.privileged_socket, running.trusted_proxies)
         self._restart_at_s, self._turns_away = None, False
 

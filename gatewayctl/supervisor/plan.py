@@ -16,10 +16,12 @@ class Plan:
         broker: The broker's settings.
         sshd: The context of sshd's templates.
         broker_uid: The uid that the broker runs as.
+        fixed: Settings that change only by a restart.
         stop_timeout_s: For how many seconds sessions may go on after SIGTERM.
     """
 
     broker: BrokerConfig
     sshd: config.SshdContext
     broker_uid: int
+    fixed: list[str]
     stop_timeout_s: int

@@ -7,6 +7,7 @@ broker decides for which users. It sends requests over a socket that only it has
 from __future__ import annotations
 
 import ipaddress
+import select
 import socket
 import threading
 import time
@@ -34,6 +35,10 @@ class PrivilegedServer:
         clients: Counts connections that the remote has not accepted.
         sshd: Answers what sshd logged about connections.
         clock: Seconds, monotonic.
+
+    Attributes:
+        lock: Held while a request is between its arrival and its answer.
+        owners: The last name of each uid that has a home.
     """
 
     def __init__(
@@ -46,9 +51,9 @@ class PrivilegedServer:
     ) -> None:
         self._homes, self._keys, self._clients, self._clock = homes, keys, clients, clock
         self._sshd = sshd
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._active: socket.socket | None = None
-        self._owners: dict[int, str] = {}
+        self.owners: dict[int, str] = {}
 
     def set_active_broker(self, sock: socket.socket, trusted_proxies: str = "") -> None:
         """Write key files only for this broker from now on, and remove those of the previous one.
@@ -58,7 +63,7 @@ class PrivilegedServer:
             trusted_proxies: That broker's GATEWAY_TRUSTED_PROXIES.
         """
         self._clients.trusted_proxies = trusted_proxies
-        with self._lock:
+        with self.lock:
             self._active = sock
             self._keys.clear()
 
@@ -72,22 +77,22 @@ class PrivilegedServer:
             swept_s = self._clock()
             while True:
                 # By the clock and not only on timeouts: with a login every few seconds recv() never times out.
-                with self._lock:
+                with self.lock:
                     left_s = self._keys.sweep()
                     if self._clock() - swept_s >= SWEEP_S:
                         self._homes.sweep(self._keys.uids)
                         swept_s = self._clock()
-                sock.settimeout(min(SWEEP_S, left_s))
-                try:
-                    request = sock.recv(MAX_REQUEST_BYTES)
-                    if not request:
-                        break
-                    sock.send(encode(self._answer(sock, request)))
-                except TimeoutError:
+                if not select.select([sock], [], [], min(SWEEP_S, left_s))[0]:
                     continue
+                try:
+                    with self.lock:
+                        request = sock.recv(MAX_REQUEST_BYTES)
+                        if not request:
+                            break
+                        sock.send(encode(self._answer(sock, request)))
                 except OSError:
                     break
-            with self._lock:
+            with self.lock:
                 if self._active is sock:
                     self._keys.clear()
 
@@ -104,7 +109,7 @@ class PrivilegedServer:
         number = message.get("number")
         trouble: str | None = "not a valid request"
         if _is_valid_user(user, uid) and _is_valid_file(lines, seconds) and _is_valid_client(client):
-            with self._lock:
+            with self.lock:
                 trouble = None if client is None else self._clients.refusal_reason(*client)
                 if trouble is None:
                     self._vacate(user, uid)
@@ -118,12 +123,12 @@ class PrivilegedServer:
             self._homes.make(uid)
         except OSError as error:
             return f"no home directory could be made ({error.strerror or error})"
-        self._owners[uid] = user
+        self.owners[uid] = user
         return None
 
     def _vacate(self, user: str, uid: int) -> None:
         """Remove the previous owner's files if a uid was given to another name."""
-        if (last := self._owners.get(uid, user)) != user:
+        if (last := self.owners.get(uid, user)) != user:
             self._keys.remove(last)
             self._homes.remove(uid)
 

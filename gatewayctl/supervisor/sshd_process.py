@@ -74,6 +74,10 @@ class SshdProcess:
             prefix = []  # sshd has just ended, which is handled next
         config.check(self._program, main, prefix)
 
+    def is_configured(self, plan: Plan) -> bool:
+        """Whether the configuration on disk is a plan's."""
+        return config.is_written(self._runtime.root, config.render(plan.sshd))
+
     def restore_configuration(self, plan: Plan) -> None:
         """Write the previous configuration, as far as possible.
 

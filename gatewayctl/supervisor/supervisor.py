@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from gatewayctl.runtime import processes
@@ -16,9 +17,10 @@ from gatewayctl.settings.cross_checks import ANY_KEY_WARNING
 from gatewayctl.sshd import listener, namespace
 from gatewayctl.sshd.connections import Connections
 from gatewayctl.sshd.syslog_relay import SyslogRelay
-from gatewayctl.supervisor import sd_notify, shutdown_notice
+from gatewayctl.supervisor import handover, sd_notify, shutdown_notice
 from gatewayctl.supervisor.authorized_keys_files import AuthorizedKeysFiles
-from gatewayctl.supervisor.broker_process import BrokerProcess
+from gatewayctl.supervisor.broker_process import BrokerProcess, RunningBroker
+from gatewayctl.supervisor.handover import State
 from gatewayctl.supervisor.home_directories import HomeDirectories
 from gatewayctl.supervisor.plan import Plan
 from gatewayctl.supervisor.privileged_server import PrivilegedServer
@@ -28,6 +30,7 @@ from gatewayctl.supervisor.unproved_connections import UnprovedConnections
 from helpers.protocol.broker_client import ask
 from helpers.protocol.errors import INTERRUPTED, GatewayError
 from helpers.protocol.event_log import EventLog, fault_of
+from helpers.protocol.version import installed_version
 
 GRACE_S = 10.0
 """Seconds for sessions to shut down before they are killed: mosh-client's shutdown takes a few round trips (mosh
@@ -56,8 +59,10 @@ class Parts:
         broker: The broker.
         sshd: sshd.
         log_socket: Receives sshd's syslog messages; None if they go to the syslog of a machine whose /dev is not ours.
-        relay: The thread that writes them to our log; None likewise.
+        relay_thread: The thread that writes them to our log; None likewise.
         connections: sshd's connections, as its messages describe them.
+        privileged: Runs privileged operations for the broker.
+        relay: The relay of that thread; None likewise.
     """
 
     sockets: Sequence[int]
@@ -65,22 +70,35 @@ class Parts:
     broker: BrokerProcess
     sshd: SshdProcess
     log_socket: socket.socket | None
-    relay: threading.Thread | None
+    relay_thread: threading.Thread | None
     connections: Connections
+    privileged: PrivilegedServer | None = None
+    relay: SyslogRelay | None = None
 
 
-def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
+def make_parts(runtime: Runtime, plan: Plan, log: EventLog, state: State | None = None) -> Parts:
     """Open the sockets, and prepare the processes without starting them.
+
+    Args:
+        runtime: The runtime directory.
+        plan: The plan.
+        log: Receives the parts' own lines, and sshd's.
+        state: The state of the gateway that runs already; None if it is to be started.
 
     Raises:
         GatewayError: A socket cannot be opened, or a program is missing.
     """
-    private = namespace.may_unshare()
+    private = namespace.may_unshare() if state is None else state.private
     relays = private or not plan.broker.syslog
     sshd = SshdProcess(runtime, log, private=private)
-    sockets = runtime.listen(private=private)
-    log_socket = runtime.listen_log(private=private) if relays else None
-    connections = Connections()
+    if state is None:
+        sockets: Sequence[int] = runtime.listen(private=private)
+        log_socket = runtime.listen_log(private=private) if relays else None
+        connections = Connections()
+    else:
+        sockets = state.sockets
+        log_socket = None if state.log_socket is None else socket.socket(fileno=state.log_socket)
+        connections = Connections.from_json(state.connections)
     relay = None if log_socket is None else SyslogRelay(log_socket, connections, log.relay)
     thread = None if relay is None else threading.Thread(target=relay.serve, daemon=True)
     homes = HomeDirectories(runtime.home, range(plan.broker.uid_start, plan.broker.uid_stop))
@@ -88,7 +106,11 @@ def make_parts(runtime: Runtime, plan: Plan, log: EventLog) -> Parts:
     privileged = PrivilegedServer(
         homes, AuthorizedKeysFiles(runtime.authorized_keys), unproved, SshdLog(connections, relay)
     )
-    return Parts(sockets, private, BrokerProcess(sockets, privileged, log), sshd, log_socket, thread, connections)
+    broker = BrokerProcess(sockets, privileged, log)
+    if state is not None:
+        privileged.owners.update({int(uid): name for uid, name in state.owners.items()})
+        sshd.pid = state.sshd
+    return Parts(sockets, private, broker, sshd, log_socket, thread, connections, privileged, relay)
 
 
 class Supervisor:
@@ -100,14 +122,21 @@ class Supervisor:
         replan: Makes a plan from the current settings at a reload; raises `GatewayError`.
         parts: The parts to start and watch.
         log: Receives the supervisor's own lines.
+        lock: The descriptor that holds the runtime directory's lock.
     """
 
-    def __init__(self, runtime: Runtime, plan: Plan, replan: Callable[[], Plan], parts: Parts, log: EventLog) -> None:
-        self._runtime, self._plan, self._replan, self._log = runtime, plan, replan, log
+    def __init__(  # noqa: PLR0917 - the directory, the settings and the parts
+        self, runtime: Runtime, plan: Plan, replan: Callable[[], Plan], parts: Parts, log: EventLog, lock: int = -1
+    ) -> None:
+        self._runtime, self._plan, self._replan, self._log, self._lock = runtime, plan, replan, log, lock
         self._parts, self._broker, self._sshd = parts, parts.broker, parts.sshd
+        self._installed = handover.fingerprint()
 
-    def run(self) -> int:
+    def run(self, state: State | None = None) -> int:
         """Serve until SIGTERM or SIGINT, and until the last session has ended or GATEWAY_STOP_TIMEOUT is over.
+
+        Args:
+            state: The state of the gateway that runs already; None if it is to be started.
 
         Returns:
             The exit status: 0 after SIGTERM, 130 after SIGINT.
@@ -116,11 +145,14 @@ class Supervisor:
             GatewayError: The broker or sshd cannot be started, or sshd ended by itself.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread starts: threads inherit the mask
-        if self._parts.relay is not None:
-            self._parts.relay.start()
+        if self._parts.relay_thread is not None:
+            self._parts.relay_thread.start()
         processes.become_reaper()
         try:
-            self._start()
+            if state is None:
+                self._start()
+            else:
+                self._adopt(state)
             return self._watch()
         finally:
             self._end()
@@ -145,6 +177,16 @@ class Supervisor:
             openssh=".".join(map(str, sshd.version)),
             namespace="private" if self._parts.private else "shared",
         )
+        self._say_ready()
+
+    def _adopt(self, state: State) -> None:
+        """Take over a running gateway from an earlier version of this program, and renew broker and sshd."""
+        if state.privileged_socket is not None:
+            ours = socket.socket(fileno=state.privileged_socket)
+            self._broker.adopt(RunningBroker(state.broker, ours, state.trusted_proxies), state.draining)
+        restarts = not self._sshd.is_configured(self._plan)
+        if self._renew(self._plan, state.listen, restarts=restarts):
+            self._log.info("upgraded", version=installed_version())
         self._say_ready()
 
     def _say_ready(self) -> None:
@@ -212,27 +254,81 @@ class Supervisor:
         anything fails, such as a full disk, a lack of file descriptors or a bug, the gateway continues unchanged.
         """
         try:
+            if handover.fingerprint() != self._installed:
+                self._become_new_version()
             plan = self._replan()
-            # On SIGHUP sshd restarts itself, and its port is closed for a moment, so it gets SIGHUP only if needed.
-            restarts, old = plan.sshd != self._plan.sshd, self._plan.sshd
-            if restarts:
-                listener.check(plan.sshd.address, plan.sshd.port, held=(old.address, old.port))
-            broker = self._broker.start(plan)
         except Exception as error:  # noqa: BLE001 - all sessions would end with it
             self._reload_failed(error)
             return
+        # On SIGHUP sshd restarts itself, and its port is closed for a moment, so it gets SIGHUP only if needed.
+        restarts, old = plan.sshd != self._plan.sshd, self._plan.sshd
+        if self._renew(plan, (old.address, old.port), restarts=restarts):
+            self._log.info("reloaded")
+
+    def _renew(self, plan: Plan, held: tuple[str, int], *, restarts: bool) -> bool:
+        """Replace the broker, and sshd's configuration.
+
+        Args:
+            plan: The plan.
+            held: The address and port on which our sshd listens.
+            restarts: Whether sshd needs a restart.
+
+        Returns:
+            Whether it succeeded; otherwise the gateway continues unchanged.
+        """
+        try:
+            if restarts:
+                listener.check(plan.sshd.address, plan.sshd.port, held=held)
+            broker = self._broker.start(plan)
+        except Exception as error:  # noqa: BLE001 - the same
+            self._reload_failed(error)
+            return False
         try:
             self._sshd.configure(plan)
         except Exception as error:  # noqa: BLE001 - the same
             self._broker.retire(broker.pid)
             self._sshd.restore_configuration(self._plan)
             self._reload_failed(error)
-            return
+            return False
         self._broker.activate(broker)
         self._plan = plan
         if restarts:
             self._sshd.restart()
-        self._log.info("reloaded")
+        return True
+
+    def _become_new_version(self) -> None:
+        """Hand everything over to the version that was installed meanwhile; returns only by an error.
+
+        Raises:
+            GatewayError: The new version does not start, or does not understand our state.
+        """
+        privileged, relay = self._parts.privileged, self._parts.relay
+        assert privileged is not None  # noqa: S101 - `make_parts` makes it
+        with handover.written(self._state(privileged)) as memory:
+            handover.try_out(memory)
+        # Now that it is sure to be quick: no request and no message of sshd's may be half done.
+        with privileged.lock, nullcontext() if relay is None else relay.lock:
+            state = self._state(privileged)
+            with handover.written(state) as memory:
+                handover.become_new_version(memory, state)
+
+    def _state(self, privileged: PrivilegedServer) -> State:
+        broker, log_socket = self._broker.running, self._parts.log_socket
+        return State(
+            fixed=self._plan.fixed,
+            private=self._parts.private,
+            sockets=list(self._parts.sockets),
+            log_socket=None if log_socket is None else log_socket.fileno(),
+            lock=self._lock,
+            sshd=self._sshd.pid,
+            listen=(self._plan.sshd.address, self._plan.sshd.port),
+            broker=0 if broker is None else broker.pid,
+            privileged_socket=None if broker is None else broker.privileged_socket.fileno(),
+            trusted_proxies="" if broker is None else broker.trusted_proxies,
+            draining=sorted(self._broker.draining),
+            owners={str(uid): name for uid, name in privileged.owners.items()},
+            connections=self._parts.connections.to_json(),
+        )
 
     def _reload_failed(self, error: Exception) -> None:
         if isinstance(error, GatewayError | OSError):
@@ -261,9 +357,9 @@ class Supervisor:
         self._end_all(lambda: processes.descendants(os.getpid()), deadline)
         for fd in self._parts.sockets:
             os.close(fd)
-        if self._parts.log_socket is not None and self._parts.relay is not None:
+        if self._parts.log_socket is not None and self._parts.relay_thread is not None:
             self._parts.log_socket.shutdown(socket.SHUT_RD)  # messages in its queue are still relayed
-            self._parts.relay.join(1.0)
+            self._parts.relay_thread.join(1.0)
             self._parts.log_socket.close()
         self._runtime.remove_sockets(private=self._parts.private)
         self._log.info("ended")

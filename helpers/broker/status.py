@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from helpers.broker.peer_credentials import Peer
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import PermissionDeniedError
+from helpers.protocol.version import installed_version
 
 
 class StatusService:
@@ -25,7 +25,7 @@ class StatusService:
         self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]], drained: Callable[[], str | None]
     ) -> None:
         self._config, self._counters, self._drained = config, counters, drained
-        self._started, self._version = time.monotonic(), _version()
+        self._started, self._version = time.monotonic(), installed_version()
 
     async def status(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Return the counters, and the settings that `gatewayctl` needs.
@@ -50,11 +50,3 @@ class StatusService:
             "accept_any_key": self._config.gateway_accept_any_key,
             "auth_uid": self._config.auth_uid,
         }
-
-
-def _version() -> str | None:
-    """Return the version of this installation; None without one. Read at the start: an upgrade changes the files."""
-    try:
-        return importlib.metadata.version("ssh-mosh-gateway")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.installation import CHECKOUT, build_wheel, install
 from lab.room import PLAIN_ENVIRONMENT
 from lab.wan import FAR_IPV4
 
@@ -23,42 +22,18 @@ if TYPE_CHECKING:
     from lab.terminal import Terminal
     from lab.users import User
 
-_CHECKOUT = Path(__file__).parents[2]
-
-
-def _pip(*arguments: str | Path, python: Path = Path(sys.executable)) -> None:
-    """Run the tests' own pip, without any index."""
-    subprocess.run(
-        [sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", python, *arguments],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env={**PLAIN_ENVIRONMENT, "PIP_NO_INDEX": "1"},
-    )
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel from the checkout, as `pip install .` does first."""
-    directory = tmp_path_factory.mktemp("wheel")
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, _CHECKOUT)
-    (built,) = directory.glob("*.whl")
-    return built
+    """Build a wheel from the checkout."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def scripts(shared_lab: Lab, wheel: Path) -> Iterator[Path]:
-    """Install it into a fresh virtual environment in a root-owned place, beside what it depends on; yields ``bin``."""
+    """Install it in a root-owned place; yields ``bin``."""
     environment = shared_lab.directory / "installation" / "venv"
-    subprocess.run(
-        ["/usr/bin/python3", "-m", "venv", "--without-pip", str(environment)], check=True, env=PLAIN_ENVIRONMENT
-    )
-    _pip("install", "--no-deps", wheel, python=environment / "bin" / "python")
-    # What else is needed is taken from the tests' own environment, which comes last on the path.
-    here = [sysconfig.get_path("purelib"), *(path for path in sys.path if path.endswith("site-packages"))]
-    (site,) = environment.glob("lib/python3*/site-packages")
-    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(here)))
-    yield environment / "bin"
+    yield install(wheel, environment)
     environment.parent.chmod(0o755)
 
 
@@ -93,11 +68,11 @@ def test_wheel_is_complete(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
     modules = {
-        str(path.relative_to(_CHECKOUT))
+        str(path.relative_to(CHECKOUT))
         for package in ("gatewayctl", "helpers")
-        for path in (_CHECKOUT / package).rglob("*.py")
+        for path in (CHECKOUT / package).rglob("*.py")
     }
-    templates = {f"gatewayctl/sshd_config.d/{path.name}" for path in (_CHECKOUT / "sshd_config.d").iterdir()}
+    templates = {f"gatewayctl/sshd_config.d/{path.name}" for path in (CHECKOUT / "sshd_config.d").iterdir()}
     assert len(templates) >= 6
     assert names == modules | templates | {"gatewayctl/systemd/ssh-mosh-gateway.service"}
 
@@ -133,7 +108,7 @@ def test_rendered_configuration_is_good(scripts: Path, settings: dict[str, str],
 def installed_gateway(scripts: Path, start_gateway: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch) -> Gateway:
     """A gateway that was started from the fresh installation."""
     monkeypatch.setattr("lab.gateway.GATEWAYCTL", scripts / "gatewayctl")
-    return start_gateway()
+    return start_gateway({"GATEWAY_LOG_LEVEL": "debug"})  # sshd names the helper in a detail
 
 
 def test_installation_serves(

@@ -181,7 +181,7 @@ def test_installing_again_changes_nothing(service: Machine) -> None:
     again = service.run(*_GATEWAYCTL, "install", "--systemd")
     assert again.stdout.splitlines() == [
         f"/etc/systemd/system/{_UNIT} is up to date.",
-        f"Then, for what is new here: systemctl restart {_UNIT} (open sessions end)",
+        f"Then, for what is new here: systemctl reload {_UNIT}",
     ]
     assert _property(service, _UNIT, "MainPID") == pid
 
