@@ -264,6 +264,15 @@ class Settings(BaseModel):
             default="a block of 65536 uids derived from the runtime directory",
         ),
     ] = ""
+    gateway_transport: Annotated[
+        Literal["auto", "mosh", "ssh"],
+        Doc(
+            "The transport of terminals: auto is mosh, and ssh where mosh does not work; mosh fails there",
+            "auto, mosh or ssh",
+            "mosh",
+            "TRANSPORT",
+        ),
+    ] = "auto"
     gateway_pty_commands: Annotated[
         Literal["mosh", "ssh"],
         Doc(

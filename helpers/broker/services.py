@@ -118,6 +118,7 @@ class Services:
             "sessions": self.sessions.sessions,
             "started": self.sessions.has_started,
             "failed": self.sessions.has_failed,
+            "over_ssh": self.sessions.goes_over_ssh,
             "kick": self.sessions.kick,
             "login": self.sessions.login,
             "logged_in": self.sessions.logged_in,

@@ -62,6 +62,7 @@ class BrokerConfig:
     gateway_permit_root: bool
     remote_mosh_server: str
     remote_mosh_ports: str
+    gateway_transport: str
     gateway_pty_commands: str
     gateway_mosh_predict: str
     gateway_session_timeout: int

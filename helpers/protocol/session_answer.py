@@ -32,11 +32,13 @@ class MoshByAgent(TypedDict):
         commands: Command lines, to try in turn.
         program: REMOTE_MOSH_SERVER, for messages.
         predict: GATEWAY_MOSH_PREDICT.
+        falls_back: Whether the session goes over ssh if the remote lacks what mosh needs.
     """
 
     commands: list[str]
     program: str
     predict: str
+    falls_back: bool
 
 
 class SshAnswer(TypedDict):
@@ -58,6 +60,7 @@ class SshAnswer(TypedDict):
         command: The command; None for a shell or a subsystem.
         pty: Whether to request a terminal.
         mosh: The commands that start a mosh-server, if ssh is used only for that.
+        notice: A line for the user: why the session does not go over mosh.
         home: The user's home on the gateway.
         options: ssh's options, added by the session helper.
         identity: ssh's IdentityFile, added by the session helper.
@@ -78,6 +81,7 @@ class SshAnswer(TypedDict):
     command: str | None
     pty: bool
     mosh: NotRequired[MoshByAgent]
+    notice: NotRequired[str]
     home: NotRequired[str]
     options: NotRequired[list[str]]
     identity: NotRequired[str | None]

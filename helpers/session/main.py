@@ -11,7 +11,7 @@ import sys
 import time
 
 from helpers.protocol.broker_client import TELL_TIMEOUT_S, BrokerRequest, ask, tell
-from helpers.protocol.errors import INTERRUPTED, GatewayError, local_error
+from helpers.protocol.errors import INTERRUPTED, GatewayError, NoLocaleError, NoMoshServerError, local_error
 from helpers.session.mosh_client import become_mosh_client
 from helpers.session.program import become
 from helpers.session.terminal import has_window, locale_of, usable_term
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from helpers.protocol.session_answer import SshAnswer
+    from helpers.protocol.session_answer import MoshAnswer, SshAnswer
 
 PROGRESS_AFTER_S = 0.5
 """Seconds without an answer after which a progress line is shown to the user."""
@@ -188,10 +188,9 @@ def become_ssh(  # noqa: PLR0917 - what `start` has found out
             )
 
         if "mosh" in session:
-            commands = agent_pass_through.MoshServer(session["mosh"], ssh_with_a_turn, ssh)
-            mosh: Any = {"address": session["address"], **wait_with_progress(commands.wait, shown=True)}
-            tell(socket_path, {"op": "started", "udp_port": mosh["port"]})
-            become_mosh_client(mosh, term, path, keep=environ.get("SSH_ORIGINAL_COMMAND") is not None)
+            mosh = start_mosh_server(socket_path, session, ssh_with_a_turn, ssh)
+            if mosh is not None:
+                become_mosh_client(mosh, term, path, keep=environ.get("SSH_ORIGINAL_COMMAND") is not None)
         argv = ssh_with_a_turn()
     elif session["share"]:
         from helpers.session import connection_sharing  # noqa: PLC0415 - the same: not needed for mosh
@@ -205,9 +204,51 @@ def become_ssh(  # noqa: PLR0917 - what `start` has found out
     if os.getppid() != client:
         msg = "the client has disconnected"
         raise GatewayError(msg)
+    if "notice" in session:
+        print(f"gateway: {session['notice']}", file=sys.stderr, flush=True)
     command = session["command"]
     # ssh treats an empty command as none, and would request a shell; a blank runs nothing either.
     become([*ssh_client.LEAVE_WITH_CLIENT, *argv, *(() if command is None else (command or " ",))], ssh)
+
+
+def start_mosh_server(
+    socket_path: str, session: SshAnswer, ssh_argv: Callable[[], list[str]], environ: Mapping[str, str]
+) -> MoshAnswer | None:
+    """Start a mosh-server over ssh, with agent pass-through.
+
+    Args:
+        socket_path: The broker's socket.
+        session: The broker's answer; changed to one for ssh if the remote lacks what mosh needs.
+        ssh_argv: See `helpers.session.agent_pass_through.MoshServer`.
+        environ: ssh's environment.
+
+    Returns:
+        The mosh-server; None if the session goes over ssh.
+
+    Raises:
+        GatewayError: The remote starts no session.
+    """
+    from helpers.session import agent_pass_through  # noqa: PLC0415 - as in `become_ssh`
+
+    try:
+        commands = agent_pass_through.MoshServer(session["mosh"], ssh_argv, environ)
+        found: Any = wait_with_progress(commands.wait, shown=True)
+    except (NoMoshServerError, NoLocaleError) as error:
+        if not session["mosh"]["falls_back"]:
+            raise
+        session["notice"] = f"{error.message}; this session goes over ssh"
+        session["pty"] = True
+        del session["mosh"]
+        ask(socket_path, {"op": "over_ssh"})
+        return None
+    tell(socket_path, {"op": "started", "udp_port": found["port"]})
+    return {
+        "transport": "mosh",
+        "address": str(found.get("address", session["address"])),
+        "port": found["port"],
+        "key": found["key"],
+        "predict": found["predict"],
+    }
 
 
 def accepted_key(user_auth_path: str) -> str:

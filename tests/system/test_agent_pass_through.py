@@ -479,14 +479,22 @@ def test_logins_that_wait_for_a_turn_write_nothing(strict: tuple[Lab, Gateway]) 
     wait_until(lambda: _files(gateway) == [], "nothing is left")
 
 
-def test_each_try_at_a_locale_shows_the_remote_the_key_the_user_came_with(strict: tuple[Lab, Gateway]) -> None:
+@pytest.mark.parametrize(("transport", "status"), [("mosh", 66), ("auto", 5)])
+def test_each_try_at_a_locale_shows_the_remote_the_key_the_user_came_with(
+    make_lab: Callable[..., Lab], transport: str, status: int
+) -> None:
     """Where the remote has no UTF-8 locale of its own, each locale is a login, and each offers the right key first."""
-    lab, gateway = strict
+    lab = make_lab(rtt_ms=2)
+    gateway = lab.start_gateway({"GATEWAY_SSH_KEY_PATH": None, "GATEWAY_TRANSPORT": transport})
     lab.remote.set_option("MaxAuthTries 2")
     user, others = lab.add_user(), [lab.add_user().key.private for _ in range(6)]
     with lab.agent(*others, user.key.private) as environment, lab.remote.without_utf8_locale():
         terminal = lab.terminal(lab.gateway_argv(gateway, user, options=["-A"]), environment=environment, columns=150)
-        assert terminal.wait_exit() == 66
+        if transport == "auto":
+            terminal.wait_for(user.prompt)
+            terminal.type("exit 5\r")
+        assert terminal.wait_exit() == status
         assert "no UTF-8 locale" in terminal.text
+        assert ("this session goes over ssh" in terminal.text) == (transport == "auto")
     assert lab.remote.accepted(user) >= 2
     wait_until(lambda: _files(gateway) == [], "the logins' files are gone")

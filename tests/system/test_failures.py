@@ -154,7 +154,7 @@ def test_no_mosh_server(make_lab: Callable[..., Lab]) -> None:
     """A remote without mosh is told apart, with what to install there."""
     lab = make_lab(rtt_ms=2)
     user = lab.add_user("alice")
-    gateway = lab.start_gateway()
+    gateway = lab.start_gateway({"GATEWAY_TRANSPORT": "mosh"})
     with lab.remote.without_mosh_server():
         sentence = _wait_for_failure(lab.terminal(lab.gateway_argv(gateway, user), columns=200), 72)
 
@@ -165,7 +165,7 @@ def test_no_mosh_server(make_lab: Callable[..., Lab]) -> None:
 
 def test_wrong_path_of_mosh_server(lab: Lab, start_gateway: Callable[..., Gateway], user: User) -> None:
     """A REMOTE_MOSH_SERVER that is not there is named."""
-    gateway = start_gateway({"REMOTE_MOSH_SERVER": "/opt/no-such/mosh-server"})
+    gateway = start_gateway({"REMOTE_MOSH_SERVER": "/opt/no-such/mosh-server", "GATEWAY_TRANSPORT": "mosh"})
 
     sentence = _wait_for_failure(lab.terminal(lab.gateway_argv(gateway, user), columns=200), 72)
     assert sentence.startswith("the remote host has no /opt/no-such/mosh-server; ")
@@ -222,7 +222,7 @@ def test_no_locale(make_lab: Callable[..., Lab]) -> None:
     """A remote without any UTF-8 locale is told apart, with what to install there."""
     lab = make_lab(rtt_ms=2)
     user = lab.add_user("alice")
-    gateway = lab.start_gateway()
+    gateway = lab.start_gateway({"GATEWAY_TRANSPORT": "mosh"})
     with lab.remote.without_utf8_locale():
         sentence = _wait_for_failure(lab.terminal(lab.gateway_argv(gateway, user), columns=200), 66)
 

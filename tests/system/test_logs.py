@@ -215,7 +215,7 @@ def test_failed_session_says_why(
     lab: Lab, start_gateway: Callable[..., Gateway], user: User, open_terminal: Callable[..., Terminal]
 ) -> None:
     """A login that got in and no session has a line with the reason and the same sid, and none that says it started."""
-    gateway = start_gateway({"REMOTE_MOSH_SERVER": "/no/such/server"})
+    gateway = start_gateway({"REMOTE_MOSH_SERVER": "/no/such/server", "GATEWAY_TRANSPORT": "mosh"})
     open_terminal(lab.gateway_argv(gateway, user)).wait_exit()
 
     events = _events(gateway, 0, user=user.name)

@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.errors import (
     MoshServerError,
     NoLocaleError,
+    NoMoshServerError,
     PermissionDeniedError,
     ProtocolError,
     RemoteLostError,
@@ -146,6 +148,7 @@ class FakeGateway:
             "gateway_permit_root": False,
             "remote_mosh_server": "mosh-server",
             "remote_mosh_ports": "60001:60999",
+            "gateway_transport": "auto",
             "gateway_pty_commands": "mosh",
             "gateway_mosh_predict": "adaptive",
             "gateway_session_timeout": 600,
@@ -836,6 +839,49 @@ async def test_what_carries_a_command_with_a_terminal(setting: str, transport: s
     assert answer.get("command", "htop") == "htop"
 
 
+@pytest.mark.parametrize("command", [None, "htop"])
+async def test_mosh_carries_nothing_if_the_operator_says_ssh(command: str | None, new_gateway: NewGateway) -> None:
+    """GATEWAY_TRANSPORT=ssh: no mosh-server is started, not even for a shell."""
+    gateway = new_gateway(gateway_transport="ssh", remote_host="192.0.2.9")
+    answer = await gateway.session(gateway.login("alice"), original_command=command)
+    assert (answer["transport"], answer["pty"], answer["command"]) == ("ssh", True, command)
+    assert "notice" not in answer
+    assert gateway.lines == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lacks"),
+    [(_NO_LOCALE, "has no UTF-8 locale"), (_answers(b"\n%s \n" % MARKER, b"not found", 127), "has no mosh-server")],
+)
+@pytest.mark.parametrize("command", [None, "htop"])
+async def test_ssh_carries_what_a_remote_without_mosh_cannot(
+    outcome: Completed, lacks: str, command: str | None, new_gateway: NewGateway
+) -> None:
+    """GATEWAY_TRANSPORT=auto: the session goes over ssh, and the user reads what the remote lacks; mosh refuses it."""
+    gateway = new_gateway(remote_host="192.0.2.9")
+    gateway.outcomes = [outcome]
+    answer = await gateway.session(gateway.login("alice"), original_command=command)
+    assert (answer["transport"], answer["pty"], answer["command"]) == ("ssh", True, command)
+    assert lacks in answer["notice"]
+    assert answer["notice"].endswith("; this session goes over ssh")
+
+    gateway = new_gateway(gateway_transport="mosh")
+    gateway.outcomes = [outcome]
+    with pytest.raises((NoLocaleError, NoMoshServerError), match=lacks):
+        await gateway.session(gateway.login("alice"), original_command=command)
+
+
+async def test_a_session_that_its_remote_has_no_mosh_for_is_listed_as_ssh(new_gateway: NewGateway) -> None:
+    """With the user's own agent the session finds that out itself; no other user can change it."""
+    gateway = new_gateway(ssh_key=None, remote_host="192.0.2.9")
+    peer, other = gateway.login("alice"), gateway.login("bob")
+    await gateway.session(peer)
+    await gateway.broker.sessions.goes_over_ssh(replace(other, pid=peer.pid), {})
+    assert [session.transport for session in gateway.open_sessions.all()] == ["mosh"]
+    await gateway.broker.sessions.goes_over_ssh(peer, {})
+    assert [session.transport for session in gateway.open_sessions.all()] == ["ssh"]
+
+
 async def test_without_a_window_mosh_carries_shells_alone(gateway: FakeGateway) -> None:
     """A program's command goes over ssh, with the terminal that it asked for."""
     peer, terminal = gateway.login("alice"), {"colors": 256, "locale": {}, "window": False}
@@ -873,8 +919,9 @@ async def test_a_clients_command_is_the_clients(gateway: FakeGateway) -> None:
     assert gateway.log.events[0][1]["forced_command"] is False
 
 
-async def test_locales_are_tried_in_turn(gateway: FakeGateway) -> None:
+async def test_locales_are_tried_in_turn(new_gateway: NewGateway) -> None:
     """The client's, then the common ones; a remote without any of them is reported to have none."""
+    gateway = new_gateway(gateway_transport="mosh")
     peer = gateway.login("alice")
     gateway.outcomes = [_NO_LOCALE, _NO_LOCALE, _STARTED]
     await gateway.session(peer)

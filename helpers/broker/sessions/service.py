@@ -180,6 +180,22 @@ class SessionService:
         self.accepted(peer, user, udp_port=udp_port if type(udp_port) is int else None)
         return {}
 
+    async def goes_over_ssh(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Record that the peer's session goes over ssh, since the remote lacks what mosh needs.
+
+        Args:
+            peer: The session helper: it becomes ssh.
+            request: Not used.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid.
+        """
+        del request
+        user, session = self._accounts.owner(peer, "over_ssh"), self._open.find(peer.pid)
+        if session is not None and session.user == user:
+            self._open.begin(replace(session, transport="ssh", udp_port=None))
+        return {}
+
     async def has_failed(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Record that the peer's session has failed after the broker's answer.
 

@@ -13,7 +13,7 @@ from helpers import mosh
 from helpers.broker.remote.addresses import Addresses, numeric
 from helpers.broker.remote.pool import Connections
 from helpers.protocol.broker_config import BrokerConfig
-from helpers.protocol.errors import GatewayError, NoLocaleError, ProtocolError
+from helpers.protocol.errors import GatewayError, NoLocaleError, NoMoshServerError, ProtocolError
 from helpers.protocol.messages import MAX_COLORS, is_locale_value
 from helpers.protocol.session_answer import MoshAnswer, SessionAnswer, SshAnswer
 from helpers.ssh.authorized_keys import decode_command
@@ -167,6 +167,13 @@ class Started:
         return "mosh" if self.answer["transport"] == "mosh" or "mosh" in self.answer else "ssh"
 
 
+@dataclass(frozen=True)
+class SshStarted(Started):
+    """A session that goes over ssh, or starts its mosh-server over ssh."""
+
+    answer: SshAnswer
+
+
 class SessionStarter:
     """Starts sessions.
 
@@ -195,10 +202,24 @@ class SessionStarter:
         """
         if request.terminal is None or self._by_agent or not self._mosh_carries(request):
             return await self._ssh(user, request)
-        return await self._mosh(user, request, request.terminal)
+        try:
+            return await self._mosh(user, request, request.terminal)
+        except (NoMoshServerError, NoLocaleError) as error:
+            if not self._falls_back:
+                raise
+            started = await self._ssh(user, request, over_ssh=True)
+            started.answer["notice"] = f"{error.message}; this session goes over ssh"
+            return started
+
+    @property
+    def _falls_back(self) -> bool:
+        """Whether terminals go over ssh where mosh does not work."""
+        return self._config.gateway_transport == "auto"
 
     def _mosh_carries(self, request: SessionRequest) -> bool:
-        """Whether mosh carries a terminal: a shell's always, a command's unless its output or status is needed."""
+        """Whether mosh is to carry a terminal: a shell's, and a command's unless its output or status is needed."""
+        if self._config.gateway_transport == "ssh":
+            return False
         by_ssh = request.forced or not request.window or self._config.gateway_pty_commands == "ssh"
         return request.command is None or not by_ssh
 
@@ -241,15 +262,21 @@ class SessionStarter:
             run=_run(request),
         )
 
-    async def _ssh(self, user: str, request: SessionRequest) -> Started:
-        """Answer with what the session's own ssh needs; fail for a user whom the remote has just refused."""
+    async def _ssh(self, user: str, request: SessionRequest, *, over_ssh: bool = False) -> SshStarted:
+        """Answer with what the session's own ssh needs; fail for a user whom the remote has just refused.
+
+        Args:
+            user: The name that owns the session's uid.
+            request: The session's request.
+            over_ssh: Whether ssh also carries what mosh is to carry.
+        """
         if not self._by_agent:
             self._connections.verdicts.check_refusal(user)
         connection = self._connections.connection(user)
         addresses = await self._resolve() if connection is None else self._addresses.starting_with(connection.address)
         # ssh may reach any of these addresses; a mosh-server on :: also serves IPv4 on Linux and macOS.
         address = next((each for each in addresses if ":" in each), addresses[0])
-        terminal = request.terminal if self._mosh_carries(request) else None
+        terminal = request.terminal if self._mosh_carries(request) and not over_ssh else None
         run = _run(request) if request.forced else None
         answer: SshAnswer = {
             "transport": "ssh",
@@ -277,10 +304,11 @@ class SessionStarter:
                 ],
                 "program": self._config.remote_mosh_server,
                 "predict": self._config.gateway_mosh_predict,
+                "falls_back": self._falls_back,
             }
         # ssh checks the host key of its own connection, unless REMOTE_IGNORE_HOST_KEY is on.
         unchecked = {} if self._known_hosts else {"host_key": "ignored"}
-        return Started(answer, {"remote": ",".join(addresses), **unchecked})
+        return SshStarted(answer, {"remote": ",".join(addresses), **unchecked})
 
     async def _resolve(self) -> list[str]:
         found = await asyncio.get_running_loop().run_in_executor(None, self._addresses.resolve)
