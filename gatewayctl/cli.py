@@ -31,6 +31,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "check-config": Subcommand("check", "check_config", "Check the settings and show the values in effect."),
+    "doctor": Subcommand("doctor", "doctor", "Examine the way to a session on the remote host."),
     "drain": Subcommand("drain", "drain", "Accept no new sessions; open ones go on."),
     "hash-password": Subcommand("hash_password", "hash_password", "Hash a password for GATEWAY_PASSWORDS."),
     "healthcheck": Subcommand("healthcheck", "healthcheck", "Check whether a running gateway accepts logins."),

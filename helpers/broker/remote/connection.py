@@ -54,6 +54,9 @@ _NEEDS_PASSPHRASE = (
     f"{KEY_SETTINGS}: it needs a passphrase, which nobody is there to type; remove it: ssh-keygen -p -f KEY"
 )
 _READ_BYTES = 32768
+_SFTP_INIT, _SFTP_VERSION = b"\0\0\0\5\1\0\0\0\3", b"\0\0\0\0\2"
+"""draft-ietf-secsh-filexfer-02, section 4: SSH_FXP_INIT of version 3, and the type of its answer after the length."""
+
 _TCP_THIN_LINEAR_TIMEOUTS = 16  # Linux, linux/tcp.h; Python's socket has no name for it
 _STDERR_MAX_BYTES = 8192
 _NAMES_MAX_CHARS = 300
@@ -244,6 +247,24 @@ class Connection:
             raise RemoteLostError(msg) from exc
         finally:
             _close(channel)
+
+    def answers_sftp(self, timeout_s: float) -> bool:
+        """Check whether the remote's subsystem sftp answers a client's first message; it is closed again.
+
+        Raises:
+            RemoteTimeoutError, NoRoomError, RemoteLostError: As `run`.
+        """
+        channel = self._open(timeout_s)
+        channel.settimeout(timeout_s)
+        try:
+            channel.invoke_subsystem("sftp")
+            channel.sendall(_SFTP_INIT)
+            answer = channel.recv(len(_SFTP_VERSION))
+        except (OSError, EOFError, paramiko.SSHException):
+            return False
+        finally:
+            _close(channel)
+        return answer[-1:] == _SFTP_VERSION[-1:]
 
     def _take_begun(self, command: str) -> paramiko.Channel | None:
         """Take the channel of the command that began with the login, if it is this command."""
