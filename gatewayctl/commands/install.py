@@ -30,6 +30,10 @@ SERVICE_CONFIG = Path("/etc/gateway/config.yaml")
 SYSTEMD_RUNS = Path("/run/systemd/system")
 """Exists if systemd is the service manager (sd_booted(3))."""
 
+_WRITTEN_BY = "# Written by `gatewayctl install --systemd`"
+
+_CONFIG = re.compile(r'^ExecStart=.* serve --config ("(?:[^"\\\\]|\\\\.)*")', re.MULTILINE)
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 
 
@@ -54,8 +58,10 @@ def install(name: str | None, config: Path | None, *, systemd: bool, only_print:
     Writes one unit, which runs this installation, and a link /usr/local/bin/gatewayctl, and starts nothing. Your sshd
     is not changed. Run it again after an upgrade; a unit that is up to date is not changed.
 
-    A further gateway on the same machine has a NAME. Its runtime directory is /run/gateway-NAME, which gatewayctl's
-    other commands take as --gateway-runtime-dir; its settings must name another port.
+    A further gateway on the same machine has a NAME, by which status, sessions, kick, drain and healthcheck find it,
+    too. Its runtime directory is /run/gateway-NAME; its settings must name another port.
+
+    A unit that another program wrote, or that runs with another --config, is not overwritten.
     """
     del systemd
     service = Service(name)
@@ -125,11 +131,16 @@ class Service:
         return own if self.instance is None else own.with_name(f"{own.name}-{self.instance}")
 
     @property
+    def runtime_directory(self) -> Path:
+        """Its runtime directory, unless a setting of the only gateway's names another."""
+        return Path("/run/gateway" if self.instance is None else f"/run/gateway-{self.instance}")
+
+    @property
     def flags(self) -> str:
         """The flags by which it differs from the only gateway: what two cannot share."""
         if self.instance is None:
             return ""
-        return f" --gateway-runtime-dir /run/gateway-{self.instance} --gateway-host-key-path {self.directory}/host_key"
+        return f" --gateway-runtime-dir {self.runtime_directory} --gateway-host-key-path {self.directory}/host_key"
 
 
 def unit(service: Service, config: Path) -> str:
@@ -166,14 +177,41 @@ def _word(text: str) -> str:
 
 
 def _write(service: Service, text: str) -> bool:
-    """Write the unit; returns whether it has changed."""
-    if service.path.exists() and service.path.read_text(encoding="utf-8") == text:
+    """Write the unit; returns whether it has changed.
+
+    Raises:
+        SettingsError: Another program wrote the unit that is there, or it runs a gateway with other settings.
+    """
+    there = service.path.read_text(encoding="utf-8", errors="replace") if os.path.lexists(service.path) else None
+    if there == text:
         click.echo(f"{service.path} is up to date.")
         return False
+    if there is not None:
+        check_replaceable(service, there, text)
     service.path.write_text(text, encoding="utf-8")
     _systemctl("daemon-reload")
     click.echo(f"Wrote {service.path}.")
     return True
+
+
+def check_replaceable(service: Service, there: str, text: str) -> None:
+    """Check that a unit may be replaced by another.
+
+    Args:
+        service: The service.
+        there: The unit's present text.
+        text: The new text.
+
+    Raises:
+        SettingsError: Another program wrote the present one, or it runs a gateway with other settings.
+    """
+    if not there.startswith(_WRITTEN_BY):
+        msg = f"{service.path} was not written by gatewayctl install, and stays; move it away, or give another --name"
+        raise SettingsError(msg)
+    old, new = (_CONFIG.findall(unit) for unit in (there, text))
+    if old and old != new:
+        msg = f"{service.path} runs the gateway of --config {old[0]}: give that, another --name, or --remove it first"
+        raise SettingsError(msg)
 
 
 def _link() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from gatewayctl.commands.install import Service
 from gatewayctl.runtime.directory import Runtime
 from helpers.protocol.broker_client import ask
 from helpers.protocol.errors import BrokerUnavailableError
@@ -14,7 +17,7 @@ from helpers.protocol.errors import BrokerUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+_directory_option = click.option(
     "--gateway-runtime-dir",
     "directory",
     type=click.Path(path_type=Path),
@@ -24,7 +27,31 @@ runtime_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
     metavar="DIRECTORY",
     help="The runtime directory of the gateway.",
 )
-"""Selects the gateway, if there are several."""
+
+_name_option = click.option(
+    "--name",
+    "instance",
+    metavar="NAME",
+    help="The gateway of install --name NAME, instead of its runtime directory.  [default: the only one]",
+)
+
+
+def runtime_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that select a gateway, if there are several; the command gets its ``directory``."""
+
+    @_directory_option
+    @_name_option
+    @wraps(command)
+    def with_directory(*, directory: Path, instance: str | None, **values: object) -> None:
+        if instance is not None:
+            source = click.get_current_context().get_parameter_source("directory")
+            if source is ParameterSource.COMMANDLINE:
+                msg = "--name and --gateway-runtime-dir exclude each other: give one"
+                raise click.UsageError(msg)
+            directory = Service(instance).runtime_directory
+        command(directory=directory, **values)
+
+    return with_directory
 
 
 def status_of(directory: Path, timeout_s: float) -> dict[str, Any]:
@@ -50,6 +77,6 @@ def ask_broker(directory: Path, op: str, timeout_s: float, **words: object) -> d
     except BrokerUnavailableError as exc:
         # No supervisor runs: it listens on the socket even if the broker has crashed.
         if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
-            msg = f"no gateway runs in {directory}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR"
-            raise BrokerUnavailableError(msg) from exc
+            remedy = "start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR or --name"
+            raise BrokerUnavailableError(f"no gateway runs in {directory}; {remedy}") from exc
         raise

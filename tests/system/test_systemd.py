@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -186,6 +187,26 @@ def test_installing_again_changes_nothing(service: Machine) -> None:
     assert _property(service, _UNIT, "MainPID") == pid
 
 
+def test_another_gateways_unit_stays(service: Machine) -> None:
+    """A unit with another --config, or that another program wrote, is refused with what to do, and is as it was."""
+    path = f"/etc/systemd/system/{_UNIT}"
+    ours = service.run("cat", path).stdout
+    theirs = "[Service]\nExecStart=/usr/bin/true\n"
+    other = ["--config", "/etc/other.yaml"]
+    try:
+        for unit, arguments, reason in (
+            (ours, other, 'runs the gateway of --config "/etc/gateway/config.yaml": give that, another --name'),
+            (theirs, [], "was not written by gatewayctl install, and stays; move it away, or give another --name"),
+        ):
+            service.run("tee", path, stdin=unit)
+            done = service.run(*_GATEWAYCTL, "install", "--systemd", *arguments, check=False)
+            assert (done.returncode, done.stdout) == (78, "")
+            assert done.stderr.startswith(f"gatewayctl: {path} {reason}")
+            assert service.run("cat", path).stdout == unit
+    finally:
+        service.run("tee", path, stdin=ours)
+
+
 def test_gatewayctl_is_on_the_path(service: Machine) -> None:
     """A link of the installation's is, and goes with the unit; another file with that name stays."""
     assert service.run("gatewayctl", "healthcheck").stdout == "healthy\n"
@@ -228,9 +249,10 @@ def test_a_second_gateway_has_a_name(service: Machine) -> None:
         said = service.run(*_GATEWAYCTL, "install", "--systemd", "--name", "eu").stdout.splitlines()
         assert said == [f"Wrote /etc/systemd/system/{eu}.", f"Then: systemctl enable --now {eu}"]
         service.run("systemctl", "start", eu)
-        for directory in ("/run/gateway", "/run/gateway-eu"):
-            done = service.run("gatewayctl", "healthcheck", "--gateway-runtime-dir", directory)
-            assert done.stdout == "healthy\n"
+        for which in ([], ["--name", "eu"], ["--gateway-runtime-dir", "/run/gateway-eu"]):
+            assert service.run("gatewayctl", "healthcheck", *which).stdout == "healthy\n"
+        for which, port in (([], int(_PORT)), (["--name", "eu"], 2223)):
+            assert json.loads(service.run("gatewayctl", "status", "--json", *which).stdout)["listen_port"] == port
         client = ["2223" if word == _PORT else word for word in _CLIENT]
         done = service.run("ssh", *client, "alice@127.0.0.1", "id -un", check=False)
         assert (done.stdout, done.returncode) == ("alice\n", 0), done.stderr

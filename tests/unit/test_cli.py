@@ -170,11 +170,26 @@ def test_status_of_no_gateway(tmp_path: Path, *, stale: bool) -> None:
     if stale:
         with socket.socket(socket.AF_UNIX) as left_behind:
             left_behind.bind(str(tmp_path / "broker.sock"))
-    expected = f"no gateway runs in {tmp_path}; start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR\n"
+    remedy = "start one with gatewayctl serve, or name its GATEWAY_RUNTIME_DIR or --name"
+    expected = f"no gateway runs in {tmp_path}; {remedy}\n"
     result = gatewayctl("status", GATEWAY_RUNTIME_DIR=str(tmp_path))
     assert (result.returncode, result.stdout, result.stderr) == (71, "", f"gatewayctl: {expected}")
     result = gatewayctl("healthcheck", "--gateway-runtime-dir", str(tmp_path))
     assert (result.returncode, result.stdout, result.stderr) == (1, f"unhealthy: broker: {expected}", "")
+
+
+@pytest.mark.parametrize("command", [("status",), ("sessions",), ("healthcheck",), ("drain",), ("kick", "alice")])
+def test_named_gateway(command: tuple[str, ...], tmp_path: Path) -> None:
+    """--name finds the runtime directory of install --name; with another directory, or a wrong name, it is an error."""
+    result = gatewayctl(*command, "--name", "no-such", GATEWAY_RUNTIME_DIR=str(tmp_path))
+    assert result.returncode != 0
+    assert "no gateway runs in /run/gateway-no-such;" in result.stdout + result.stderr
+    result = gatewayctl(*command, "--name", "eu", "--gateway-runtime-dir", str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--name and --gateway-runtime-dir exclude each other: give one" in result.stderr
+    result = gatewayctl(*command, "--name", "../eu")
+    assert (result.returncode, result.stdout) == (78, "")
+    assert "--name '../eu' is not 1 to 32 of a-z, 0-9 and hyphen" in result.stderr
 
 
 def test_wrong_command() -> None:
