@@ -34,8 +34,8 @@ _HASHED = re.compile(
 )
 _LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
 # The rest of "$2b$12$..." in double quotes, where a shell expands $2, $1 and $name; of other kinds of hashes the part
-# from the first dot or slash on remains.
-_SHELL_EXPANDED = re.compile(rf"[abxy]\d(?:[./$].*)?|[./](?:{_WORD}|\$){{7,}}", re.ASCII)
+# from the first dot or slash on remains, be it only one character, and the number of "rounds=N".
+_SHELL_EXPANDED = re.compile(rf"[abxy]\d(?:[./$].*)?|(?:=\d+)?[./](?:{_WORD}|\$)*|=\d+", re.ASCII)
 _DIGITS = "./" + string.digits + string.ascii_letters
 _DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
 # A new pair begins on a new line, or at a comma before a name and a colon; the comma in sha512crypt's "rounds=N" has
