@@ -27,6 +27,11 @@ LOCALE_FALLBACKS = ({"LANG": "C.UTF-8"}, {"LANG": "en_US.UTF-8"})
 macOS the second."""
 
 _CONNECT = re.compile(rb"MOSH CONNECT ([1-9][0-9]{0,4}) ([A-Za-z0-9/+]{22})\r?")
+_DETACHED = re.compile(rb"\[mosh-server detached, pid = ([1-9][0-9]{0,9})\]")
+_END = (
+    'echo; gw_name=$(cat /proc/"$1"/comm || ps -o comm= -p "$1");'
+    ' case "$gw_name" in *mosh-server*) kill "$1";; esac; echo "$gw_mark end"'
+)
 _NOT_FOUND_STATUSES = frozenset({126, 127})  # POSIX sh: not executable, not found
 
 _START = (
@@ -149,6 +154,17 @@ def parse_mosh_connect(line: bytes) -> MoshEndpoint | None:
 def find_mosh_connect(output: bytes, marker: bytes) -> MoshEndpoint | None:
     """Find MOSH CONNECT behind the marker, and ignore the output of the user's start-up files."""
     return next(filter(None, map(parse_mosh_connect, marked_lines(output, marker))), None)
+
+
+def find_server_pid(stderr: bytes) -> int | None:
+    """Find the pid that mosh-server prints when it has started; None if there is none yet."""
+    match = _DETACHED.search(stderr)
+    return None if match is None else int(match[1])
+
+
+def end_command(pid: int) -> str:
+    """Return the command line that ends a user's mosh-server, and no other program that has its pid meanwhile."""
+    return marked(_END, str(pid))
 
 
 def failure(status: int | None, output: bytes, stderr: bytes, marker: bytes, program: str) -> GatewayError:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from gatewayctl.commands.status_query import ask_broker, runtime_option
+from gatewayctl.runtime import processes
 from gatewayctl.runtime.directory import Runtime
 from gatewayctl.supervisor import shutdown_notice
 from helpers.broker.peer_credentials import start_of
@@ -90,7 +91,9 @@ def _end(directory: Path, sessions: list[dict[str, Any]], message: str) -> list[
     numbers = [(session["pid"], session["start"]) for _, session in held]
     ask_broker(directory, "kick", TIMEOUT_S, sessions=numbers)
     if sshd is not None:
-        shutdown_notice.write(sshd, [session["pid"] for _, session in held], message)
+        # mosh-client may be a session's child.
+        pids = [pid for _, session in held for pid in (session["pid"], *processes.descendants(session["pid"]))]
+        shutdown_notice.write(sshd, pids, message)
     time.sleep(NOTICE_S if held else 0)
     for descriptor, _ in held:
         with suppress(ProcessLookupError):

@@ -48,6 +48,9 @@ def status(directory: Path, *, as_json: bool) -> None:
         "lets in by": ", ".join(found["access"]),
         **{words: found[name] for name, words in _WORDS.items()},
     }
+    for fact in found.get("udp", []):
+        port, age = fact["udp_port"], round(fact["age_s"])
+        rows[f"UDP to {fact['remote']} port {port}"] = f"{fact['outcome']} after {fact['ms']:.0f} ms, {age} s ago"
     width = max(map(len, rows))
     for words, value in rows.items():
         click.echo(f"{words:{width}}  {value}")

@@ -20,6 +20,7 @@ from helpers.broker.sessions.service import SessionService
 from helpers.broker.sessions.session_ends import SessionEnds
 from helpers.broker.sessions.session_starter import SessionStarter
 from helpers.broker.sessions.signing import SigningService
+from helpers.broker.sessions.udp_paths import UdpPaths
 from helpers.broker.status import StatusService
 from helpers.protocol.broker_config import BrokerConfig
 from helpers.protocol.event_log import EventLog
@@ -84,7 +85,10 @@ class Services:
         self.accounts = AccountService(config, dependencies.uids, dependencies.locks, log, self._login_begins)
         warm_up = _do_nothing if dependencies.identity is None else dependencies.connections.warm_up
         self.keys = KeyService(config, self.accounts, dependencies.source, clients, log, warm_up)
-        starter = SessionStarter(config, dependencies.connections, dependencies.known_hosts, dependencies.addresses)
+        udp = UdpPaths(log)
+        starter = SessionStarter(
+            config, dependencies.connections, dependencies.known_hosts, dependencies.addresses, udp
+        )
         self.sessions = SessionService(
             config.access_mode,
             self.accounts,
@@ -94,6 +98,7 @@ class Services:
             dependencies.open_sessions,
             dependencies.session_ends,
             log,
+            udp,
         )
         self.signing = SigningService(
             self.accounts, dependencies.identity, dependencies.known_hosts, log, self.sessions
@@ -107,7 +112,7 @@ class Services:
             "sessions": lambda: self.sessions.started,
             "failures": lambda: self.sessions.failed + dependencies.session_ends.failed,
         }
-        self.status = StatusService(config, counters, self.accounts.drained)
+        self.status = StatusService(config, counters, self.accounts.drained, udp.described)
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -118,6 +123,8 @@ class Services:
             "sessions": self.sessions.sessions,
             "started": self.sessions.has_started,
             "failed": self.sessions.has_failed,
+            "udp": self.sessions.udp_passes,
+            "fallback": self.sessions.fall_back,
             "over_ssh": self.sessions.goes_over_ssh,
             "kick": self.sessions.kick,
             "login": self.sessions.login,

@@ -19,11 +19,17 @@ class StatusService:
         config: The broker's settings.
         counters: Functions that return the counters, by name.
         drained: Returns the message with which new sessions are barred; None if they are not.
+        udp: Describes where UDP passes.
     """
 
     def __init__(
-        self, config: BrokerConfig, counters: Mapping[str, Callable[[], int]], drained: Callable[[], str | None]
+        self,
+        config: BrokerConfig,
+        counters: Mapping[str, Callable[[], int]],
+        drained: Callable[[], str | None],
+        udp: Callable[[], list[dict[str, object]]],
     ) -> None:
+        self._udp = udp
         self._config, self._counters, self._drained = config, counters, drained
         self._started, self._version = time.monotonic(), installed_version()
 
@@ -47,6 +53,8 @@ class StatusService:
             "listen_port": self._config.gateway_port,
             "access": [self._config.access_mode.value, *(["passwords"] if self._config.passwords else [])],
             "draining": self._drained(),
+            "transport": self._config.gateway_transport,
+            "udp": self._udp(),
             "accept_any_key": self._config.gateway_accept_any_key,
             "auth_uid": self._config.auth_uid,
         }

@@ -14,6 +14,8 @@ class MoshAnswer(TypedDict):
         port: The mosh-server's UDP port.
         key: Its key, MOSH_KEY.
         predict: GATEWAY_MOSH_PREDICT.
+        patience_s: If UDP has not been seen to pass, the seconds after which the session goes over ssh.
+        server: mosh-server's pid on the remote, then.
         home: The user's home on the gateway.
     """
 
@@ -22,6 +24,8 @@ class MoshAnswer(TypedDict):
     port: int
     key: str
     predict: str
+    patience_s: NotRequired[float]
+    server: NotRequired[int | None]
     home: NotRequired[str]
 
 

@@ -11,7 +11,14 @@ import sys
 import time
 
 from helpers.protocol.broker_client import TELL_TIMEOUT_S, BrokerRequest, ask, tell
-from helpers.protocol.errors import INTERRUPTED, GatewayError, NoLocaleError, NoMoshServerError, local_error
+from helpers.protocol.errors import (
+    INTERRUPTED,
+    BrokerUnavailableError,
+    GatewayError,
+    NoLocaleError,
+    NoMoshServerError,
+    local_error,
+)
 from helpers.session.mosh_client import become_mosh_client
 from helpers.session.program import become
 from helpers.session.terminal import has_window, locale_of, usable_term
@@ -25,6 +32,9 @@ if TYPE_CHECKING:
 
 PROGRESS_AFTER_S = 0.5
 """Seconds without an answer after which a progress line is shown to the user."""
+
+AGENT_PATIENCE_S = 2.0
+"""Seconds after which a path counts as blocked with agent pass-through, where the round trip is not known."""
 
 TOLD_CHARS = 64
 """How many characters of a command the broker gets if only ssh can carry it: enough to recognize a subsystem."""
@@ -131,7 +141,9 @@ def start(socket_path: str, environ: Mapping[str, str], key: str, client: int) -
     answer: Any = wait_with_progress(BrokerRequest(socket_path, request).wait, shown=has_terminal)
     try:
         if answer["transport"] == "mosh":
-            become_mosh_client(answer, term, environ.get("PATH", os.defpath), keep=original is not None)
+            path = environ.get("PATH", os.defpath)
+            fallback = become_mosh_client(socket_path, answer, term, path, keep=original is not None)
+            answer = go_over_ssh(socket_path, {**request, **fallback})
         if ours_alone and answer["command"] is not None:
             answer["command"] = original
         become_ssh(socket_path, environ, key, client, answer, term)
@@ -190,7 +202,12 @@ def become_ssh(  # noqa: PLR0917 - what `start` has found out
         if "mosh" in session:
             mosh = start_mosh_server(socket_path, session, ssh_with_a_turn, ssh)
             if mosh is not None:
-                become_mosh_client(mosh, term, path, keep=environ.get("SSH_ORIGINAL_COMMAND") is not None)
+                original = environ.get("SSH_ORIGINAL_COMMAND")
+                fallback = become_mosh_client(socket_path, mosh, term, path, keep=original is not None)
+                given = {"terminal": None, "command": environ.get(CARRIER), "original_command": original}
+                answer: Any = go_over_ssh(socket_path, {**given, **fallback})
+                session |= {"pty": True, "command": answer["command"], "notice": answer["notice"]}
+                del session["mosh"]
         argv = ssh_with_a_turn()
     elif session["share"]:
         from helpers.session import connection_sharing  # noqa: PLC0415 - the same: not needed for mosh
@@ -209,6 +226,22 @@ def become_ssh(  # noqa: PLR0917 - what `start` has found out
     command = session["command"]
     # ssh treats an empty command as none, and would request a shell; a blank runs nothing either.
     become([*ssh_client.LEAVE_WITH_CLIENT, *argv, *(() if command is None else (command or " ",))], ssh)
+
+
+def go_over_ssh(socket_path: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask the broker for the connection of a session that UDP does not carry.
+
+    Args:
+        socket_path: The broker's socket.
+        request: The session's request, and what was found: see `helpers.session.mosh_client`.
+
+    Raises:
+        GatewayError: The broker starts no session.
+    """
+    try:
+        return ask(socket_path, dict(request))
+    except BrokerUnavailableError:
+        return ask(socket_path, dict(request))  # a new broker answers, and knows the session
 
 
 def start_mosh_server(
@@ -242,13 +275,17 @@ def start_mosh_server(
         ask(socket_path, {"op": "over_ssh"})
         return None
     tell(socket_path, {"op": "started", "udp_port": found["port"]})
-    return {
+    mosh: MoshAnswer = {
         "transport": "mosh",
         "address": str(found.get("address", session["address"])),
         "port": found["port"],
         "key": found["key"],
         "predict": found["predict"],
     }
+    if session["mosh"]["falls_back"]:
+        # Sessions share no facts here, since any client gets the uid of the name that it claims.
+        mosh["patience_s"] = AGENT_PATIENCE_S
+    return mosh
 
 
 def accepted_key(user_auth_path: str) -> str:

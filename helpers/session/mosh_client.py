@@ -12,6 +12,7 @@ from _signal import (  # type: ignore[import-not-found]  # signal itself imports
     signal,
 )
 
+from helpers.protocol.broker_client import tell
 from helpers.session.program import become
 from helpers.session.terminal import ensure_window
 
@@ -24,15 +25,19 @@ NUDGES_S = (0.03, 0.03, 0.06, 0.12, 0.36, 0.6, 1.0)
 machine; a nudge during that time has no effect."""
 
 
-def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool) -> None:
-    """Replace this process with mosh-client.
+def become_mosh_client(socket_path: str, session: MoshAnswer, term: str, path: str, *, keep: bool) -> dict[str, object]:
+    """Replace this process with mosh-client; or run it as a child, if UDP has not been seen to pass.
 
     Args:
-        session: The broker's answer: address, port, key (MOSH_KEY) and predict.
+        socket_path: The broker's socket.
+        session: The broker's answer: address, port, key (MOSH_KEY) and predict; patience_s for such a path.
         term: The terminal type that was checked.
         path: The PATH for programs.
         keep: Whether the output stays on the screen at the end, as that of a command must. By default mosh-client uses
             the terminal's alternate screen, whose content is lost when it ends (mosh(1), --no-init).
+
+    Returns:
+        The broker's request by which the session goes over ssh: UDP does not pass.
 
     Raises:
         GatewayError: mosh-client cannot be started.
@@ -50,8 +55,19 @@ def become_mosh_client(session: MoshAnswer, term: str, path: str, *, keep: bool)
         **({"MOSH_NO_TERM_INIT": "1"} if keep else {}),
     }
     ensure_window(sys.stdout.fileno())
+    argv = ["mosh-client", str(session["address"]), str(session["port"])]
+    if "patience_s" in session:
+        from helpers.session import unproven_path  # noqa: PLC0415 - not needed for a proven path
+
+        def heard(seconds: float) -> None:
+            tell(socket_path, {"op": "udp", "ms": seconds * 1000})
+
+        outcome, seconds = unproven_path.run_mosh_client(argv, environ, session["patience_s"], heard, keep=keep)
+        server = session.get("server")
+        return {"op": "fallback", "outcome": outcome, "ms": seconds * 1000, "server": server}
     nudge(os.getpid())
-    become(["mosh-client", str(session["address"]), str(session["port"])], environ)
+    become(argv, environ)
+    raise AssertionError
 
 
 def nudge(client: int) -> None:

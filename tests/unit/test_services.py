@@ -718,6 +718,8 @@ async def test_a_terminal_gets_a_mosh_server(gateway: FakeGateway) -> None:
         "port": 60001,
         "key": _MOSH_KEY,
         "predict": "adaptive",
+        "patience_s": pytest.approx(1.2),
+        "server": None,
         "home": f"/homes/{peer.uid}",
     }
     assert gateway.connected == ["alice"]

@@ -315,7 +315,9 @@ def _read(
         while until is not None and (end := output.find(b"\n", checked)) >= 0:
             marked = behind_marker(bytes(output[checked:end]), marker)
             if marked is not None and until(marked) is not None:
-                return Completed(bytes(output), b"", None, marker)
+                # What has arrived by now: mosh-server wrote its pid before the line that was waited for.
+                told = channel.recv_stderr(_STDERR_MAX_BYTES) if channel.recv_stderr_ready() else b""
+                return Completed(bytes(output), told, None, marker)
             checked = end + 1
         if not chunk:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,7 +23,8 @@ from helpers.broker.sessions.open_sessions import (
     OpenSessions,
 )
 from helpers.broker.sessions.session_ends import SessionEnds
-from helpers.broker.sessions.session_starter import SessionStarter, Started, parse_request
+from helpers.broker.sessions.session_starter import NO_UDP, SessionStarter, Started, parse_request
+from helpers.broker.sessions.udp_paths import MAX_MS, PASSES, REFUSED, SILENT, UdpPaths
 from helpers.protocol.access_mode import AccessMode
 from helpers.protocol.errors import DrainingError, GatewayError, PermissionDeniedError
 from helpers.protocol.event_log import EventLog
@@ -41,13 +43,14 @@ class SessionService:
         open_sessions: The table of sessions.
         ends: Reports the ends of sessions.
         log: Receives each session.
+        udp: Where UDP passes.
 
     Attributes:
         started: How many sessions were started: a mosh-server, or an ssh whose login the remote has accepted.
         failed: How many the broker could not start; see also `SessionEnds`.
     """
 
-    def __init__(  # noqa: PLR0917 - four collaborators, the mode and the log
+    def __init__(  # noqa: PLR0913, PLR0917 - its collaborators, the mode and the log
         self,
         mode: AccessMode,
         accounts: AccountService,
@@ -57,7 +60,10 @@ class SessionService:
         open_sessions: OpenSessions,
         ends: SessionEnds,
         log: EventLog,
+        udp: UdpPaths,
     ) -> None:
+        self._udp = udp
+        self._ending: set[asyncio.Task[None]] = set()
         self._mode, self._accounts, self._starter, self._clients = mode, accounts, starter, clients
         self._connections, self._open, self._ends, self._log = connections, open_sessions, ends, log
         self._logins, self._logind = LoginLimiter(), Logind(connections, log)
@@ -195,6 +201,59 @@ class SessionService:
         if session is not None and session.user == user:
             self._open.begin(replace(session, transport="ssh", udp_port=None))
         return {}
+
+    async def udp_passes(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+        """Record that the first datagram of the peer's session has arrived.
+
+        Args:
+            peer: The session helper.
+            request: ``ms``: after how many milliseconds.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid.
+        """
+        user, session = self._accounts.owner(peer, "udp"), self._open.find(peer.pid)
+        if session is not None and session.user == user:
+            self._note_udp(session, PASSES, request)
+        return {}
+
+    async def fall_back(self, peer: Peer, request: dict[str, Any]) -> SessionAnswer:
+        """Continue the peer's session over ssh, since UDP does not pass.
+
+        Args:
+            peer: The session helper.
+            request: The session's request; ``outcome`` and ``ms`` of the attempt; ``server``, mosh-server's pid.
+
+        Raises:
+            PermissionDeniedError: No user owns the peer's uid, the user is locked, or has no such session.
+            GatewayError: The remote starts no session.
+        """
+        user, session = self._accounts.owner(peer, "fallback"), self._open.find(peer.pid)
+        if session is None or session.user != user:
+            msg = "there is no session that could go over ssh; log in again"
+            raise PermissionDeniedError(msg)
+        if (locked := self._accounts.why_locked(user)) is not None:
+            raise PermissionDeniedError(locked)
+        wanted, server = parse_request(request), request.get("server")
+        outcome = REFUSED if request.get("outcome") == REFUSED else SILENT
+        if session.transport == "mosh":  # else it asks again, since a broker ended before it answered
+            self._note_udp(session, outcome, request)
+        if type(server) is int and server > 1:
+            task = asyncio.ensure_future(self._starter.end_mosh_server(user, server))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        started = await within_deadline(self._starter.over_ssh(user, wanted, NO_UDP))
+        self._open.begin(replace(session, transport="ssh", udp_port=None))
+        started.answer["home"] = self._accounts.home(peer.uid)
+        return started.answer
+
+    def _note_udp(self, session: OpenSession, outcome: str, request: dict[str, Any]) -> None:
+        """Keep what a session found, and log it; with agent pass-through it is only logged."""
+        ms, address, port = request.get("ms"), str(session.details.get("remote")), session.udp_port
+        if session.transport != "mosh" or port is None or not isinstance(ms, int | float) or not 0 <= ms <= MAX_MS:
+            return
+        keep = not self._mode.passes_agent_through
+        self._udp.note(session.user, session.sid, address, port, outcome, float(ms), keep=keep)
 
     async def has_failed(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         """Record that the peer's session has failed after the broker's answer.
