@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatewayctl.doctor.report import SkippedError
-from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteTimeoutError
+from helpers.protocol.errors import GatewayError, PermissionDeniedError, RemoteLostError, RemoteTimeoutError
 
 LOGIN_TIMEOUT_S = 60.0
 """Longest time, in seconds, for a login through the gateway."""
@@ -64,7 +64,10 @@ class Login:
             raise SkippedError(exc.message) from exc
         everywhere = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
         host, port = everywhere.get(status["listen_address"], status["listen_address"]), status["listen_port"]
-        public = subprocess.run(["ssh-keygen", "-y", "-f", self._host_key], capture_output=True, text=True, check=False)
+        argv = ["ssh-keygen", "-y", "-P", "", "-f", str(self._host_key)]
+        public = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if public.returncode != 0:
+            raise PermissionDeniedError(f"GATEWAY_HOST_KEY_PATH {self._host_key} cannot be read; run doctor as root")
         with tempfile.NamedTemporaryFile("w", prefix="gateway-doctor-") as known_hosts:
             known_hosts.write(f"gateway {' '.join(public.stdout.split()[:2])}\n")
             known_hosts.flush()
@@ -97,7 +100,9 @@ class Login:
         if done.returncode == 0:
             return f"{self._user}@{host} port {port}"
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("gateway: ")
-        error = PermissionDeniedError(f"{said}; the gateway's log has the reason")
+        refused = "Permission denied" in said
+        kind = PermissionDeniedError if refused or done.returncode in _OURS else RemoteLostError
+        error = kind(f"{said}; the gateway's log has the reason")
         if done.returncode in _OURS:
             error.status = done.returncode
         raise error

@@ -53,19 +53,18 @@ class Network:
 
     def connect(self) -> str:
         """Connect to each address; one that answers is enough."""
-        said, failure = [], ""
+        said, refused = [], True
         for address in self.addresses:
             began = time.monotonic()
             try:
                 with self._open(address) as sock:
-                    self._mtu = _mtu(sock)
+                    mtu = _mtu(sock)
             except OSError as exc:
-                failure = exc.strerror or "no answer"
-                said.append(f"{numeric(address)} {failure}")
-                refused = isinstance(exc, ConnectionRefusedError)
+                said.append(f"{numeric(address)} {exc.strerror or 'no answer'}")
+                refused = refused and isinstance(exc, ConnectionRefusedError)
                 continue
             if self._connected is None:
-                self._connected, self.round_trip_s = address, time.monotonic() - began
+                self._connected, self.round_trip_s, self._mtu = address, time.monotonic() - began, mtu
             said.append(f"{numeric(address)} {(time.monotonic() - began) * 1000:.0f} ms")
         if self._connected is not None:
             return ", ".join(said)

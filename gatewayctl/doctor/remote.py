@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 
 from gatewayctl.doctor.report import SkippedError
 from helpers import mosh, udp_probe
@@ -190,7 +191,8 @@ class RemoteHost:
     def _end(self, stderr: bytes) -> None:
         """End a mosh-server that no client may have reached: it would wait for a minute."""
         if (found := _PID.search(stderr)) is not None:
-            self._run(marked(_KILL, found[1].decode("ascii")))
+            with suppress(GatewayError):  # what was found about UDP counts
+                self._run(marked(_KILL, found[1].decode("ascii")))
 
     def _run(self, line: str, max_bytes: int = _MAX_BYTES) -> Completed:
         assert self._open is not None  # noqa: S101 - it needs `log_in`

@@ -167,7 +167,8 @@ def test_broken_file_changes_nothing(
 ) -> None:
     """A file with a mistake leaves the settings from before in force, and the log says which line is wrong."""
     config = _write(_config(lab, user.name), gateway_cache_ttl=30)
-    gateway = start_gateway(None, "--config", str(config))
+    # A first session that may go over ssh has a parent.
+    gateway = start_gateway({"GATEWAY_TRANSPORT": "mosh"}, "--config", str(config))
     terminal = open_terminal(lab.gateway_argv(gateway, user))
     terminal.wait_for(user.prompt)
     uid = mosh_client_of(gateway, user).uid

@@ -531,7 +531,8 @@ def test_orphans_are_adopted_and_reaped(
     lab: Lab, start_gateway: StartGateway, user: User, open_terminal: OpenTerminal
 ) -> None:
     """What sshd leaves behind becomes the gateway's own child, and no zombie stays once it has ended."""
-    gateway = start_gateway()
+    # A first session that may go over ssh has a parent, which is adopted in its place.
+    gateway = start_gateway({"GATEWAY_TRANSPORT": "mosh"})
     # Its goodbye then takes 16 times 250 ms (mosh 1.4.0, SHUTDOWN_RETRIES and SEND_INTERVAL_MAX).
     with lab.wan.weather(rtt_ms=500):
         terminal = open_terminal(lab.gateway_argv(gateway, user))

@@ -259,12 +259,14 @@ class Connection:
         try:
             channel.invoke_subsystem("sftp")
             channel.sendall(_SFTP_INIT)
-            answer = channel.recv(len(_SFTP_VERSION))
+            answer = b""
+            while len(answer) < len(_SFTP_VERSION) and (chunk := channel.recv(len(_SFTP_VERSION) - len(answer))):
+                answer += chunk
         except (OSError, EOFError, paramiko.SSHException):
             return False
         finally:
             _close(channel)
-        return answer[-1:] == _SFTP_VERSION[-1:]
+        return len(answer) == len(_SFTP_VERSION) and answer[-1:] == _SFTP_VERSION[-1:]
 
     def _take_begun(self, command: str) -> paramiko.Channel | None:
         """Take the channel of the command that began with the login, if it is this command."""
