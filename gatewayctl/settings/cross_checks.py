@@ -80,6 +80,12 @@ def warnings(settings: Settings) -> list[str]:
         found.append(ANY_KEY_WARNING)
     if not _has_key(settings):
         found.append("no GATEWAY_SSH_KEY_PATH: the gateway holds no key, so users must forward their agents (ssh -A)")
+    if settings.gateway_passwords is not None:
+        found += [
+            f"GATEWAY_PASSWORDS: the password of {name} may be what a shell has left of a hash in double quotes:"
+            " use single quotes for a hash"
+            for name in passwords.doubtful(settings.gateway_passwords.get_secret_value())
+        ]
     for name, text in _local_keys(settings).items():
         if not _KEY_LINE.search(text):
             found.append(f"{_given(settings, name)} has no line with a key: nobody gets in by one")

@@ -36,6 +36,8 @@ _LOOKS_HASHED = re.compile(r"\$[0-9a-z]{1,8}\$", re.ASCII)
 # The rest of "$2b$12$..." in double quotes, where a shell expands $2, $1 and $name; of other kinds of hashes the part
 # from the first dot or slash on remains, be it only one character, and the number of "rounds=N".
 _SHELL_EXPANDED = re.compile(rf"[abxy]\d(?:[./$].*)?|(?:=\d+)?[./](?:{_WORD}|\$)*|=\d+", re.ASCII)
+# With a salt that begins with a digit, a shell leaves most of it, which may be a password as well.
+_MAYBE_EXPANDED = re.compile(rf"{_WORD}{{21,}}", re.ASCII)
 _DIGITS = "./" + string.digits + string.ascii_letters
 _DOUBLED = re.compile(r"\$\$[0-9a-z]{1,8}\$\$", re.ASCII)
 # A new pair begins on a new line, or at a comma before a name and a colon; the comma in sha512crypt's "rounds=N" has
@@ -126,6 +128,15 @@ def pairs(text: str) -> Iterator[tuple[str, str]]:
             _check_text(number, name, password)
         seen.add(name)
         yield name, password
+
+
+def doubtful(text: str) -> list[str]:
+    """List the names whose password may be the rest of a hash that a shell has expanded, or a long password.
+
+    Args:
+        text: As for `hashed_passwords`; valid.
+    """
+    return [name for name, password in pairs(text) if _MAYBE_EXPANDED.fullmatch(password)]
 
 
 def _check_text(number: int, name: str, password: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from gatewayctl.settings.passwords import hash_password, hashed_passwords, pairs, placeholder_hashes_for
+from gatewayctl.settings.passwords import doubtful, hash_password, hashed_passwords, pairs, placeholder_hashes_for
 from helpers.protocol.errors import SettingsError
 
 _BCRYPT = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
@@ -117,3 +117,13 @@ def test_hash_password_makes_what_is_taken() -> None:
     """The command's output goes into the setting."""
     hashed = hash_password("with,comma:and colon")
     assert hashed_passwords(f"alice:{hashed}") == {"alice": hashed}
+
+
+@pytest.mark.parametrize("salt", ["9aaaaaaaaaaaaaaaaaaaaa", "7bcdefghijklmnopqrstuv"])
+def test_the_rest_of_a_hash_that_may_be_a_password_is_doubtful(salt: str) -> None:
+    """A shell takes the salt's first digit alone; what it leaves is warned of, and a short password is not."""
+    left = subprocess.run(
+        ["sh", "-c", f'printf %s "$2b$12${salt}{"x" * 31}"'], capture_output=True, text=True, check=True
+    ).stdout
+    assert left == f"b2{salt[1:]}{'x' * 31}"
+    assert doubtful(f"alice:{left}\nbob:correct-horse-battery-staple\ncarol:s3cret") == ["alice"]
